@@ -1,0 +1,39 @@
+//! Records of the ring buffer: one for each decision, written only while somebody watches.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::address::{Address, Port};
+use crate::maps::NetnsCookie;
+
+/// One decision.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Event {
+    /// When, in nanoseconds of CLOCK_MONOTONIC.
+    pub monotonic_ns: u64,
+    /// The pod.
+    pub cookie: NetnsCookie,
+    /// A [`Reason`](crate::reason::Reason).
+    pub reason: u32,
+    /// Uid of the socket's creator for outbound, [`NO_ID`] for inbound.
+    pub uid: u32,
+    /// Gid of the socket's creator for outbound, [`NO_ID`] for inbound.
+    pub gid: u32,
+    /// Zero.
+    pub _reserved: u32,
+    /// Source address; [`Address::UNSPECIFIED`] when the socket was not bound yet.
+    pub source: Address,
+    /// The dialled address.
+    pub destination: Address,
+    /// Source port; [`Port::NONE`] when the socket was not bound yet.
+    pub source_port: Port,
+    /// The dialled port.
+    pub port: Port,
+    /// Zero.
+    pub _reserved_end: [u8; 4],
+}
+
+/// No uid or gid: the other end of the connection is elsewhere.
+pub const NO_ID: u32 = u32::MAX;
+
+const _: () = assert!(size_of::<Event>() == 72 && align_of::<Event>() == 8);

@@ -1,0 +1,313 @@
+//! The maps that the eBPF programs and the agent share: names, capacities, keys and values.
+//!
+//! Every key starts with the pod's netns cookie: two pods with the same address never meet. No map
+//! that a live connection needs is an LRU; what lives as long as a connection sits in socket storage.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::address::{Address, Port};
+use crate::reason::COUNTERS;
+
+/// Identity of a pod: its network namespace's cookie (`SO_NETNS_COOKIE`), never reused until reboot.
+pub type NetnsCookie = u64;
+
+/// Names of the maps, and of their pins below the pin directory.
+pub mod name {
+    /// `cookie -> `[`PodPolicy`](super::PodPolicy): a pod is enrolled exactly while it has an entry.
+    pub const PODS: &str = "PODS";
+    /// `cookie -> `[`Enrolment`](super::Enrolment): who the pod is; read by the agent alone.
+    pub const ENROLMENTS: &str = "ENROLMENTS";
+    /// `cookie -> `[`Counters`](super::Counters).
+    pub const COUNTERS: &str = "COUNTERS";
+    /// [`PortKey`](super::PortKey)` -> u32`: membership in a port list.
+    pub const PORTS: &str = "PORTS";
+    /// [`RangeMatch`](super::RangeMatch)` -> u32`, a longest-prefix trie: membership in a CIDR list.
+    pub const RANGES: &str = "RANGES";
+    /// [`OwnAddressKey`](super::OwnAddressKey)` -> u32`: the addresses of the pod's netns.
+    pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
+    /// [`ListenerKey`](super::ListenerKey)` -> socket`: the proxy's listeners, every worker of them.
+    pub const LISTENERS: &str = "LISTENERS";
+    /// [`HandOffKey`](super::HandOffKey)` -> `[`HandOff`](super::HandOff): redirected connections on their
+    /// way from connect() to the proxy's accept queue. Empty when nothing is being opened.
+    pub const HAND_OFFS: &str = "HAND_OFFS";
+    /// Socket storage with a [`SocketRecord`](super::SocketRecord), inherited by accepted sockets.
+    pub const SOCKETS: &str = "SOCKETS";
+    /// One [`Settings`](super::Settings) at index 0.
+    pub const SETTINGS: &str = "SETTINGS";
+    /// Ring buffer of [`Event`](crate::event::Event)s, filled only while somebody watches.
+    pub const EVENTS: &str = "EVENTS";
+}
+
+/// Most pods that one node holds; Kubernetes recommends 110, the largest platforms allow 512.
+pub const MAX_PODS: usize = 4096;
+/// Entries of all port lists of all pods. Beyond it enrolment fails; no list is ever cut short.
+pub const MAX_PORTS: usize = 262_144;
+/// Entries of all CIDR lists of all pods.
+pub const MAX_RANGES: usize = 262_144;
+/// Addresses of all pods.
+pub const MAX_OWN_ADDRESSES: usize = 65_536;
+/// Listeners of all proxies: pods x ports x workers.
+pub const MAX_LISTENERS: usize = 65_536;
+/// Connections that are being opened at one moment on the node.
+pub const MAX_HAND_OFFS: usize = 65_536;
+/// Bytes of the ring buffer, a power of two.
+pub const EVENTS_BYTES: usize = 1 << 20;
+/// Workers (`SO_REUSEPORT` listeners) of one proxy port that can be held.
+pub const MAX_LISTENER_SLOTS: u32 = 128;
+
+/// Bits of [`PodPolicy::flags`].
+pub mod flag {
+    /// All inbound ports are captured, except the exclude list; else only the include list.
+    pub const INBOUND_ALL: u32 = 1 << 0;
+    /// All outbound addresses are captured (`*`); else only the include lists.
+    pub const OUTBOUND_ALL: u32 = 1 << 1;
+    /// The list of excluded outbound ports has entries.
+    pub const EXCLUDES_OUTBOUND_PORTS: u32 = 1 << 2;
+    /// The list of included outbound ports has entries.
+    pub const INCLUDES_OUTBOUND_PORTS: u32 = 1 << 3;
+    /// The list of excluded ranges has entries.
+    pub const EXCLUDES_RANGES: u32 = 1 << 4;
+    /// An included range begins in loopback (O15).
+    pub const INCLUDES_LOOPBACK: u32 = 1 << 5;
+    /// Interception mode TPROXY: the tunnel port is captured, too.
+    pub const TPROXY: u32 = 1 << 6;
+    /// The pod has an IPv4 address other than loopback.
+    pub const HAS_V4: u32 = 1 << 7;
+    /// The pod has an IPv6 address other than loopback and link-local.
+    pub const HAS_V6: u32 = 1 << 8;
+}
+
+/// What the verdict needs of a pod at once; lists are in their own maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PodPolicy {
+    /// Bits of [`flag`].
+    pub flags: u32,
+    /// The proxy's uid, as the initial user namespace counts.
+    pub proxy_uid: u32,
+    /// The proxy's primary gid, as the initial user namespace counts.
+    pub proxy_gid: u32,
+    /// Where outbound connections go; 15001.
+    pub outbound_port: Port,
+    /// Where inbound connections go; 15006.
+    pub inbound_port: Port,
+    /// The proxy's own tunnel port; 15008.
+    pub tunnel_port: Port,
+    /// Zero.
+    pub _reserved: [u8; 6],
+    /// Source of redirected IPv4 connections; [`Address::UNSPECIFIED`] for none.
+    pub source_v4: Address,
+    /// Source of redirected IPv6 connections; [`Address::UNSPECIFIED`] for none.
+    pub source_v6: Address,
+}
+
+/// A list of ports of a pod.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum PortList {
+    /// `excludeOutboundPorts`.
+    ExcludedOutbound = 1,
+    /// `includeOutboundPorts`.
+    IncludedOutbound = 2,
+    /// `excludeInboundPorts`, the proxy's own ports included.
+    ExcludedInbound = 3,
+    /// `includeInboundPorts`.
+    IncludedInbound = 4,
+}
+
+/// Key of a port in a list.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PortKey {
+    /// The pod.
+    pub cookie: NetnsCookie,
+    /// A [`PortList`].
+    pub list: u32,
+    /// The port.
+    pub port: Port,
+    /// Zero.
+    pub _reserved: [u8; 2],
+}
+
+/// A list of address ranges of a pod, for one family: `::/0` must not hold the v4-mapped addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum RangeList {
+    /// `includeOutboundIPRanges`, IPv4.
+    IncludedV4 = 1,
+    /// `excludeOutboundIPRanges`, IPv4.
+    ExcludedV4 = 2,
+    /// `includeOutboundIPRanges`, IPv6.
+    IncludedV6 = 3,
+    /// `excludeOutboundIPRanges`, IPv6.
+    ExcludedV6 = 4,
+}
+
+/// The matched bytes of a CIDR entry, without the trie's leading prefix length.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RangeMatch {
+    /// The pod's cookie in host order, as bytes: the trie's data has no alignment.
+    pub cookie: [u8; 8],
+    /// A [`RangeList`] in host order, as bytes.
+    pub list: [u8; 4],
+    /// The range's address.
+    pub address: Address,
+}
+
+impl RangeMatch {
+    /// Length in bits of what must match exactly before the address begins.
+    pub const FIXED_BITS: u32 = 96;
+    /// Prefix length of a lookup: everything.
+    pub const ALL_BITS: u32 = Self::FIXED_BITS + 128;
+
+    /// The key's bytes for an address in a list.
+    #[inline(always)]
+    pub const fn new(cookie: NetnsCookie, list: RangeList, address: Address) -> Self {
+        Self { cookie: cookie.to_ne_bytes(), list: (list as u32).to_ne_bytes(), address }
+    }
+}
+
+/// Key of an address of the pod's own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct OwnAddressKey {
+    /// The pod.
+    pub cookie: NetnsCookie,
+    /// The address.
+    pub address: Address,
+}
+
+/// Key of a listener: the workers of one port are slots 0, 1, 2, …
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ListenerKey {
+    /// The pod.
+    pub cookie: NetnsCookie,
+    /// The port that the socket listens on.
+    pub port: Port,
+    /// Zero.
+    pub _reserved: [u8; 2],
+    /// Slot, below [`MAX_LISTENER_SLOTS`].
+    pub slot: u32,
+}
+
+/// Key of a redirected connection that the proxy has not got yet.
+///
+/// The listener's port is part of it: the kernel may give one source port to two connections as long
+/// as they go to different ports.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HandOffKey {
+    /// The pod.
+    pub cookie: NetnsCookie,
+    /// The dialler's source address.
+    pub source: Address,
+    /// The dialler's source port.
+    pub source_port: Port,
+    /// The proxy's port that was dialled instead.
+    pub listener_port: Port,
+    /// Zero.
+    pub _reserved: [u8; 4],
+}
+
+/// What the proxy must learn of a redirected connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HandOff {
+    /// The dialled address: what `SO_ORIGINAL_DST` answers.
+    pub destination: Address,
+    /// The dialled port.
+    pub port: Port,
+    /// Zero.
+    pub _reserved: [u8; 6],
+}
+
+/// Values of [`SocketRecord::role`]. A record is on both ends of a redirected connection, and
+/// accept(2) fires the getpeername hook, too, so every hook looks at the role first.
+pub mod role {
+    /// A socket whose creator is known; nothing is redirected.
+    pub const NONE: u32 = 0;
+    /// The app's end of a redirected connection.
+    pub const DIALLER: u32 = 1;
+    /// A listener of the proxy.
+    pub const LISTENER: u32 = 2;
+    /// The proxy's end of a connection.
+    pub const ACCEPTED: u32 = 3;
+}
+
+/// What is known of a socket, kept in its storage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketRecord {
+    /// The netns that the socket was created in.
+    pub cookie: NetnsCookie,
+    /// Creator's uid, as the initial user namespace counts.
+    pub uid: u32,
+    /// Creator's primary gid, as the initial user namespace counts.
+    pub gid: u32,
+    /// One of [`role`].
+    pub role: u32,
+    /// Zero.
+    pub _reserved: u32,
+    /// The dialled address, for diallers and for accepted sockets that were handed over;
+    /// [`Address::UNSPECIFIED`] for an accepted socket whose local address is the dialled one.
+    pub destination: Address,
+    /// Where a dialler was sent instead.
+    pub target: Address,
+    /// The dialled port.
+    pub port: Port,
+    /// The port a dialler was sent to instead.
+    pub target_port: Port,
+    /// Zero.
+    pub _reserved_end: [u8; 4],
+}
+
+/// What the agent tells all programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Settings {
+    /// [`crate::ABI_VERSION`] of whoever made the maps.
+    pub abi_version: u32,
+    /// Not zero while somebody reads events: without a reader none is written.
+    pub watched: u32,
+}
+
+/// A pod's counters: index is a [`Reason`](crate::reason::Reason) or [`Fault`](crate::reason::Fault).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Counters(pub [u64; COUNTERS]);
+
+/// Who an enrolled pod is. The agent's memory across restarts: it lives and dies with the datapath,
+/// so the two cannot disagree. Texts are UTF-8, padded with zero bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Enrolment {
+    /// CNI container id.
+    pub container_id: [u8; 128],
+    /// The netns path that the runtime named.
+    pub netns_path: [u8; 256],
+    /// Kubernetes namespace.
+    pub namespace: [u8; 64],
+    /// Pod name.
+    pub name: [u8; 256],
+    /// The interface that the runtime named.
+    pub interface: [u8; 16],
+    /// Device number of the netns file.
+    pub netns_device: u64,
+    /// Inode number of the netns file.
+    pub netns_inode: u64,
+    /// When it was enrolled, seconds since the epoch.
+    pub enrolled_at: u64,
+}
+
+macro_rules! layout {
+    ($($type:ty: $size:literal),* $(,)?) => {
+        $(const _: () = assert!(size_of::<$type>() == $size && align_of::<$type>() <= 8);)*
+    };
+}
+
+layout! {
+    PodPolicy: 56, PortKey: 16, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16, HandOffKey: 32,
+    HandOff: 24, SocketRecord: 64, Settings: 8, Counters: 320, Enrolment: 744,
+}

@@ -1,0 +1,236 @@
+//! Why a connection went where it went: one name for every outcome.
+//!
+//! The names are a contract: `veer pods`, `veer monitor`, the metrics and the tests use them.
+
+/// Every outcome of the verdict. The number is the index of the pod's counter and goes into events.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u32)]
+pub enum Reason {
+    /// Outbound: the port is in `excludeOutboundPorts`, which binds the proxy, too (O5, O11).
+    ExcludedPort = 0,
+    /// Outbound: bound to 127.0.0.6 or ::6, so it is the proxy handing a request to its app (O8).
+    PassthroughSource = 1,
+    /// Outbound: the proxy dials an address of its own pod, so the request is for this pod (O6, O7).
+    ProxyToOwnAddress = 2,
+    /// Outbound: the app talks to its own pod or over loopback (O2, O3).
+    AppToOwnAddress = 3,
+    /// Outbound: the proxy's own connection (O9, O10, O11).
+    Proxy = 4,
+    /// Outbound: by group the proxy's own connection (O12).
+    ProxyGroup = 5,
+    /// Outbound: 127.0.0.1 or ::1 is never captured (O3, O15).
+    Localhost = 6,
+    /// Outbound: the address is in `excludeOutboundIPRanges` (O5).
+    ExcludedRange = 7,
+    /// Outbound: the port is in `includeOutboundPorts`.
+    IncludedPort = 8,
+    /// Outbound: the address is in `includeOutboundIPRanges` (O1, O4).
+    IncludedRange = 9,
+    /// Outbound: everything that nothing above excluded (O1, O4, O14).
+    AllOutbound = 10,
+    /// Outbound: the pod includes ranges or ports, and this is in none.
+    NotIncluded = 11,
+    /// Outbound: the pod has no address of this family, so the kernel refuses as it would without us.
+    NoAddressOfFamily = 12,
+    /// Outbound: the kernel had no memory for what the connection's record needs; refused.
+    NoMemory = 13,
+    /// Inbound: all ports are captured (I1).
+    AllInbound = 14,
+    /// Inbound: the port is in `includeInboundPorts`.
+    IncludedInboundPort = 15,
+    /// Inbound: the tunnel port is the proxy's own business (I2).
+    TunnelPort = 16,
+    /// Inbound: the port is in `excludeInboundPorts` or one of the proxy's own (I2).
+    ExcludedInboundPort = 17,
+    /// Inbound: the pod includes ports, and this is not one of them.
+    NotIncludedInbound = 18,
+    /// Inbound: captured, but nobody listens on the proxy's port; refused rather than let through.
+    NoListener = 19,
+    /// Inbound: from within the pod, so the outbound verdict has decided already.
+    WithinPod = 20,
+    /// Inbound: not TCP (I3).
+    NotTcp = 21,
+}
+
+/// What a verdict does with a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u32)]
+pub enum Action {
+    /// It goes where it was dialled.
+    Direct = 0,
+    /// It goes to the proxy's outbound port.
+    ToOutbound = 1,
+    /// It goes to the proxy's inbound port.
+    ToInbound = 2,
+    /// It is refused.
+    Drop = 3,
+}
+
+/// Something that went wrong in the datapath. Counted for each pod behind the reasons.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u32)]
+pub enum Fault {
+    /// The hand-off map refused an entry: the proxy will not learn the original destination.
+    HandOff = 32,
+    /// A listener of the proxy found no free slot or was refused by the kernel.
+    ListenerNotRegistered = 33,
+    /// The pod's address could not be made the source: the proxy sees 127.0.0.1 as the client.
+    SourceNotBound = 34,
+    /// A listener was there and the kernel did not take it for an inbound connection.
+    NotAssigned = 35,
+    /// The ring buffer was full: an event is missing in `veer monitor`, the counters are right.
+    EventLost = 36,
+}
+
+/// Number of counters that each pod has: reasons from 0, faults from 32.
+pub const COUNTERS: usize = 40;
+
+impl Reason {
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [Self; 22] = [
+        Self::ExcludedPort,
+        Self::PassthroughSource,
+        Self::ProxyToOwnAddress,
+        Self::AppToOwnAddress,
+        Self::Proxy,
+        Self::ProxyGroup,
+        Self::Localhost,
+        Self::ExcludedRange,
+        Self::IncludedPort,
+        Self::IncludedRange,
+        Self::AllOutbound,
+        Self::NotIncluded,
+        Self::NoAddressOfFamily,
+        Self::NoMemory,
+        Self::AllInbound,
+        Self::IncludedInboundPort,
+        Self::TunnelPort,
+        Self::ExcludedInboundPort,
+        Self::NotIncludedInbound,
+        Self::NoListener,
+        Self::WithinPod,
+        Self::NotTcp,
+    ];
+
+    /// The reason with this number, as events and counters carry it.
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| *reason as u32 == number)
+    }
+
+    /// What is done with a connection for this reason: each has exactly one action.
+    #[inline(always)]
+    pub const fn action(self) -> Action {
+        match self {
+            Self::IncludedPort | Self::IncludedRange | Self::AllOutbound => Action::ToOutbound,
+            Self::ProxyToOwnAddress | Self::AllInbound | Self::IncludedInboundPort => Action::ToInbound,
+            Self::NoMemory | Self::NoListener => Action::Drop,
+            Self::ExcludedPort
+            | Self::PassthroughSource
+            | Self::AppToOwnAddress
+            | Self::Proxy
+            | Self::ProxyGroup
+            | Self::Localhost
+            | Self::ExcludedRange
+            | Self::NotIncluded
+            | Self::NoAddressOfFamily
+            | Self::TunnelPort
+            | Self::ExcludedInboundPort
+            | Self::NotIncludedInbound
+            | Self::WithinPod
+            | Self::NotTcp => Action::Direct,
+        }
+    }
+
+    /// Whether the connection came from outside of the pod.
+    pub const fn is_inbound(self) -> bool {
+        self as u32 >= Self::AllInbound as u32
+    }
+
+    /// The name that commands, logs and metrics show.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ExcludedPort => "excluded-port",
+            Self::PassthroughSource => "passthrough-source",
+            Self::ProxyToOwnAddress => "proxy-to-own-address",
+            Self::AppToOwnAddress => "app-to-own-address",
+            Self::Proxy => "proxy",
+            Self::ProxyGroup => "proxy-group",
+            Self::Localhost => "localhost",
+            Self::ExcludedRange => "excluded-range",
+            Self::IncludedPort => "included-port",
+            Self::IncludedRange => "included-range",
+            Self::AllOutbound => "all-outbound",
+            Self::NotIncluded => "not-included",
+            Self::NoAddressOfFamily => "no-address-of-family",
+            Self::NoMemory => "no-memory",
+            Self::AllInbound => "all-inbound",
+            Self::IncludedInboundPort => "included-inbound-port",
+            Self::TunnelPort => "tunnel-port",
+            Self::ExcludedInboundPort => "excluded-inbound-port",
+            Self::NotIncludedInbound => "not-included-inbound",
+            Self::NoListener => "no-listener",
+            Self::WithinPod => "within-pod",
+            Self::NotTcp => "not-tcp",
+        }
+    }
+}
+
+impl Action {
+    /// The name that commands, logs and metrics show.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::ToOutbound => "to-outbound",
+            Self::ToInbound => "to-inbound",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+impl Fault {
+    /// All faults, in the order of their numbers.
+    pub const ALL: [Self; 5] = [
+        Self::HandOff,
+        Self::ListenerNotRegistered,
+        Self::SourceNotBound,
+        Self::NotAssigned,
+        Self::EventLost,
+    ];
+
+    /// The name that commands, logs and metrics show.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HandOff => "hand-off",
+            Self::ListenerNotRegistered => "listener-not-registered",
+            Self::SourceNotBound => "source-not-bound",
+            Self::NotAssigned => "not-assigned",
+            Self::EventLost => "event-lost",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_and_below_the_faults() {
+        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+            assert_eq!(Reason::from_number(reason as u32), Some(reason));
+        }
+        assert!(Reason::ALL.len() <= Fault::HandOff as usize);
+        assert!(Fault::ALL.iter().all(|fault| (*fault as usize) < COUNTERS));
+        assert_eq!(Reason::from_number(u32::MAX), None);
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        names.extend(Fault::ALL.iter().map(|fault| fault.name()));
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
