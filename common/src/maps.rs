@@ -166,6 +166,20 @@ impl RangeMatch {
     pub const fn new(cookie: NetnsCookie, list: RangeList, address: Address) -> Self {
         Self { cookie: cookie.to_ne_bytes(), list: (list as u32).to_ne_bytes(), address }
     }
+
+    /// The key's bytes for an address in a list. In the trie an IPv4 address stands in the first four
+    /// bytes, so that a range of `/n` has a prefix of [`Self::FIXED_BITS`]` + n` in both families.
+    #[inline(always)]
+    pub const fn of_address(cookie: NetnsCookie, list: RangeList, address: &Address) -> Self {
+        let address = match list {
+            RangeList::IncludedV4 | RangeList::ExcludedV4 => {
+                let [a, b, c, d] = address.v4_octets();
+                Address([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+            }
+            RangeList::IncludedV6 | RangeList::ExcludedV6 => *address,
+        };
+        Self::new(cookie, list, address)
+    }
 }
 
 /// Key of an address of the pod's own.
@@ -250,8 +264,7 @@ pub struct SocketRecord {
     pub role: u32,
     /// Zero.
     pub _reserved: u32,
-    /// The dialled address, for diallers and for accepted sockets that were handed over;
-    /// [`Address::UNSPECIFIED`] for an accepted socket whose local address is the dialled one.
+    /// The dialled address, for diallers and accepted sockets.
     pub destination: Address,
     /// Where a dialler was sent instead.
     pub target: Address,
