@@ -1,1 +1,24 @@
-//! stub
+//! The test kit: what a test needs of a node, made and removed by guards.
+//!
+//! Owns: network namespaces ([`netns`]), links and addresses ([`veth`]), cgroups ([`cgroup`]), processes
+//! in them without any privilege ([`launch`], [`socket_maker`]), the world around a pod ([`pod`]), the
+//! real agent ([`agent`]).
+//! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
+//! Used by: the tests in `tests/`, the demo and the benchmarks. All of it needs root.
+//!
+//! Everything made carries `veer-test-PID` in its name. A guard removes what it made when it goes, after
+//! a panic too; what a killed process left is removed by the next one ([`scratch`]).
+
+pub mod agent;
+pub mod attachment;
+pub mod cgroup;
+pub mod launch;
+pub mod manifest;
+pub mod netns;
+pub mod original_dst;
+pub mod pod;
+pub mod process;
+pub mod scratch;
+pub mod socket_maker;
+pub mod veth;
+pub mod wait;

@@ -1,0 +1,218 @@
+//! The real agent: `veer agent` in directories of its own.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use veer_common::cni::{Reply, Verb};
+
+use crate::attachment;
+use crate::cgroup::Cgroup;
+use crate::launch::{Launch, veer_binary};
+use crate::manifest::Manifest;
+use crate::netns::NetNs;
+use crate::pod::TestPod;
+use crate::process::Process;
+use crate::scratch::{self, BpfFs};
+
+/// A running agent. Its links and maps go with the guard: they are pinned in a bpffs of its own.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    setup: Setup,
+    _bpffs: BpfFs,
+    _scratch: TempDir,
+}
+
+/// How to start it.
+#[derive(Clone, Debug)]
+struct Setup {
+    veer: PathBuf,
+    launch: Launch,
+    directory: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Agent {
+    /// Starts one for the pods below `cgroup` and waits until it serves.
+    pub fn start(cgroup: &Cgroup) -> Result<Self> {
+        Self::start_with(cgroup, None, &[])
+    }
+
+    /// Starts one with further arguments, in a namespace.
+    pub fn start_with(cgroup: &Cgroup, netns: Option<&NetNs>, arguments: &[&str]) -> Result<Self> {
+        let scratch = scratch::directory()?;
+        let directory = scratch.path().to_owned();
+        fs::create_dir(directory.join("pods")).context("make the pods directory")?;
+        let bpffs = BpfFs::mount(&directory.join("bpf"))?;
+        let launch = netns.map_or_else(Launch::new, |netns| Launch::new().in_netns(netns));
+        let mut setup =
+            Setup { veer: veer_binary("VEER_BIN", "veer")?, launch, directory, arguments: Vec::new() };
+        setup.arguments.push(format!("--cgroup={}", cgroup.path().display()));
+        setup.arguments.extend(arguments.iter().map(ToString::to_string));
+        let process = setup.start()?;
+        Ok(Self { process, setup, _bpffs: bpffs, _scratch: scratch })
+    }
+
+    /// Its process.
+    pub const fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Everything it logged so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Its run directory, where `cni.sock` is.
+    pub fn run_dir(&self) -> PathBuf {
+        self.setup.run_dir()
+    }
+
+    /// Where it pins.
+    pub fn bpffs(&self) -> PathBuf {
+        self.setup.bpffs()
+    }
+
+    /// Asks it to end and waits; everything pinned stays.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process.stop()?;
+        if !status.success() {
+            bail!("the agent ended with {status}; its log:\n{}", self.log());
+        }
+        Ok(())
+    }
+
+    /// Kills it (SIGKILL); everything pinned stays.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill().map(drop)
+    }
+
+    /// Starts it again with the same directories, after [`stop`](Self::stop) or [`kill`](Self::kill).
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = self.setup.start()?;
+        Ok(())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Puts a manifest into its pods directory, or replaces it.
+    pub fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
+        let pods = self.setup.pods();
+        let draft = pods.join(format!(".{}.draft", manifest.file_name()));
+        fs::write(&draft, serde_json::to_vec_pretty(&manifest.to_json())?).context("write a manifest")?;
+        // Renamed, so that the agent never reads half of it.
+        fs::rename(&draft, pods.join(manifest.file_name())).context("publish a manifest")
+    }
+
+    /// Removes a manifest from its pods directory.
+    pub fn remove_manifest(&self, manifest: &Manifest) -> Result<()> {
+        fs::remove_file(self.setup.pods().join(manifest.file_name())).context("remove a manifest")
+    }
+
+    /// What the agent answers to a verb of the plugin.
+    pub fn ask(&self, verb: Verb) -> Result<Reply> {
+        attachment::ask(&self.run_dir(), verb, None)
+    }
+
+    /// ADD for a pod whose manifest it has.
+    pub fn add(&self, pod: &TestPod) -> Result<Reply> {
+        attachment::ask(&self.run_dir(), Verb::Add(pod.attachment()), Some(pod.netns().as_fd()))
+    }
+
+    /// DEL for a pod.
+    pub fn del(&self, pod: &TestPod) -> Result<Reply> {
+        self.ask(Verb::Del(pod.attachment()))
+    }
+
+    /// CHECK for a pod.
+    pub fn check(&self, pod: &TestPod) -> Result<Reply> {
+        self.ask(Verb::Check(pod.attachment()))
+    }
+
+    /// Enrols a pod with this manifest: writes it, sends ADD, and wants it done.
+    pub fn enrol_as(&self, pod: &TestPod, manifest: &Manifest) -> Result<()> {
+        self.write_manifest(manifest)?;
+        match self.add(pod)? {
+            Reply::Done => Ok(()),
+            other @ (Reply::Passed { .. } | Reply::Failed { .. }) => {
+                bail!("ADD of {} answered {other:?}; the agent's log:\n{}", pod.name(), self.log())
+            }
+        }
+    }
+
+    /// Enrols a pod without any annotation.
+    pub fn enrol(&self, pod: &TestPod) -> Result<()> {
+        self.enrol_as(pod, &pod.manifest())
+    }
+
+    /// Forgets a pod: sends DEL, and wants it done.
+    pub fn unenrol(&self, pod: &TestPod) -> Result<()> {
+        match self.del(pod)? {
+            Reply::Done => Ok(()),
+            other @ (Reply::Passed { .. } | Reply::Failed { .. }) => {
+                bail!("DEL of {} answered {other:?}; the agent's log:\n{}", pod.name(), self.log())
+            }
+        }
+    }
+
+    /// A command of `veer` that talks to this agent.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.setup.veer);
+        command.args(arguments).env("VEER_RUN_DIR", self.run_dir()).env("VEER_BPFFS", self.bpffs());
+        command
+    }
+
+    /// What a command of `veer` with `--json` says: `agent.json(&["pods"])`.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let arguments = [arguments, &["--json"]].concat();
+        let output = self.command(&arguments).output().context("run veer")?;
+        if !output.status.success() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            bail!("veer {} ended with {}: {errors}", arguments.join(" "), output.status);
+        }
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!("veer {} wrote {:?}", arguments.join(" "), String::from_utf8_lossy(&output.stdout))
+        })
+    }
+}
+
+impl Setup {
+    fn run_dir(&self) -> PathBuf {
+        self.directory.join("run")
+    }
+
+    fn bpffs(&self) -> PathBuf {
+        self.directory.join("bpf/veer")
+    }
+
+    fn pods(&self) -> PathBuf {
+        self.directory.join("pods")
+    }
+
+    fn start(&self) -> Result<Process> {
+        let mut command = self.launch.command(&self.veer)?;
+        let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
+        command.arg("agent");
+        command.arg(flag("run-dir", &self.run_dir()));
+        command.arg(flag("bpffs", &self.bpffs()));
+        command.arg(flag("pods-from", &self.pods()));
+        // Any port: tests run beside each other in the machine's own namespace.
+        command.args(["--node-name=test", "--admin-addr=127.0.0.1:0", "--health-addr=127.0.0.1:0"]);
+        command.args(&self.arguments);
+        let mut process = Process::start("veer agent", command, &self.directory.join("agent.log"))?;
+        process.wait_ready(|| match attachment::ask(&self.run_dir(), Verb::Status, None)? {
+            Reply::Done => Ok(()),
+            other @ (Reply::Passed { .. } | Reply::Failed { .. }) => bail!("STATUS answered {other:?}"),
+        })?;
+        Ok(process)
+    }
+}

@@ -1,0 +1,41 @@
+//! What the plugin says to the agent, said by a test: the messages of `veer_common::cni` over `cni.sock`.
+
+use std::io::{IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use veer_common::cni::{PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, Verb, encode, read_message};
+
+use crate::wait;
+
+/// Asks the agent below `run_dir`; `netns` goes with an ADD.
+pub fn ask(run_dir: &Path, verb: Verb, netns: Option<BorrowedFd<'_>>) -> Result<Reply> {
+    send(run_dir, &encode(&Request { version: PROTOCOL_VERSION, verb })?, netns)
+}
+
+/// Sends any bytes and reads the reply: for what a plugin would never say.
+pub fn send(run_dir: &Path, message: &[u8], netns: Option<BorrowedFd<'_>>) -> Result<Reply> {
+    let path = run_dir.join(SOCKET_NAME);
+    let mut stream = UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()))?;
+    stream.set_read_timeout(Some(wait::LIMIT)).context("limit the wait for the agent")?;
+    let sent = send_first(&stream, message, netns)?;
+    stream.write_all(message.get(sent..).unwrap_or_default()).context("write to the agent")?;
+    read_message(&mut stream).context("read the agent's reply")
+}
+
+/// Descriptors travel with the first byte; how many bytes went with it is the kernel's choice.
+fn send_first(stream: &UnixStream, message: &[u8], netns: Option<BorrowedFd<'_>>) -> Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if let Some(netns) = &netns
+        && !ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(netns)))
+    {
+        bail!("no room for the descriptor");
+    }
+    let bytes = [IoSlice::new(message)];
+    sendmsg(stream.as_fd(), &bytes, &mut ancillary, SendFlags::NOSIGNAL).context("write to the agent")
+}

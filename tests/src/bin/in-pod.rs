@@ -1,0 +1,92 @@
+//! `in-pod`: enters a netns and a cgroup, drops every privilege, executes a program.
+//!
+//! See `veer_tests::launch`, which is how it is used. It keeps its process id, so whoever started it
+//! knows the program's.
+
+#![expect(clippy::disallowed_methods, reason = "the launcher enters the netns for the program it becomes")]
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs,
+};
+
+/// Run a program in a pod: in its netns and cgroup, with no privilege.
+#[derive(Parser)]
+struct Options {
+    /// File of the netns to enter
+    #[arg(long)]
+    netns: Option<PathBuf>,
+    /// Directory of the cgroup to join
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
+    /// User to become, without any capability
+    #[arg(long, requires = "gid")]
+    uid: Option<u32>,
+    /// Primary group to become
+    #[arg(long, requires = "uid")]
+    gid: Option<u32>,
+    /// Supplementary group, any number of them
+    #[arg(long, requires = "uid")]
+    group: Vec<u32>,
+    /// Be killed when the thread that started this ends
+    #[arg(long)]
+    die_with_parent: bool,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    program: Vec<String>,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    if let Some(cgroup) = &options.cgroup {
+        fs::write(cgroup.join("cgroup.procs"), "0")
+            .with_context(|| format!("join cgroup {}", cgroup.display()))?;
+    }
+    if let Some(path) = &options.netns {
+        let netns = File::open(path).with_context(|| format!("open netns {}", path.display()))?;
+        setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("enter netns {}", path.display()))?;
+    }
+    if let (Some(uid), Some(gid)) = (options.uid, options.gid) {
+        become_nobody_special(uid, gid, &options.group)?;
+    }
+    if options.die_with_parent {
+        // Last, because a change of user clears it.
+        set_parent_process_death_signal(Some(Signal::KILL)).context("ask to die with the parent")?;
+    }
+    let (program, arguments) = options.program.split_first().context("no program")?;
+    Err(Command::new(program).args(arguments).exec()).with_context(|| format!("execute {program}"))
+}
+
+/// The bounding set first, because that takes a capability; the rest goes with the user, and what root
+/// would keep goes by hand.
+fn become_nobody_special(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
+    let last: u32 = fs::read_to_string("/proc/sys/kernel/cap_last_cap")
+        .context("read /proc/sys/kernel/cap_last_cap")?
+        .trim()
+        .parse()
+        .context("parse /proc/sys/kernel/cap_last_cap")?;
+    for capability in (0..=last).map(|number| CapabilitySet::from_bits_retain(1 << number)) {
+        remove_capability_from_bounding_set(capability).context("empty the bounding set")?;
+    }
+    let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&groups).context("set the supplementary groups")?;
+    setgid(Gid::from_raw(gid)).with_context(|| format!("become group {gid}"))?;
+    setuid(Uid::from_raw(uid)).with_context(|| format!("become user {uid}"))?;
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    set_capabilities(None, sets).context("drop all capabilities")?;
+    clear_ambient_capability_set().context("clear the ambient capabilities")?;
+    set_no_new_privs(true).context("set no_new_privs")
+}

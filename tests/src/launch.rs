@@ -1,0 +1,149 @@
+//! Processes in a pod: in its netns and cgroup, as its user, with no capability.
+//!
+//! The work is done by the launcher `in-pod`, which enters, drops everything and executes the program:
+//! the same process id from the start to the end, and nothing that a container runtime's process lacks.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cgroup::Cgroup;
+use crate::netns::NetNs;
+
+/// Who a process is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+impl Identity {
+    /// User and group alone.
+    pub const fn new(uid: u32, gid: u32) -> Self {
+        Self { uid, gid, groups: Vec::new() }
+    }
+
+    /// An app: 1000:1000.
+    pub const fn app() -> Self {
+        Self::new(1000, 1000)
+    }
+
+    /// Root, without any capability.
+    pub const fn root() -> Self {
+        Self::new(0, 0)
+    }
+
+    /// The proxy: 1337:1337.
+    pub const fn proxy() -> Self {
+        Self::new(1337, 1337)
+    }
+
+    /// The same with supplementary groups.
+    #[must_use]
+    pub fn with_groups(mut self, groups: &[u32]) -> Self {
+        groups.clone_into(&mut self.groups);
+        self
+    }
+}
+
+/// What is to become of a process before its program runs.
+#[derive(Clone, Debug, Default)]
+pub struct Launch {
+    netns: Option<PathBuf>,
+    cgroup: Option<PathBuf>,
+    identity: Option<Identity>,
+    survives: bool,
+}
+
+impl Launch {
+    /// A process that stays where the test is, as who it is.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// In this namespace.
+    #[must_use]
+    pub fn in_netns(mut self, netns: &NetNs) -> Self {
+        self.netns = Some(netns.path());
+        self
+    }
+
+    /// In this cgroup.
+    #[must_use]
+    pub fn in_cgroup(mut self, cgroup: &Cgroup) -> Self {
+        self.cgroup = Some(cgroup.path().to_owned());
+        self
+    }
+
+    /// As somebody else: all capability sets are emptied, the bounding set included, and
+    /// `no_new_privs` is set.
+    #[must_use]
+    pub fn with_identity(mut self, identity: Identity) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// It outlives the test. Else the kernel kills it when the thread that started it ends.
+    #[must_use]
+    pub const fn surviving(mut self) -> Self {
+        self.survives = true;
+        self
+    }
+
+    /// The command that starts `program` so.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        let mut command = Command::new(kit_binary("in-pod")?);
+        if let Some(netns) = &self.netns {
+            command.arg("--netns").arg(netns);
+        }
+        if let Some(cgroup) = &self.cgroup {
+            command.arg("--cgroup").arg(cgroup);
+        }
+        if let Some(identity) = &self.identity {
+            command.arg(format!("--uid={}", identity.uid)).arg(format!("--gid={}", identity.gid));
+            command.args(identity.groups.iter().map(|group| format!("--group={group}")));
+        }
+        if !self.survives {
+            command.arg("--die-with-parent");
+        }
+        command.arg("--").arg(program.as_ref());
+        Ok(command)
+    }
+}
+
+/// A binary of the kit: cargo puts it beside the test's own executable, or one directory above.
+pub fn kit_binary(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("find the running executable")?;
+    let found =
+        own.ancestors().skip(1).take(2).map(|directory| directory.join(name)).find(|path| path.exists());
+    match found {
+        Some(path) => Ok(path),
+        None => bail!("no {name} near {}; build it: cargo build -p veer-tests --bins", own.display()),
+    }
+}
+
+/// A binary of veer: what `variable` names, else what cargo built beside the kit.
+pub fn veer_binary(variable: &str, name: &str) -> Result<PathBuf> {
+    let path = match std::env::var_os(variable) {
+        Some(path) => PathBuf::from(path),
+        None => match kit_binary(name) {
+            Ok(path) => path,
+            Err(_not_built) => bail!("no {name} is built; build it: cargo build, or set {variable}"),
+        },
+    };
+    executable(path, variable)
+}
+
+/// `path`, if there is such a file.
+pub fn executable(path: PathBuf, variable: &str) -> Result<PathBuf> {
+    if !Path::new(&path).is_file() {
+        bail!("{variable} is {}, which is not a file", path.display());
+    }
+    Ok(path)
+}

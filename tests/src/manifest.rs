@@ -1,0 +1,100 @@
+//! Pod manifests as the injector leaves them, for the agent's `--pods-from` directory.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+/// The injector's mark: the pod is in the mesh.
+const STATUS: &str = "sidecar.istio.io/status";
+
+/// A pod of the mesh. Default: no annotation but the injector's own, a container `istio-proxy` of 1337.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    annotations: BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
+    proxy_env: BTreeMap<String, String>,
+}
+
+impl Manifest {
+    /// A pod of the mesh.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            annotations: BTreeMap::from([(STATUS.to_owned(), "{}".to_owned())]),
+            labels: BTreeMap::new(),
+            proxy_env: BTreeMap::new(),
+        }
+    }
+
+    /// With an annotation, by its full name.
+    #[must_use]
+    pub fn with_annotation(mut self, name: &str, value: &str) -> Self {
+        self.annotations.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// With an annotation `traffic.sidecar.istio.io/…`.
+    #[must_use]
+    pub fn with_traffic(self, name: &str, value: &str) -> Self {
+        self.with_annotation(&format!("traffic.sidecar.istio.io/{name}"), value)
+    }
+
+    /// Without the annotation: for the injector's own, a pod outside of the mesh.
+    #[must_use]
+    pub fn without_annotation(mut self, name: &str) -> Self {
+        self.annotations.remove(name);
+        self
+    }
+
+    /// With a label.
+    #[must_use]
+    pub fn with_label(mut self, name: &str, value: &str) -> Self {
+        self.labels.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// With an environment variable of `istio-proxy`.
+    #[must_use]
+    pub fn with_proxy_env(mut self, name: &str, value: &str) -> Self {
+        self.proxy_env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Its file's name in the directory.
+    pub fn file_name(&self) -> String {
+        format!("{}_{}.json", self.namespace, self.name)
+    }
+
+    /// The Pod object.
+    pub fn to_json(&self) -> Value {
+        let env: Vec<_> =
+            self.proxy_env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "namespace": self.namespace,
+                "name": self.name,
+                "labels": self.labels,
+                "annotations": self.annotations,
+            },
+            "spec": {
+                "containers": [
+                    {"name": "app", "image": "app"},
+                    {
+                        "name": "istio-proxy",
+                        "image": "proxyv2",
+                        "args": ["proxy", "sidecar"],
+                        "env": env,
+                        "securityContext": {"runAsUser": 1337, "runAsGroup": 1337},
+                    },
+                ],
+            },
+        })
+    }
+}

@@ -1,0 +1,132 @@
+//! Network namespaces: where the kit makes and enters them.
+//!
+//! A namespace is entered by a thread of its own, which ends with the closure it runs; no other thread
+//! ever changes its namespace. Sockets made inside stay inside.
+
+#![expect(clippy::disallowed_methods, reason = "this is the place of the kit for setns and unshare")]
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::{scratch, veth};
+
+/// Where `ip netns` keeps its names.
+pub const DIRECTORY: &str = "/run/netns";
+
+/// A network namespace with a name, loopback up and no duplicate address detection.
+#[derive(Debug)]
+pub struct NetNs {
+    name: String,
+    file: File,
+}
+
+impl NetNs {
+    /// Makes one with a unique name.
+    pub fn new() -> Result<Self> {
+        Self::named(&scratch::unique_name())
+    }
+
+    /// Makes one with this name.
+    pub fn named(name: &str) -> Result<Self> {
+        let path = path_of(name);
+        make(&path).with_context(|| format!("make netns {name}"))?;
+        // From here on the guard removes it, whatever fails below.
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let netns = Self { name: name.to_owned(), file };
+        for interface in ["all", "default", "lo"] {
+            netns.set_sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "0")?;
+            // Addresses are usable at once; two seconds for each would be most of a test's time.
+            netns.set_sysctl(&format!("net/ipv6/conf/{interface}/accept_dad"), "0")?;
+        }
+        veth::ip(&netns, ["link set lo up"])?;
+        Ok(netns)
+    }
+
+    /// Its name, as `ip -n` takes it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its file below `/run/netns`.
+    pub fn path(&self) -> PathBuf {
+        path_of(&self.name)
+    }
+
+    /// Runs `inside` on a thread in this namespace and gives back what it returns.
+    ///
+    /// Processes started inside are in the namespace, too. One that dies with its parent (see
+    /// [`Launch`](crate::launch::Launch)) would die with the thread: let the launcher enter instead.
+    pub fn run<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> Result<T> {
+        let on_thread = || {
+            setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)
+                .with_context(|| format!("enter netns {}", self.name))?;
+            Ok(inside())
+        };
+        thread::scope(|scope| scope.spawn(on_thread).join()).unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Sets a sysctl of this namespace; `name` has slashes: `net/ipv4/ip_forward`.
+    pub fn set_sysctl(&self, name: &str, value: &str) -> Result<()> {
+        self.run(|| fs::write(Path::new("/proc/sys").join(name), value))?
+            .with_context(|| format!("set sysctl {name} to {value} in netns {}", self.name))
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for NetNs {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.name) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// The names of all network namespaces that have one.
+pub fn names() -> Vec<String> {
+    let Ok(entries) = fs::read_dir(DIRECTORY) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Removes a name; the namespace goes with its last process and socket.
+pub fn remove(name: &str) -> Result<()> {
+    let path = path_of(name);
+    // Not mounted any more is as good: the file is what remains to be removed.
+    umount2(&path, MntFlags::MNT_DETACH)
+        .or_else(|error| if error == nix::Error::EINVAL { Ok(()) } else { Err(error) })
+        .with_context(|| format!("unmount netns {name}"))?;
+    fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
+}
+
+fn path_of(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
+}
+
+/// A bind mount of the new namespace's file is what keeps it alive and gives it its name.
+fn make(path: &Path) -> Result<()> {
+    fs::create_dir_all(DIRECTORY).with_context(|| format!("make {DIRECTORY}"))?;
+    File::create_new(path)?;
+    let bind = || -> Result<()> {
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare the network namespace (needs root)")?;
+        let source = Some("/proc/thread-self/ns/net");
+        mount(source, path, None::<&str>, MsFlags::MS_BIND, None::<&str>).context("bind it to its name")
+    };
+    let made = thread::scope(|scope| scope.spawn(bind).join());
+    made.unwrap_or_else(|_panic| Err(anyhow!("the thread that makes it panicked"))).inspect_err(|_error| {
+        // The name is ours alone, and nothing is mounted on it yet.
+        if let Err(error) = fs::remove_file(path) {
+            eprintln!("remove {}: {error}", path.display());
+        }
+    })
+}
