@@ -8,9 +8,12 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// An IPv6 address in network order, or an IPv4 address in its v4-mapped form `::ffff:a.b.c.d`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+///
+/// In memory these are the sixteen bytes of the address. Held as four words, because that is how the
+/// kernel's contexts have them: as bytes, LLVM takes them apart and the eBPF stack of 512 bytes is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Address(pub [u8; 16]);
+pub struct Address([u32; 4]);
 
 /// A TCP or UDP port in network order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -34,9 +37,18 @@ impl Port {
     }
 }
 
+/// Third word of a v4-mapped address.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+impl core::fmt::Debug for Address {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Debug::fmt(&IpAddr::from(*self), f)
+    }
+}
+
 impl Address {
     /// `::`, which stands for "none" where an address is optional.
-    pub const UNSPECIFIED: Self = Self([0; 16]);
+    pub const UNSPECIFIED: Self = Self([0; 4]);
     /// `::1`.
     pub const LOOPBACK_V6: Self = Self::v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     /// `127.0.0.1`.
@@ -49,77 +61,99 @@ impl Address {
     /// From four bytes in network order.
     #[inline(always)]
     pub const fn v4(a: [u8; 4]) -> Self {
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]])
+        Self([0, 0, MAPPED, u32::from_ne_bytes(a)])
     }
 
-    /// From sixteen bytes in network order. A v4-mapped address becomes the IPv4 address it stands for.
+    /// From sixteen bytes in network order. A v4-mapped address is the IPv4 address it stands for.
     #[inline(always)]
     pub const fn v6(a: [u8; 16]) -> Self {
-        Self(a)
+        Self([
+            u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
+            u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
+            u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
+            u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
+        ])
     }
 
-    /// The address as two numbers, high and low half, in big-endian reading: what the tests below
-    /// compare. Two 8-byte compares are kinder to the verifier than a 16-byte loop.
+    /// From four words whose bytes in memory are in network order, as kernel contexts have them.
     #[inline(always)]
-    const fn halves(&self) -> (u64, u64) {
-        let a = &self.0;
-        (
-            u64::from_be_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]]),
-            u64::from_be_bytes([a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]]),
-        )
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
+    /// The four words whose bytes in memory are in network order.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        self.0
+    }
+
+    /// The sixteen bytes in network order.
+    pub const fn octets(&self) -> [u8; 16] {
+        let [a, b, c, d] = self.0;
+        let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2],
+            d[3],
+        ]
     }
 
     /// Whether this is IPv4.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        let (high, low) = self.halves();
-        high == 0 && low >> 32 == 0xffff
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == MAPPED
     }
 
     /// The four bytes of an IPv4 address, in network order; meaningless for IPv6.
     #[inline(always)]
     pub const fn v4_octets(&self) -> [u8; 4] {
-        [self.0[12], self.0[13], self.0[14], self.0[15]]
+        self.0[3].to_ne_bytes()
+    }
+
+    /// The last word as a number, if this is IPv4.
+    #[inline(always)]
+    const fn v4_number(&self) -> Option<u32> {
+        if self.is_v4() { Some(u32::from_be(self.0[3])) } else { None }
+    }
+
+    /// The last word as a number, if the address is IPv6 and everything before it is zero.
+    #[inline(always)]
+    const fn low_v6_number(&self) -> Option<u32> {
+        if self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 {
+            Some(u32::from_be(self.0[3]))
+        } else {
+            None
+        }
     }
 
     /// `0.0.0.0` or `::`.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
-        let (high, low) = self.halves();
-        high == 0 && (low == 0 || low == 0xffff_0000_0000)
+        self.0[0] == 0 && self.0[1] == 0 && (self.0[2] == 0 || self.0[2] == MAPPED) && self.0[3] == 0
     }
 
     /// `127.0.0.0/8` or `::1`.
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
-        let (high, low) = self.halves();
-        high == 0 && (low == 1 || low >> 24 == 0xff_ff7f)
+        matches!(self.v4_number(), Some(number) if number >> 24 == 127)
+            || matches!(self.low_v6_number(), Some(1))
     }
 
     /// `127.0.0.1` or `::1`: the one loopback address that istio-init lets the proxy reach.
     #[inline(always)]
     pub const fn is_localhost(&self) -> bool {
-        let (high, low) = self.halves();
-        high == 0 && (low == 1 || low == 0xffff_7f00_0001)
+        matches!(self.v4_number(), Some(0x7f00_0001)) || matches!(self.low_v6_number(), Some(1))
     }
 
     /// `127.0.0.6` or `::6`: the source of the proxy's inbound connections.
     #[inline(always)]
     pub const fn is_passthrough(&self) -> bool {
-        let (high, low) = self.halves();
-        high == 0 && (low == 6 || low == 0xffff_7f00_0006)
+        matches!(self.v4_number(), Some(0x7f00_0006)) || matches!(self.low_v6_number(), Some(6))
     }
 
     /// `127.0.0.1` for an IPv4 address, `::1` for an IPv6 address.
     #[inline(always)]
     pub const fn localhost_of_same_family(&self) -> Self {
-        if self.is_v4() || self.is_v4_unspecified() { Self::LOOPBACK_V4 } else { Self::LOOPBACK_V6 }
-    }
-
-    #[inline(always)]
-    const fn is_v4_unspecified(&self) -> bool {
-        let (high, low) = self.halves();
-        high == 0 && low == 0xffff_0000_0000
+        if self.is_v4() { Self::LOOPBACK_V4 } else { Self::LOOPBACK_V6 }
     }
 }
 
@@ -149,7 +183,7 @@ impl From<Address> for IpAddr {
         if address.is_v4() {
             Self::V4(Ipv4Addr::from(address.v4_octets()))
         } else {
-            Self::V6(Ipv6Addr::from(address.0))
+            Self::V6(Ipv6Addr::from(address.octets()))
         }
     }
 }

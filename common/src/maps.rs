@@ -173,8 +173,8 @@ impl RangeMatch {
     pub const fn of_address(cookie: NetnsCookie, list: RangeList, address: &Address) -> Self {
         let address = match list {
             RangeList::IncludedV4 | RangeList::ExcludedV4 => {
-                let [a, b, c, d] = address.v4_octets();
-                Address([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+                let [_, _, _, v4] = address.words();
+                Address::from_words([v4, 0, 0, 0])
             }
             RangeList::IncludedV6 | RangeList::ExcludedV6 => *address,
         };

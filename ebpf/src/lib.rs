@@ -1,1 +1,30 @@
-//! stub
+//! The datapath: gathers facts from the kernel's hooks, asks the shared verdict, acts on it.
+//!
+//! Owns: one module for each hook family ([`connect`], [`handoff`], [`listen`], [`getsockopt`],
+//! [`getpeername`], [`sock_create`], [`sk_lookup`]), the maps behind accessors ([`maps`]), and every
+//! access to a kernel context ([`ctx`]).
+//! Never does: decide. What goes where is `veer_common::verdict`; a test on a laptop runs the same code.
+//! Called by: the entry points in `bin/`, which the kernel calls. Nothing runs for a packet, only for a
+//! socket, a connection or a system call.
+
+#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+pub mod connect;
+pub mod count;
+pub mod ctx;
+pub mod getpeername;
+pub mod getsockopt;
+pub mod handoff;
+pub mod listen;
+pub mod maps;
+pub mod rules;
+pub mod sk_lookup;
+pub mod sock_create;
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier proves that this is never reached: a program that could panic does not load.
+    loop {}
+}

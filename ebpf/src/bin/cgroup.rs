@@ -1,0 +1,90 @@
+//! The object for the cgroup: everything but inbound.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![expect(unsafe_code, reason = "the licence is a symbol that the loader finds by its section")]
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, cgroup_sockopt, map, sock_ops};
+use aya_ebpf::maps::HashMap;
+use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext, SockoptContext};
+use veer_common::maps::{Enrolment, MAX_PODS, NetnsCookie};
+use veer_ebpf::connect::{self, Answer};
+use veer_ebpf::ctx::{SockAddr, SockOps, SockOpt};
+use veer_ebpf::{getpeername, getsockopt, handoff, listen, sock_create};
+
+/// Who the enrolled pods are. No program reads it: it is here because it lives and dies with the others.
+#[map]
+static ENROLMENTS: HashMap<NetnsCookie, Enrolment> =
+    HashMap::with_max_entries(MAX_PODS as u32, BPF_F_NO_PREALLOC);
+
+// Program names are what `bpftool prog` shows, 15 characters at most.
+
+/// Remembers a socket's creator.
+#[cgroup_sock(sock_create)]
+fn veer_sock_new(context: SockContext) -> i32 {
+    sock_create::sock_create(&context);
+    1
+}
+
+/// The outbound verdict, `AF_INET`.
+#[cgroup_sock_addr(connect4)]
+fn veer_connect4(context: SockAddrContext) -> i32 {
+    i32::from(connect::connect4(SockAddr::new(context.sock_addr)) == Answer::Proceed)
+}
+
+/// The outbound verdict, `AF_INET6`.
+#[cgroup_sock_addr(connect6)]
+fn veer_connect6(context: SockAddrContext) -> i32 {
+    i32::from(connect::connect6(SockAddr::new(context.sock_addr)) == Answer::Proceed)
+}
+
+/// The peer as it was dialled, `AF_INET`.
+#[cgroup_sock_addr(getpeername4)]
+fn veer_peername4(context: SockAddrContext) -> i32 {
+    getpeername::getpeername4(SockAddr::new(context.sock_addr));
+    1
+}
+
+/// The peer as it was dialled, `AF_INET6`.
+#[cgroup_sock_addr(getpeername6)]
+fn veer_peername6(context: SockAddrContext) -> i32 {
+    getpeername::getpeername6(SockAddr::new(context.sock_addr));
+    1
+}
+
+/// Original destination for the proxy.
+#[cgroup_sockopt(getsockopt)]
+fn veer_getsockopt(context: SockoptContext) -> i32 {
+    getsockopt::getsockopt(SockOpt::new(context.sockopt));
+    1
+}
+
+const TCP_CONNECT_CB: u32 = 3;
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
+const STATE_CB: u32 = 10;
+const TCP_LISTEN_CB: u32 = 11;
+
+/// Hand-off and listeners.
+#[sock_ops]
+fn veer_sockops(context: SockOpsContext) -> u32 {
+    let context = SockOps::new(context.ops);
+    let op = context.op();
+    if op == TCP_CONNECT_CB {
+        handoff::connecting(context);
+    } else if op == PASSIVE_ESTABLISHED_CB {
+        handoff::accepted(context);
+    } else if op == STATE_CB {
+        handoff::state_changed(context);
+    } else if op == TCP_LISTEN_CB {
+        listen::listening(context);
+    }
+    1
+}
+
+/// The kernel gives its GPL helpers to GPL-compatible objects only.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

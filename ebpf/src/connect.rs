@@ -1,0 +1,127 @@
+//! cgroup/connect4 and connect6: the outbound verdict, and the rewriting of what it redirects.
+
+use veer_common::address::{Address, Port};
+use veer_common::maps::{NetnsCookie, PodPolicy, SocketRecord, role};
+use veer_common::reason::{Action, Fault, Reason};
+use veer_common::verdict::{self, Outbound};
+
+use crate::count::{self, Facts};
+use crate::ctx::{IPPROTO_TCP, Sock, SockAddr};
+use crate::maps;
+use crate::rules::PodRules;
+use crate::sock_create::record_of;
+
+/// What the hook answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// connect() goes on.
+    Proceed,
+    /// connect() fails with EPERM.
+    Refuse,
+}
+
+/// connect4: an `AF_INET` socket.
+#[inline(always)]
+pub fn connect4(context: SockAddr) -> Answer {
+    connect(context, false)
+}
+
+/// connect6: an `AF_INET6` socket, to an IPv6 or a v4-mapped address (all of Java's sockets).
+#[inline(always)]
+pub fn connect6(context: SockAddr) -> Answer {
+    connect(context, true)
+}
+
+#[inline(always)]
+fn connect(context: SockAddr, v6: bool) -> Answer {
+    if context.protocol() != IPPROTO_TCP {
+        return Answer::Proceed;
+    }
+    let cookie = context.netns_cookie();
+    let Some(pod) = maps::pod(cookie) else { return Answer::Proceed };
+
+    let socket = Sock::new(context.socket());
+    let mut facts = Facts {
+        uid: 0,
+        gid: 0,
+        source: if v6 { socket.source_v6() } else { socket.source_v4() },
+        source_port: socket.source_port(),
+        destination: if v6 { context.address_v6() } else { context.address_v4() },
+        port: context.port(),
+    };
+    let Some(record) = record_of(socket, cookie) else {
+        count::decision(cookie, Reason::NoMemory, &facts);
+        return Answer::Refuse;
+    };
+    facts.uid = record.uid;
+    facts.gid = record.gid;
+
+    let connection = Outbound {
+        uid: facts.uid,
+        gid: facts.gid,
+        source: facts.source,
+        destination: facts.destination,
+        port: facts.port,
+    };
+    let reason = verdict::outbound(pod, &PodRules(cookie), &connection);
+    count::decision(cookie, reason, &facts);
+    match reason.action() {
+        Action::Direct => {
+            // The same socket may have been redirected before and have been refused.
+            record.role = role::NONE;
+            Answer::Proceed
+        }
+        Action::ToOutbound => redirect(context, v6, cookie, pod, record, &facts, pod.outbound_port),
+        Action::ToInbound => redirect(context, v6, cookie, pod, record, &facts, pod.inbound_port),
+        Action::Drop => Answer::Refuse,
+    }
+}
+
+#[inline(always)]
+fn redirect(
+    context: SockAddr,
+    v6: bool,
+    cookie: NetnsCookie,
+    pod: &PodPolicy,
+    record: &mut SocketRecord,
+    facts: &Facts,
+    port: Port,
+) -> Answer {
+    let destination = facts.destination;
+    let source = if destination.is_v4() { pod.source_v4 } else { pod.source_v6 };
+    let target = target(context, v6, cookie, facts, &source);
+
+    record.role = role::DIALLER;
+    record.destination = destination;
+    record.port = facts.port;
+    record.target = target;
+    record.target_port = port;
+    if v6 {
+        context.set_address_v6(&target);
+    } else {
+        context.set_address_v4(&target);
+    }
+    context.set_port(port);
+    Answer::Proceed
+}
+
+/// Where to send the connection, and the pod's own address as its source: the proxy must see the client
+/// that it would see under iptables.
+#[inline(always)]
+fn target(context: SockAddr, v6: bool, cookie: NetnsCookie, facts: &Facts, source: &Address) -> Address {
+    let localhost = facts.destination.localhost_of_same_family();
+    if facts.destination.is_loopback() || source.is_unspecified() {
+        return localhost;
+    }
+    // A socket that is tied to a device cannot reach 127.0.0.1, and one that is bound to a port alone
+    // cannot be bound to an address any more. Both reach the pod's own address, which is also the source
+    // that the kernel takes then; sk_lookup knows the connection by its hand-off.
+    let port_only = facts.source.is_unspecified() && facts.source_port.get() != 0;
+    if port_only || Sock::new(context.socket()).bound_device() != 0 {
+        return *source;
+    }
+    if facts.source.is_unspecified() && !context.bind(source, v6) {
+        count::fault(cookie, Fault::SourceNotBound);
+    }
+    localhost
+}

@@ -1,0 +1,86 @@
+//! Counters and events: what the datapath tells about itself.
+
+#![expect(unsafe_code, reason = "an atomic add on a map value goes through a raw pointer")]
+
+use veer_common::address::{Address, Port};
+use veer_common::event::Event;
+use veer_common::maps::NetnsCookie;
+use veer_common::reason::{COUNTERS, Fault, Reason};
+
+use crate::{ctx, maps};
+
+/// The facts of a decision that an event carries.
+#[derive(Clone, Copy)]
+pub struct Facts {
+    /// Creator's uid, or `NO_ID`.
+    pub uid: u32,
+    /// Creator's gid, or `NO_ID`.
+    pub gid: u32,
+    /// Where it comes from.
+    pub source: Address,
+    /// The port it comes from.
+    pub source_port: Port,
+    /// Where it was dialled to.
+    pub destination: Address,
+    /// The dialled port.
+    pub port: Port,
+}
+
+/// Counts a decision, and reports it if somebody watches. A function of its own in the object, too: its
+/// stack counts only while it runs, and all frames together have 512 bytes.
+#[inline(never)]
+pub fn decision(cookie: NetnsCookie, reason: Reason, facts: &Facts) {
+    add(cookie, reason as u32);
+    if !maps::watched() {
+        return;
+    }
+    let Some(mut event) = maps::event() else {
+        fault(cookie, Fault::EventLost);
+        return;
+    };
+    event.write(Event {
+        monotonic_ns: ctx::monotonic_ns(),
+        cookie,
+        reason: reason as u32,
+        uid: facts.uid,
+        gid: facts.gid,
+        _reserved: 0,
+        source: facts.source,
+        destination: facts.destination,
+        source_port: facts.source_port,
+        port: facts.port,
+        _reserved_end: [0; 4],
+    });
+    event.submit(0);
+}
+
+/// Counts a fault.
+#[inline(always)]
+pub fn fault(cookie: NetnsCookie, fault: Fault) {
+    add(cookie, fault as u32);
+}
+
+#[inline(always)]
+fn add(cookie: NetnsCookie, index: u32) {
+    let index = index as usize;
+    let Some(counters) = maps::counters(cookie) else { return };
+    if index >= COUNTERS {
+        return;
+    }
+    // SAFETY: the index is below the array's length.
+    let counter = unsafe { counters.cast::<u64>().add(index) };
+    increment(counter);
+}
+
+/// Adds 1 atomically. As an instruction: Rust has no atomics for this target, and a fetching add, which
+/// the intrinsic would be, exists on kernels from 5.12 only.
+#[inline(always)]
+fn increment(counter: *mut u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: an aligned u64 inside of a map value, which all programs only add to.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({p} + 0) += {one}", p = in(reg) counter, one = in(reg) 1u64);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    let _ = counter;
+}

@@ -1,0 +1,119 @@
+//! sockops: takes the dialled address from the app's end of a redirected connection to the proxy's.
+//!
+//! connect() has it in the app's socket storage. At `TCP_CONNECT_CB` the source port is known and the
+//! SYN not sent: the entry is filed under it. At `PASSIVE_ESTABLISHED` it moves into the accepted
+//! socket's storage. `STATE_CB` removes what never got there.
+
+use veer_common::event::NO_ID;
+use veer_common::maps::{HandOff, HandOffKey, NetnsCookie, SocketRecord, role};
+use veer_common::reason::{Action, Fault};
+use veer_common::verdict::{self, Inbound};
+
+use crate::count::{self, Facts};
+use crate::ctx::SockOps;
+use crate::maps;
+use crate::rules::PodRules;
+
+/// `TCP_CLOSE` as a state.
+const TCP_CLOSE: u32 = 7;
+
+/// The key of a connection whose source and listener are known.
+#[inline(always)]
+fn key_of_dialler(context: SockOps, record: &SocketRecord) -> HandOffKey {
+    HandOffKey {
+        cookie: record.cookie,
+        source: context.local(),
+        source_port: context.local_port(),
+        listener_port: record.target_port,
+        _reserved: [0; 4],
+    }
+}
+
+#[inline(always)]
+fn dialler(context: SockOps) -> Option<&'static mut SocketRecord> {
+    let socket = context.socket();
+    if socket.is_null() {
+        return None;
+    }
+    maps::record(socket).filter(|record| record.role == role::DIALLER)
+}
+
+/// `TCP_CONNECT_CB`: on the dialler's side, before the SYN.
+#[inline(always)]
+pub fn connecting(context: SockOps) {
+    let Some(record) = dialler(context) else { return };
+    let key = key_of_dialler(context, record);
+    let value = HandOff { destination: record.destination, port: record.port, _reserved: [0; 6] };
+    if !maps::put_hand_off(&key, &value) {
+        count::fault(record.cookie, Fault::HandOff);
+        return;
+    }
+    context.watch_state();
+}
+
+/// `STATE_CB`: on the dialler's side, whatever ends the connection. Not at ESTABLISHED: on loopback that
+/// comes before the proxy's side has been there.
+#[inline(always)]
+pub fn state_changed(context: SockOps) {
+    if context.new_state() != TCP_CLOSE {
+        return;
+    }
+    if let Some(record) = dialler(context) {
+        maps::remove_hand_off(&key_of_dialler(context, record));
+    }
+}
+
+/// `PASSIVE_ESTABLISHED`: on the proxy's side. The socket has its listener's record by inheritance.
+#[inline(always)]
+pub fn accepted(context: SockOps) {
+    let socket = context.socket();
+    if socket.is_null() {
+        return;
+    }
+    let Some(record) = maps::record(socket) else { return };
+    if record.role != role::LISTENER {
+        return;
+    }
+    record.role = role::ACCEPTED;
+    let cookie = record.cookie;
+    let key = HandOffKey {
+        cookie,
+        source: context.remote(),
+        source_port: context.remote_port(),
+        listener_port: context.local_port(),
+        _reserved: [0; 4],
+    };
+    if let Some(hand_off) = maps::hand_off(&key) {
+        record.destination = hand_off.destination;
+        record.port = hand_off.port;
+        maps::remove_hand_off(&key);
+    } else {
+        // It was dialled where it arrived: by the network, and sk_lookup chose the listener, or from
+        // within the pod, to the proxy itself.
+        record.destination = context.local();
+        record.port = context.local_port();
+        from_network(context, cookie);
+    }
+}
+
+/// Counts what sk_lookup handed over. Here and not there: sk_lookup also runs for stray segments and
+/// repeated SYNs, this once for each connection that the proxy really got.
+#[inline(always)]
+fn from_network(context: SockOps, cookie: NetnsCookie) {
+    let Some(pod) = maps::pod(cookie) else { return };
+    let connection =
+        Inbound { remote: context.remote(), local: context.local(), port: context.local_port() };
+    let reason = verdict::inbound(pod, &PodRules(cookie), &connection);
+    // Anything else reached the proxy by being dialled there from within the pod, which connect() counted.
+    if reason.action() == Action::ToInbound {
+        let facts = Facts {
+            uid: NO_ID,
+            gid: NO_ID,
+            source: connection.remote,
+            source_port: context.remote_port(),
+            destination: connection.local,
+            port: connection.port,
+        };
+        count::decision(cookie, reason, &facts);
+    }
+}

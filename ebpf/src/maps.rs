@@ -1,0 +1,227 @@
+//! The maps, each behind accessors that say what may be done with it.
+//!
+//! Owns: the map definitions; their names, keys and values are the contract in `veer_common::maps`.
+//! Never does: decide. All keys are built here, in one place: a `SOCKHASH` takes listeners of any netns
+//! without a check, so a wrong key would be a silent black hole.
+
+#![expect(unsafe_code, reason = "map lookups hand out raw pointers; this is the room where they become references")]
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
+use aya_ebpf::helpers::generated::{
+    bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_sk_storage_get, bpf_sock_hash_update,
+};
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, RingBuf};
+use veer_common::address::{Address, Port};
+use veer_common::event::Event;
+use veer_common::maps::{
+    Counters, EVENTS_BYTES, HandOff, HandOffKey, ListenerKey, MAX_HAND_OFFS, MAX_LISTENER_SLOTS,
+    MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORTS, MAX_RANGES, NetnsCookie, OwnAddressKey,
+    PodPolicy, PortKey, PortList, RangeList, RangeMatch, Settings, SocketRecord,
+};
+
+use crate::ctx::{SkLookup, SockOps};
+
+#[map]
+static PODS: HashMap<NetnsCookie, PodPolicy> = HashMap::with_max_entries(MAX_PODS as u32, BPF_F_NO_PREALLOC);
+#[map]
+static COUNTERS: HashMap<NetnsCookie, Counters> =
+    HashMap::with_max_entries(MAX_PODS as u32, BPF_F_NO_PREALLOC);
+#[map]
+static PORTS: HashMap<PortKey, u32> = HashMap::with_max_entries(MAX_PORTS as u32, BPF_F_NO_PREALLOC);
+#[map]
+static RANGES: LpmTrie<RangeMatch, u32> = LpmTrie::with_max_entries(MAX_RANGES as u32, 0);
+#[map]
+static OWN_ADDRESSES: HashMap<OwnAddressKey, u32> =
+    HashMap::with_max_entries(MAX_OWN_ADDRESSES as u32, BPF_F_NO_PREALLOC);
+#[map]
+static HAND_OFFS: HashMap<HandOffKey, HandOff> =
+    HashMap::with_max_entries(MAX_HAND_OFFS as u32, BPF_F_NO_PREALLOC);
+#[map]
+static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES as u32, 0);
+
+/// A map definition in the BTF form, by hand: aya-ebpf's `SkStorage` cannot ask for `BPF_F_CLONE`, and its
+/// `SockHash` has values of 4 bytes, which user space cannot look up (the kernel wants 8 for that).
+#[repr(C)]
+struct BtfMap<K, V, const TYPE: usize, const ENTRIES: usize, const FLAGS: usize> {
+    r#type: *const [i32; TYPE],
+    key: *const K,
+    value: *const V,
+    max_entries: *const [i32; ENTRIES],
+    map_flags: *const [i32; FLAGS],
+}
+
+// SAFETY: the fields are placeholders for the loader; no program reads through them.
+unsafe impl<K, V, const T: usize, const E: usize, const F: usize> Sync for BtfMap<K, V, T, E, F> {}
+
+impl<K, V, const T: usize, const E: usize, const F: usize> BtfMap<K, V, T, E, F> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    #[inline(always)]
+    const fn pointer(&self) -> *mut c_void {
+        ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+const SK_STORAGE: usize = bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize;
+const SOCKHASH: usize = bpf_map_type::BPF_MAP_TYPE_SOCKHASH as usize;
+/// `BPF_F_NO_PREALLOC | BPF_F_CLONE`: accepted sockets inherit their listener's record.
+const STORAGE_FLAGS: usize = 0x201;
+
+#[btf_map]
+static SOCKETS: BtfMap<i32, SocketRecord, SK_STORAGE, 0, STORAGE_FLAGS> = BtfMap::new();
+#[btf_map]
+static LISTENERS: BtfMap<ListenerKey, u64, SOCKHASH, MAX_LISTENERS, 0> = BtfMap::new();
+
+/// The policy of an enrolled pod.
+#[inline(always)]
+pub fn pod(cookie: NetnsCookie) -> Option<&'static PodPolicy> {
+    // SAFETY: BPF_F_NO_PREALLOC: an entry is freed only after the programs that see it have ended.
+    unsafe { PODS.get(cookie) }
+}
+
+/// The counters of an enrolled pod.
+#[inline(always)]
+pub fn counters(cookie: NetnsCookie) -> Option<*mut Counters> {
+    COUNTERS.get_ptr_mut(cookie)
+}
+
+// The lookups of the verdict are functions of their own in the object, too: their keys take stack only
+// while they run, and all frames together have 512 bytes.
+
+/// Whether a port is in a list of the pod.
+#[inline(never)]
+pub fn port_listed(cookie: NetnsCookie, list: PortList, port: Port) -> bool {
+    PORTS.get_ptr(PortKey { cookie, list: list as u32, port, _reserved: [0; 2] }).is_some()
+}
+
+/// Whether a range in a list of the pod holds the address.
+#[inline(never)]
+pub fn range_listed(cookie: NetnsCookie, list: RangeList, address: &Address) -> bool {
+    RANGES.get(Key::new(RangeMatch::ALL_BITS, RangeMatch::of_address(cookie, list, address))).is_some()
+}
+
+/// Whether the address is one of the pod's own.
+#[inline(never)]
+pub fn own_address(cookie: NetnsCookie, address: &Address) -> bool {
+    OWN_ADDRESSES.get_ptr(OwnAddressKey { cookie, address: *address }).is_some()
+}
+
+/// Whether somebody reads events.
+#[inline(always)]
+pub fn watched() -> bool {
+    SETTINGS.get(0).is_some_and(|settings| settings.watched != 0)
+}
+
+/// Room for one event; `None` when the reader is too slow.
+#[inline(always)]
+pub fn event() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<Event>> {
+    EVENTS.reserve::<Event>(0)
+}
+
+/// Files a redirected connection until the proxy accepts it. Overwrites: a source port comes back.
+#[inline(always)]
+pub fn put_hand_off(key: &HandOffKey, value: &HandOff) -> bool {
+    HAND_OFFS.insert(key, value, 0).is_ok()
+}
+
+/// The redirected connection that has this source, if there is one.
+#[inline(always)]
+pub fn hand_off(key: &HandOffKey) -> Option<&'static HandOff> {
+    // SAFETY: BPF_F_NO_PREALLOC, as for `pod`.
+    unsafe { HAND_OFFS.get(key) }
+}
+
+/// Forgets a redirected connection; it may be gone already.
+#[inline(always)]
+pub fn remove_hand_off(key: &HandOffKey) {
+    let _ = HAND_OFFS.remove(key);
+}
+
+/// The record of a socket. `socket` comes from a context and is not null.
+#[inline(always)]
+pub fn record(socket: *mut c_void) -> Option<&'static mut SocketRecord> {
+    // SAFETY: the map is a socket storage with SocketRecord values, the socket comes from the kernel.
+    let record = unsafe { bpf_sk_storage_get(SOCKETS.pointer(), socket, ptr::null_mut(), 0) };
+    // SAFETY: null, or a SocketRecord that lives as long as the socket, which the program holds.
+    unsafe { record.cast::<SocketRecord>().as_mut() }
+}
+
+/// The record of a socket, all zero where there was none; `None` when memory is short.
+#[inline(always)]
+pub fn record_or_insert(socket: *mut c_void) -> Option<&'static mut SocketRecord> {
+    let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: as for `record`; without a first value the kernel makes one of zeros.
+    let record = unsafe { bpf_sk_storage_get(SOCKETS.pointer(), socket, ptr::null_mut(), flags) };
+    // SAFETY: as for `record`.
+    unsafe { record.cast::<SocketRecord>().as_mut() }
+}
+
+/// Registers the listener of a TCP_LISTEN callback in the first free slot of its port.
+#[inline(always)]
+pub fn register_listener(context: SockOps, cookie: NetnsCookie, port: Port) -> bool {
+    let mut slot = 0;
+    while slot < MAX_LISTENER_SLOTS {
+        let mut key = ListenerKey { cookie, port, _reserved: [0; 2], slot };
+        let (map, key) = (LISTENERS.pointer(), ptr::from_mut(&mut key).cast());
+        // SAFETY: the context is live, the map is a sockhash, the key is of its type and on our stack.
+        let result = unsafe { bpf_sock_hash_update(context.pointer(), map, key, u64::from(BPF_NOEXIST)) };
+        if result == 0 {
+            return true;
+        }
+        slot += 1;
+    }
+    false
+}
+
+/// What became of a lookup among the proxy's listeners.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Assigned {
+    /// The connection has its listener.
+    Yes,
+    /// Nobody listens.
+    NoListener,
+    /// Somebody listens, and the kernel took none of them.
+    Refused,
+}
+
+/// Gives the connection to a listener of the port. The slots are tried in order: a v4 listener cannot take
+/// a v6 connection, so the first one found need not be the one. Within a SO_REUSEPORT group the kernel
+/// spreads the connections itself.
+#[inline(always)]
+pub fn assign_listener(context: SkLookup, cookie: NetnsCookie, port: Port) -> Assigned {
+    let mut outcome = Assigned::NoListener;
+    let mut slot = 0;
+    while slot < MAX_LISTENER_SLOTS {
+        let key = ListenerKey { cookie, port, _reserved: [0; 2], slot };
+        slot += 1;
+        // SAFETY: the map is a sockhash and the key is of its type.
+        let socket = unsafe { bpf_map_lookup_elem(LISTENERS.pointer(), ptr::from_ref(&key).cast()) };
+        if socket.is_null() {
+            continue;
+        }
+        // SAFETY: the socket is the one that was just looked up and is held.
+        let result = unsafe { bpf_sk_assign(context.pointer(), socket, 0) };
+        // SAFETY: gives back what the lookup took; the socket is not used after this.
+        let _ = unsafe { bpf_sk_release(socket) };
+        if result == 0 {
+            return Assigned::Yes;
+        }
+        outcome = Assigned::Refused;
+    }
+    outcome
+}

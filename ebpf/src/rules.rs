@@ -1,0 +1,27 @@
+//! The lists of one pod, as the verdict asks for them: map lookups.
+
+use veer_common::address::{Address, Port};
+use veer_common::maps::{NetnsCookie, PortList, RangeList};
+use veer_common::verdict::Rules;
+
+use crate::maps;
+
+/// The lists of the pod with this cookie.
+pub struct PodRules(pub NetnsCookie);
+
+impl Rules for PodRules {
+    #[inline(always)]
+    fn port_listed(&self, list: PortList, port: Port) -> bool {
+        maps::port_listed(self.0, list, port)
+    }
+
+    #[inline(always)]
+    fn range_listed(&self, list: RangeList, address: &Address) -> bool {
+        maps::range_listed(self.0, list, address)
+    }
+
+    #[inline(always)]
+    fn own_address(&self, address: &Address) -> bool {
+        maps::own_address(self.0, address)
+    }
+}

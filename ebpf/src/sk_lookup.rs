@@ -1,0 +1,99 @@
+//! sk_lookup: the inbound verdict, once for each connection that arrives in the pod's netns.
+//!
+//! The program has no helper for the netns cookie: each netns has an instance of its own with the cookie
+//! in `.rodata`.
+
+use veer_common::address::Port;
+use veer_common::event::NO_ID;
+use veer_common::maps::{HandOffKey, NetnsCookie};
+use veer_common::reason::{Action, Fault, Reason};
+use veer_common::verdict::{self, Inbound};
+
+use crate::count::{self, Facts};
+use crate::ctx::{IPPROTO_TCP, SkLookup};
+use crate::maps::{self, Assigned};
+use crate::rules::PodRules;
+
+/// What the hook answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The kernel goes on, with the listener that was assigned, if one was.
+    Pass,
+    /// The connection is refused.
+    Drop,
+}
+
+/// Runs for each lookup of a listener in the pod's netns.
+#[inline(always)]
+pub fn sk_lookup(context: SkLookup, cookie: NetnsCookie) -> Answer {
+    if context.protocol() != IPPROTO_TCP {
+        return Answer::Pass;
+    }
+    let Some(pod) = maps::pod(cookie) else { return Answer::Pass };
+    let connection =
+        Inbound { remote: context.remote(), local: context.local(), port: context.local_port() };
+    let reason = verdict::inbound(pod, &PodRules(cookie), &connection);
+    if reason == Reason::WithinPod {
+        let is_proxy_port = connection.port.get() == pod.outbound_port.get()
+            || connection.port.get() == pod.inbound_port.get();
+        if is_proxy_port && !connection.local.is_loopback() {
+            redirected_to_own_address(context, cookie, &connection);
+        }
+        return Answer::Pass;
+    }
+    match reason.action() {
+        Action::ToInbound => to_proxy(context, cookie, &connection, pod.inbound_port),
+        Action::ToOutbound => to_proxy(context, cookie, &connection, pod.outbound_port),
+        Action::Direct => {
+            count::decision(cookie, reason, &facts(context, &connection));
+            Answer::Pass
+        }
+        Action::Drop => Answer::Drop,
+    }
+}
+
+/// connect() sends some sockets to the pod's own address instead of to 127.0.0.1. The proxy may listen on
+/// 127.0.0.1 alone; and a connection that really was dialled to this port is left to the kernel.
+#[inline(always)]
+fn redirected_to_own_address(context: SkLookup, cookie: NetnsCookie, connection: &Inbound) {
+    let key = HandOffKey {
+        cookie,
+        source: connection.remote,
+        source_port: context.remote_port(),
+        listener_port: connection.port,
+        _reserved: [0; 4],
+    };
+    if maps::hand_off(&key).is_some() && maps::assign_listener(context, cookie, connection.port) == Assigned::Refused
+    {
+        count::fault(cookie, Fault::NotAssigned);
+    }
+}
+
+#[inline(always)]
+fn to_proxy(context: SkLookup, cookie: NetnsCookie, connection: &Inbound, port: Port) -> Answer {
+    match maps::assign_listener(context, cookie, port) {
+        // Counted when the proxy gets it: see `handoff::accepted`.
+        Assigned::Yes => Answer::Pass,
+        Assigned::NoListener => {
+            count::decision(cookie, Reason::NoListener, &facts(context, connection));
+            Answer::Drop
+        }
+        Assigned::Refused => {
+            count::fault(cookie, Fault::NotAssigned);
+            count::decision(cookie, Reason::NoListener, &facts(context, connection));
+            Answer::Drop
+        }
+    }
+}
+
+#[inline(always)]
+fn facts(context: SkLookup, connection: &Inbound) -> Facts {
+    Facts {
+        uid: NO_ID,
+        gid: NO_ID,
+        source: connection.remote,
+        source_port: context.remote_port(),
+        destination: connection.local,
+        port: connection.port,
+    }
+}
