@@ -3,6 +3,9 @@
 //! A socket belongs for life to the netns and the cgroup it was created in, and its creator is who the
 //! datapath asks about. So a process in the pod, the maker, creates it and hands the descriptor to the
 //! test, which binds, connects, listens and accepts: every step is the test's, every fact is the pod's.
+//!
+//! A socket that a test closes may live for a moment longer: a process that another thread is just
+//! starting has a copy of every descriptor until it executes its program. Wait for what closing brings.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -134,9 +134,12 @@ fn a_kept_socket_listens_on_after_the_test_closed_it() {
     let gone = pod.app().tcp4().unwrap();
     listen(&gone, (pod.v4(), 7004).into());
     drop(gone);
-    let client = world.tcp4().unwrap();
-    let refused = client.connect(&SocketAddr::from((pod.v4(), 7004)).into()).unwrap_err();
-    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    wait::until("the closed listener to refuse", wait::LIMIT, || {
+        let client = world.tcp4().unwrap();
+        let outcome = client.connect(&SocketAddr::from((pod.v4(), 7004)).into());
+        outcome.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    })
+    .unwrap();
 }
 
 #[test]
