@@ -91,10 +91,7 @@ impl Address {
     pub const fn octets(&self) -> [u8; 16] {
         let [a, b, c, d] = self.0;
         let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
-        [
-            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2],
-            d[3],
-        ]
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
     }
 
     /// Whether this is IPv4.
@@ -118,11 +115,7 @@ impl Address {
     /// The last word as a number, if the address is IPv6 and everything before it is zero.
     #[inline(always)]
     const fn low_v6_number(&self) -> Option<u32> {
-        if self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 {
-            Some(u32::from_be(self.0[3]))
-        } else {
-            None
-        }
+        if self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 { Some(u32::from_be(self.0[3])) } else { None }
     }
 
     /// `0.0.0.0` or `::`.
@@ -223,8 +216,7 @@ mod tests {
         ];
         for (text, v4, unspecified, loopback, localhost, passthrough) in rows {
             let a = parse(text);
-            let got =
-                (a.is_v4(), a.is_unspecified(), a.is_loopback(), a.is_localhost(), a.is_passthrough());
+            let got = (a.is_v4(), a.is_unspecified(), a.is_loopback(), a.is_localhost(), a.is_passthrough());
             assert_eq!(got, (v4, unspecified, loopback, localhost, passthrough), "{text}");
         }
     }

@@ -75,6 +75,8 @@ pub mod flag {
     pub const HAS_V4: u32 = 1 << 7;
     /// The pod has an IPv6 address other than loopback and link-local.
     pub const HAS_V6: u32 = 1 << 8;
+    /// IPv6 is captured: the pod has no IPv4, or its proxy serves both (`ISTIO_DUAL_STACK`).
+    pub const CAPTURES_V6: u32 = 1 << 9;
 }
 
 /// What the verdict needs of a pod at once; lists are in their own maps.
@@ -151,7 +153,7 @@ pub struct RangeMatch {
     pub cookie: [u8; 8],
     /// A [`RangeList`] in host order, as bytes.
     pub list: [u8; 4],
-    /// The range's address.
+    /// The range's address; in the lists of IPv4 its four bytes come first and zeros follow.
     pub address: Address,
 }
 
@@ -160,12 +162,6 @@ impl RangeMatch {
     pub const FIXED_BITS: u32 = 96;
     /// Prefix length of a lookup: everything.
     pub const ALL_BITS: u32 = Self::FIXED_BITS + 128;
-
-    /// The key's bytes for an address in a list.
-    #[inline(always)]
-    pub const fn new(cookie: NetnsCookie, list: RangeList, address: Address) -> Self {
-        Self { cookie: cookie.to_ne_bytes(), list: (list as u32).to_ne_bytes(), address }
-    }
 
     /// The key's bytes for an address in a list. In the trie an IPv4 address stands in the first four
     /// bytes, so that a range of `/n` has a prefix of [`Self::FIXED_BITS`]` + n` in both families.
@@ -178,7 +174,7 @@ impl RangeMatch {
             }
             RangeList::IncludedV6 | RangeList::ExcludedV6 => *address,
         };
-        Self::new(cookie, list, address)
+        Self { cookie: cookie.to_ne_bytes(), list: (list as u32).to_ne_bytes(), address }
     }
 }
 

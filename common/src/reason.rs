@@ -34,22 +34,26 @@ pub enum Reason {
     NoAddressOfFamily = 12,
     /// Outbound: the kernel had no memory for what the connection's record needs; refused.
     NoMemory = 13,
+    /// Outbound: the pod's proxy serves IPv4 alone (no `ISTIO_DUAL_STACK`), so IPv6 is left alone.
+    Ipv6NotCaptured = 14,
     /// Inbound: all ports are captured (I1).
-    AllInbound = 14,
+    AllInbound = 15,
     /// Inbound: the port is in `includeInboundPorts`.
-    IncludedInboundPort = 15,
+    IncludedInboundPort = 16,
     /// Inbound: the tunnel port is the proxy's own business (I2).
-    TunnelPort = 16,
+    TunnelPort = 17,
     /// Inbound: the port is in `excludeInboundPorts` or one of the proxy's own (I2).
-    ExcludedInboundPort = 17,
+    ExcludedInboundPort = 18,
     /// Inbound: the pod includes ports, and this is not one of them.
-    NotIncludedInbound = 18,
+    NotIncludedInbound = 19,
     /// Inbound: captured, but nobody listens on the proxy's port; refused rather than let through.
-    NoListener = 19,
+    NoListener = 20,
     /// Inbound: from within the pod, so the outbound verdict has decided already.
-    WithinPod = 20,
+    WithinPod = 21,
     /// Inbound: not TCP (I3).
-    NotTcp = 21,
+    NotTcp = 22,
+    /// Inbound: the pod's proxy serves IPv4 alone (no `ISTIO_DUAL_STACK`), so IPv6 is left alone.
+    Ipv6NotCapturedInbound = 23,
 }
 
 /// What a verdict does with a connection.
@@ -87,7 +91,7 @@ pub const COUNTERS: usize = 40;
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::ExcludedPort,
         Self::PassthroughSource,
         Self::ProxyToOwnAddress,
@@ -102,6 +106,7 @@ impl Reason {
         Self::NotIncluded,
         Self::NoAddressOfFamily,
         Self::NoMemory,
+        Self::Ipv6NotCaptured,
         Self::AllInbound,
         Self::IncludedInboundPort,
         Self::TunnelPort,
@@ -110,6 +115,7 @@ impl Reason {
         Self::NoListener,
         Self::WithinPod,
         Self::NotTcp,
+        Self::Ipv6NotCapturedInbound,
     ];
 
     /// The reason with this number, as events and counters carry it.
@@ -133,11 +139,13 @@ impl Reason {
             | Self::ExcludedRange
             | Self::NotIncluded
             | Self::NoAddressOfFamily
+            | Self::Ipv6NotCaptured
             | Self::TunnelPort
             | Self::ExcludedInboundPort
             | Self::NotIncludedInbound
             | Self::WithinPod
-            | Self::NotTcp => Action::Direct,
+            | Self::NotTcp
+            | Self::Ipv6NotCapturedInbound => Action::Direct,
         }
     }
 
@@ -163,6 +171,7 @@ impl Reason {
             Self::NotIncluded => "not-included",
             Self::NoAddressOfFamily => "no-address-of-family",
             Self::NoMemory => "no-memory",
+            Self::Ipv6NotCaptured => "ipv6-not-captured",
             Self::AllInbound => "all-inbound",
             Self::IncludedInboundPort => "included-inbound-port",
             Self::TunnelPort => "tunnel-port",
@@ -171,6 +180,7 @@ impl Reason {
             Self::NoListener => "no-listener",
             Self::WithinPod => "within-pod",
             Self::NotTcp => "not-tcp",
+            Self::Ipv6NotCapturedInbound => "ipv6-not-captured-inbound",
         }
     }
 }

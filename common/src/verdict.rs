@@ -46,14 +46,17 @@ pub struct Inbound {
 }
 
 impl Outbound {
-    /// Where the kernel will really connect: `0.0.0.0` and `::` mean the bound source, else loopback
-    /// (`ip_route_output_key_hash_rcu` and `tcp_v6_connect` do the same, after our hook).
+    /// Where the kernel will really connect, which it finds out after our hook. `0.0.0.0` means the bound
+    /// source, else 127.0.0.1 (`ip_route_output_key_hash_rcu`). `::` means loopback whatever the source,
+    /// in the source's family (`tcp_v6_connect`).
     #[inline(always)]
     pub const fn effective_destination(&self) -> Address {
         if !self.destination.is_unspecified() {
             self.destination
+        } else if !self.destination.is_v4() {
+            if self.source.is_v4() { Address::LOOPBACK_V4 } else { Address::LOOPBACK_V6 }
         } else if self.source.is_unspecified() {
-            self.destination.localhost_of_same_family()
+            Address::LOOPBACK_V4
         } else {
             self.source
         }
@@ -93,10 +96,13 @@ fn within_pod(pod: &PodPolicy, connection: &Outbound, destination: &Address) -> 
     if connection.source.is_passthrough() {
         return Some(Reason::PassthroughSource);
     }
-    let to_own_service =
-        !destination.is_localhost() && connection.port.get() != pod.tunnel_port.get();
+    let to_own_service = !destination.is_localhost()
+        && connection.port.get() != pod.tunnel_port.get()
+        && (destination.is_v4() || has(pod, flag::CAPTURES_V6));
 
-    if connection.uid == pod.proxy_uid {
+    // With TPROXY the proxy runs as uid 0, so its gid says who it is.
+    let proxy_by_group = has(pod, flag::TPROXY) && connection.gid == pod.proxy_gid;
+    if connection.uid == pod.proxy_uid || proxy_by_group {
         return Some(if to_own_service { Reason::ProxyToOwnAddress } else { Reason::Proxy });
     }
     if !has(pod, flag::INCLUDES_LOOPBACK) {
@@ -116,6 +122,9 @@ fn to_remote<R: Rules>(pod: &PodPolicy, rules: &R, destination: &Address, port: 
     let v4 = destination.is_v4();
     if !has(pod, if v4 { flag::HAS_V4 } else { flag::HAS_V6 }) && !destination.is_loopback() {
         return Reason::NoAddressOfFamily;
+    }
+    if !v4 && !has(pod, flag::CAPTURES_V6) {
+        return Reason::Ipv6NotCaptured;
     }
     if has(pod, flag::EXCLUDES_RANGES) {
         let list = if v4 { RangeList::ExcludedV4 } else { RangeList::ExcludedV6 };
@@ -143,6 +152,9 @@ pub fn inbound<R: Rules>(pod: &PodPolicy, rules: &R, connection: &Inbound) -> Re
         || rules.own_address(&connection.remote)
     {
         return Reason::WithinPod;
+    }
+    if !connection.local.is_v4() && !has(pod, flag::CAPTURES_V6) {
+        return Reason::Ipv6NotCapturedInbound;
     }
     let port = connection.port;
     if port.get() == pod.tunnel_port.get() && !has(pod, flag::TPROXY) {

@@ -1,0 +1,131 @@
+//! What the maps hold of a pod.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use veer_common::address::{Address, Port};
+use veer_common::maps::{
+    NetnsCookie, OwnAddressKey, PodPolicy, PortKey, PortList, RangeList, RangeMatch, flag,
+};
+
+use super::addresses::OwnAddresses;
+use crate::model::{self, Capture, InboundPorts, InterceptionMode, OutboundRanges};
+
+/// Where outbound connections go.
+const OUTBOUND_PORT: u16 = 15001;
+/// Where inbound connections go.
+const INBOUND_PORT: u16 = 15006;
+/// The proxy's own tunnel (HBONE).
+const TUNNEL_PORT: u16 = 15008;
+
+/// Everything that the maps hold of a pod. The lists are sorted and without duplicates, so that two
+/// pods' entries, or a pod's before and after, can be compared.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MapEntries {
+    /// Value in `PODS`.
+    pub policy: PodPolicy,
+    /// Keys in `PORTS`.
+    pub ports: Vec<PortKey>,
+    /// Keys in `RANGES`: how many bits of the entry must match, and the entry.
+    pub ranges: Vec<(u32, RangeMatch)>,
+    /// Keys in `OWN_ADDRESSES`.
+    pub own_addresses: Vec<OwnAddressKey>,
+}
+
+/// The map entries of a pod. The proxy's uid and gid are taken as they stand: where
+/// [`Capture::ids`] is the pod's own, they must have been translated.
+pub fn map_entries(cookie: NetnsCookie, capture: &Capture, own: &OwnAddresses) -> MapEntries {
+    MapEntries {
+        policy: policy(capture, own),
+        ports: port_keys(cookie, capture),
+        ranges: range_keys(cookie, capture),
+        own_addresses: own_address_keys(cookie, own),
+    }
+}
+
+fn policy(capture: &Capture, own: &OwnAddresses) -> PodPolicy {
+    PodPolicy {
+        flags: flags(capture, own),
+        proxy_uid: capture.proxy_uid,
+        proxy_gid: capture.proxy_gid,
+        outbound_port: Port::new(OUTBOUND_PORT),
+        inbound_port: Port::new(INBOUND_PORT),
+        tunnel_port: Port::new(TUNNEL_PORT),
+        _reserved: [0; 6],
+        source_v4: own.source_v4.map_or(Address::UNSPECIFIED, Address::from),
+        source_v6: own.source_v6.map_or(Address::UNSPECIFIED, Address::from),
+    }
+}
+
+fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
+    let inbound_all = matches!(capture.inbound, InboundPorts::All { .. });
+    let has_v6 = own.source_v6.is_some();
+    // istio-init's rule: IPv6 is left alone in a pod that has IPv4 and a proxy that is not told to
+    // serve both. Such a proxy has no IPv6 listener, so capturing would refuse what worked.
+    let captures_v6 = has_v6 && (capture.dual_stack || own.is_ipv6_only());
+    let conditions = [
+        (flag::INBOUND_ALL, inbound_all),
+        (flag::OUTBOUND_ALL, capture.outbound == OutboundRanges::All),
+        (flag::EXCLUDES_OUTBOUND_PORTS, !capture.excluded_outbound_ports.is_empty()),
+        (flag::INCLUDES_OUTBOUND_PORTS, !capture.included_outbound_ports.is_empty()),
+        (flag::EXCLUDES_RANGES, !capture.excluded_ranges.is_empty()),
+        (flag::INCLUDES_LOOPBACK, capture.outbound.begin_in_loopback()),
+        (flag::TPROXY, capture.mode == InterceptionMode::Tproxy),
+        (flag::HAS_V4, own.source_v4.is_some()),
+        (flag::HAS_V6, has_v6),
+        (flag::CAPTURES_V6, captures_v6),
+    ];
+    conditions.into_iter().filter(|(_, holds)| *holds).fold(0, |flags, (bit, _)| flags | bit)
+}
+
+fn port_keys(cookie: NetnsCookie, capture: &Capture) -> Vec<PortKey> {
+    let (inbound_list, inbound) = match &capture.inbound {
+        InboundPorts::All { excluded } => (PortList::ExcludedInbound, excluded),
+        InboundPorts::Only(included) => (PortList::IncludedInbound, included),
+    };
+    let lists = [
+        (PortList::ExcludedOutbound, &capture.excluded_outbound_ports),
+        (PortList::IncludedOutbound, &capture.included_outbound_ports),
+        (inbound_list, inbound),
+    ];
+    let key = |list: PortList, port: model::Port| PortKey {
+        cookie,
+        list: list as u32,
+        port: port.into(),
+        _reserved: [0; 2],
+    };
+    lists.into_iter().flat_map(|(list, ports)| ports.iter().map(move |port| key(list, *port))).collect()
+}
+
+fn range_keys(cookie: NetnsCookie, capture: &Capture) -> Vec<(u32, RangeMatch)> {
+    let none = BTreeSet::new();
+    let included = match &capture.outbound {
+        OutboundRanges::All => &none,
+        OutboundRanges::Only(ranges) => ranges,
+    };
+    let mut keys = Vec::new();
+    for (ranges, v4_list, v6_list) in [
+        (included, RangeList::IncludedV4, RangeList::IncludedV6),
+        (&capture.excluded_ranges, RangeList::ExcludedV4, RangeList::ExcludedV6),
+    ] {
+        // Without their host bits, two ranges may turn out to be one.
+        let networks: BTreeSet<IpNet> = ranges.iter().map(IpNet::trunc).collect();
+        keys.extend(networks.into_iter().map(|network| {
+            let list = if matches!(network, IpNet::V4(_)) { v4_list } else { v6_list };
+            let bits = RangeMatch::FIXED_BITS + u32::from(network.prefix_len());
+            (bits, RangeMatch::of_address(cookie, list, &Address::from(network.network())))
+        }));
+    }
+    keys
+}
+
+fn own_address_keys(cookie: NetnsCookie, own: &OwnAddresses) -> Vec<OwnAddressKey> {
+    // The verdict knows loopback by itself.
+    let addresses: BTreeSet<IpAddr> =
+        own.addresses.iter().map(IpAddr::to_canonical).filter(|address| !address.is_loopback()).collect();
+    addresses.into_iter().map(|address| OwnAddressKey { cookie, address: address.into() }).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,14 @@
+//! From how a pod is to be captured to what the datapath is told.
+//!
+//! Owns: the map entries of a pod ([`map_entries`]), the choice among its addresses
+//! ([`OwnAddresses`]) and the pod's lists as the verdict asks for them ([`CaptureRules`] from the
+//! parsed lists, [`MapRules`] from the entries). Never does: I/O; it neither reads addresses nor writes
+//! maps. Called by: enrolment and `veer explain`.
+
+mod addresses;
+mod map_entries;
+mod rules;
+
+pub use self::addresses::{InterfaceAddress, OwnAddresses};
+pub use self::map_entries::{MapEntries, map_entries};
+pub use self::rules::{CaptureRules, MapRules};

@@ -1,0 +1,202 @@
+//! The parts of a Kubernetes Pod that decide interception, and their decoding from JSON or YAML.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+use thiserror::Error;
+
+/// Longest manifest that is read: what etcd takes for one object, and far more than a pod needs.
+pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
+
+/// Longest pod name and longest namespace; Kubernetes allows no more.
+const MAX_NAME: usize = 253;
+const MAX_NAMESPACE: usize = 63;
+
+/// A pod. Fields that decide nothing are not kept.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Pod {
+    #[serde(deserialize_with = "null_as_default")]
+    api_version: String,
+    #[serde(deserialize_with = "null_as_default")]
+    kind: String,
+    /// Who the pod is.
+    #[serde(deserialize_with = "null_as_default")]
+    pub metadata: Metadata,
+    /// What it is made of.
+    #[serde(deserialize_with = "null_as_default")]
+    pub spec: Spec,
+}
+
+/// Name, labels and annotations of a pod.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metadata {
+    /// Pod name.
+    #[serde(deserialize_with = "null_as_default")]
+    pub name: String,
+    /// Kubernetes namespace; `default` when the manifest names none.
+    #[serde(deserialize_with = "null_as_default")]
+    pub namespace: String,
+    /// Pod uid, where the manifest has one.
+    pub uid: Option<String>,
+    /// Labels.
+    #[serde(deserialize_with = "null_as_default")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    #[serde(deserialize_with = "null_as_default")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The containers of a pod, and which of the node's namespaces it shares.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spec {
+    /// Whether the pod runs in the node's network namespace.
+    #[serde(deserialize_with = "null_as_default")]
+    pub host_network: bool,
+    /// Whether the pod runs in the node's user namespace; unset means yes.
+    pub host_users: Option<bool>,
+    /// Init containers, native sidecars among them.
+    #[serde(deserialize_with = "null_as_default")]
+    pub init_containers: Vec<Container>,
+    /// Containers.
+    #[serde(deserialize_with = "null_as_default")]
+    pub containers: Vec<Container>,
+}
+
+/// A container.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Container {
+    /// Its name.
+    #[serde(deserialize_with = "null_as_default")]
+    pub name: String,
+    /// Arguments to the image's entry point.
+    #[serde(deserialize_with = "null_as_default")]
+    pub args: Vec<String>,
+    /// Environment variables.
+    #[serde(deserialize_with = "null_as_default")]
+    pub env: Vec<EnvironmentVariable>,
+    /// Whom it runs as.
+    #[serde(deserialize_with = "null_as_default")]
+    pub security_context: SecurityContext,
+}
+
+/// An environment variable of a container.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EnvironmentVariable {
+    /// Its name.
+    #[serde(deserialize_with = "null_as_default")]
+    pub name: String,
+    /// Its value; empty when it comes from elsewhere (`valueFrom`).
+    #[serde(deserialize_with = "null_as_default")]
+    pub value: String,
+}
+
+/// Whom a container runs as. Kubernetes' own numbers are signed; [`decide`](super::decide) judges them.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SecurityContext {
+    /// Uid.
+    pub run_as_user: Option<i64>,
+    /// Gid.
+    pub run_as_group: Option<i64>,
+}
+
+/// Why something is not a pod's manifest.
+#[derive(Debug, Error)]
+pub enum ManifestError {
+    /// It is too long to be read.
+    #[error("manifest is longer than {MAX_MANIFEST_BYTES} bytes")]
+    TooLong,
+    /// It is neither JSON nor YAML, or a field has the wrong type.
+    #[error("manifest is not a Pod in JSON: {0}")]
+    Json(#[source] serde_json::Error),
+    /// It is not YAML, or a field has the wrong type.
+    #[error("manifest is not a Pod in YAML: {0}")]
+    Yaml(#[source] serde_yaml_ng::Error),
+    /// It is some other Kubernetes object.
+    #[error("manifest has apiVersion {api_version:?} and kind {kind:?}, a pod's are \"v1\" and \"Pod\"")]
+    NotAPod {
+        /// What it says.
+        api_version: String,
+        /// What it says.
+        kind: String,
+    },
+    /// Name or namespace could not be those of a pod.
+    #[error("{field} {value:?} is not 1 to {most} lower-case letters, digits, '-' and '.'")]
+    Name {
+        /// The field's path.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+        /// Longest that it may be.
+        most: usize,
+    },
+}
+
+impl Pod {
+    /// Decodes a manifest and checks that it is a pod with a name.
+    pub fn from_manifest(bytes: &[u8]) -> Result<Self, ManifestError> {
+        if bytes.len() > MAX_MANIFEST_BYTES {
+            return Err(ManifestError::TooLong);
+        }
+        let mut pod = decode(bytes)?;
+        if pod.api_version != "v1" || pod.kind != "Pod" {
+            return Err(ManifestError::NotAPod { api_version: pod.api_version, kind: pod.kind });
+        }
+        if pod.metadata.namespace.is_empty() {
+            "default".clone_into(&mut pod.metadata.namespace);
+        }
+        check_name("metadata.name", &pod.metadata.name, MAX_NAME)?;
+        check_name("metadata.namespace", &pod.metadata.namespace, MAX_NAMESPACE)?;
+        Ok(pod)
+    }
+
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.metadata.namespace, self.metadata.name)
+    }
+
+    /// The container of this name, wherever it stands: a native sidecar is an init container.
+    pub fn container(&self, name: &str) -> Option<&Container> {
+        let Spec { containers, init_containers, .. } = &self.spec;
+        containers.iter().chain(init_containers).find(|container| container.name == name)
+    }
+}
+
+/// JSON is nearly a part of YAML, but not quite (surrogate escapes, tabs), so it has its own decoder.
+fn decode(bytes: &[u8]) -> Result<Pod, ManifestError> {
+    let looks_like_json = bytes.trim_ascii_start().starts_with(b"{");
+    if !looks_like_json {
+        return serde_yaml_ng::from_slice(bytes).map_err(ManifestError::Yaml);
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(pod) => Ok(pod),
+        // A YAML flow mapping begins with a brace, too.
+        Err(json) => match serde_yaml_ng::from_slice(bytes) {
+            Ok(pod) => Ok(pod),
+            Err(_not_yaml_either) => Err(ManifestError::Json(json)),
+        },
+    }
+}
+
+fn check_name(field: &'static str, value: &str, most: usize) -> Result<(), ManifestError> {
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    if (1..=most).contains(&value.len()) && value.bytes().all(allowed) {
+        return Ok(());
+    }
+    let value = value.chars().take(most).collect();
+    Err(ManifestError::Name { field, value, most })
+}
+
+/// Kubernetes takes `null` for a field that is not there; empty YAML values are null.
+fn null_as_default<'a, T: Default + Deserialize<'a>, D: Deserializer<'a>>(from: D) -> Result<T, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
+}
+
+#[cfg(test)]
+mod tests;

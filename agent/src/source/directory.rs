@@ -1,0 +1,215 @@
+//! Pods from a directory of manifests, as a kubelet's static pods are.
+//!
+//! Every `*.json`, `*.yaml` and `*.yml` is one pod; hidden files are not looked at, so the `..data` of a
+//! mounted `ConfigMap` works. Each lookup lists the directory and reads only files that have changed: the
+//! directory may change while the agent runs. Write a file aside and rename it: half of a manifest can
+//! be a valid manifest.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tracing::{info, warn};
+use veer_common::cni::PodReference;
+
+use super::{FileError, PodSource, SourceError, UnreadableManifest};
+use crate::model::Pod;
+use crate::model::manifest::MAX_MANIFEST_BYTES;
+
+/// A directory of pod manifests.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    path: Arc<Path>,
+    files: Arc<Mutex<Files>>,
+}
+
+/// What is known of the directory's files, by name.
+type Files = BTreeMap<OsString, Known>;
+
+/// A file as it was when it was read.
+#[derive(Debug)]
+struct Known {
+    stamp: Stamp,
+    /// It was so young that it may have changed again without a change of its stamp.
+    racy: bool,
+    content: Result<Arc<Pod>, String>,
+}
+
+/// What tells one version of a file from the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// Clocks of file systems tick no slower than this.
+const RACY: Duration = Duration::from_secs(2);
+
+impl Directory {
+    /// The directory at this path, which must be there.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, SourceError> {
+        let path: PathBuf = path.into();
+        if let Err(source) = fs::read_dir(&path) {
+            return Err(SourceError::Directory { path, source });
+        }
+        Ok(Self { path: path.into(), files: Arc::default() })
+    }
+}
+
+impl PodSource for Directory {
+    fn name(&self) -> String {
+        format!("directory {}", self.path.display())
+    }
+
+    async fn pod(&self, reference: &PodReference) -> Result<Option<Pod>, SourceError> {
+        let Self { path, files } = self.clone();
+        let reference = reference.clone();
+        let look_up = move || {
+            let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+            match refresh(&path, &mut files) {
+                Ok(()) => find(&path, &files, &reference),
+                Err(source) => Err(SourceError::Directory { path: path.to_path_buf(), source }),
+            }
+        };
+        tokio::task::spawn_blocking(look_up).await.map_err(SourceError::Interrupted)?
+    }
+}
+
+/// Brings what is known up to date with the directory.
+fn refresh(directory: &Path, files: &mut Files) -> io::Result<()> {
+    let mut before = std::mem::take(files);
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        if !is_manifest(&name) {
+            continue;
+        }
+        let path = directory.join(&name);
+        let known = before.remove(&name);
+        let now = look_again(&path, known);
+        files.insert(name, now);
+    }
+    Ok(())
+}
+
+fn is_manifest(name: &OsStr) -> bool {
+    let hidden = name.as_bytes().starts_with(b".");
+    let extension = Path::new(name).extension().and_then(OsStr::to_str);
+    !hidden && matches!(extension, Some("json" | "yaml" | "yml"))
+}
+
+/// What is known of a file, read again only where it may have changed.
+fn look_again(path: &Path, known: Option<Known>) -> Known {
+    let stamp = fs::metadata(path).as_ref().map(Stamp::of).unwrap_or_default();
+    let known = match known {
+        Some(known) if known.stamp == stamp && !known.racy => return known,
+        known => known,
+    };
+    let now = read(path);
+    report(path, known.as_ref(), &now);
+    now
+}
+
+/// Says once that a file is unreadable, and once that it is not any more.
+fn report(path: &Path, before: Option<&Known>, now: &Known) {
+    let was = before.and_then(|known| known.content.as_ref().err());
+    match (&now.content, was) {
+        (Err(problem), Some(same)) if problem == same && before.is_some_and(|b| b.stamp == now.stamp) => {}
+        (Err(problem), _) => {
+            warn!(file = %path.display(), %problem, "pod manifest cannot be used, its pod will not be found");
+        }
+        (Ok(pod), Some(_)) => {
+            info!(file = %path.display(), pod = pod.full_name(), "pod manifest is readable now");
+        }
+        (Ok(_), None) => {}
+    }
+}
+
+/// Reads a file. Its stamp is taken from the open file, so that it belongs to what was read.
+fn read(path: &Path) -> Known {
+    let opened = open(path);
+    let stamp = opened.as_ref().map(|(_, metadata)| Stamp::of(metadata)).unwrap_or_default();
+    let racy = opened.as_ref().is_ok_and(|(_, metadata)| is_young(metadata));
+    let content = opened.and_then(|(file, _)| parse(file));
+    Known { stamp, racy, content: content.map(Arc::new).map_err(|error| error.to_string()) }
+}
+
+fn open(path: &Path) -> Result<(File, Metadata), FileError> {
+    // Opening a pipe would wait for a writer.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_file() { Ok((file, metadata)) } else { Err(FileError::NotAFile) }
+}
+
+fn parse(file: File) -> Result<Pod, FileError> {
+    let mut bytes = Vec::new();
+    file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(Pod::from_manifest(&bytes)?)
+}
+
+fn is_young(metadata: &Metadata) -> bool {
+    // A time in the future is as doubtful.
+    let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+    age.is_none_or(|age| age < RACY)
+}
+
+/// The one pod of this name.
+fn find(directory: &Path, files: &Files, reference: &PodReference) -> Result<Option<Pod>, SourceError> {
+    let wanted = format!("{}/{}", reference.namespace, reference.name);
+    let mut found = files.iter().filter_map(|(name, known)| match &known.content {
+        Ok(pod) if pod.full_name() == wanted => Some((directory.join(name), pod)),
+        Ok(_) | Err(_) => None,
+    });
+    match (found.next(), found.next()) {
+        (Some((path, pod)), None) => same_uid(wanted, path, pod, reference).map(Some),
+        (Some((first, _)), Some((second, _))) => Err(SourceError::Ambiguous { pod: wanted, first, second }),
+        (None, _) => {
+            let unreadable = unreadable(directory, files);
+            if unreadable.is_empty() {
+                Ok(None)
+            } else {
+                Err(SourceError::Unreadable { pod: wanted, unreadable })
+            }
+        }
+    }
+}
+
+fn same_uid(wanted: String, path: PathBuf, pod: &Pod, reference: &PodReference) -> Result<Pod, SourceError> {
+    match (&pod.metadata.uid, &reference.uid) {
+        (Some(found), Some(uid)) if found != uid => {
+            Err(SourceError::OtherUid { pod: wanted, path, found: found.clone(), wanted: uid.clone() })
+        }
+        (_, _) => Ok(pod.clone()),
+    }
+}
+
+fn unreadable(directory: &Path, files: &Files) -> Vec<UnreadableManifest> {
+    let of = |(name, known): (&OsString, &Known)| {
+        let problem = known.content.as_ref().err()?.clone();
+        Some(UnreadableManifest { path: directory.join(name), problem })
+    };
+    files.iter().filter_map(of).collect()
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
