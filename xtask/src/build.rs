@@ -1,0 +1,119 @@
+//! `cargo xtask build`: the two binaries that go onto a node.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::{exec, setup, workspace};
+
+/// How to compile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// What tests run: no link-time optimization, all assertions.
+    Dev,
+    /// What nodes run, and what is measured.
+    Release,
+}
+
+/// The binaries of a node.
+pub(crate) struct Binaries {
+    /// The agent and the operator's commands.
+    pub(crate) veer: PathBuf,
+    /// The CNI plugin.
+    pub(crate) veer_cni: PathBuf,
+}
+
+/// The verb.
+pub(crate) fn run() -> Result<ExitCode> {
+    setup::ensure()?;
+    let root = workspace::root()?;
+    let built = executables(&root, Profile::Release, &["--bin", "veer", "--bin", "veer-cni"])?;
+    for name in ["veer", "veer-cni"] {
+        let path = built.find(name)?;
+        let size = path.metadata().with_context(|| format!("look at {}", path.display()))?.len();
+        if !is_static(&path)? {
+            bail!(
+                "{} is not static: it would look for its libraries on nodes whose libc it does not know",
+                path.display()
+            );
+        }
+        exec::print(&format!("{name:9} {:5.1} MB  static  {}", size_in_mb(size), path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Executables that cargo has built.
+pub(crate) struct Executables(Vec<(String, PathBuf)>);
+
+impl Executables {
+    pub(crate) fn find(&self, name: &str) -> Result<PathBuf> {
+        let found = self.0.iter().find(|(known, _)| known == name).map(|(_, path)| path.clone());
+        found.with_context(|| format!("no package of the workspace has a binary `{name}`"))
+    }
+
+    pub(crate) fn of_a_node(&self) -> Result<Binaries> {
+        Ok(Binaries { veer: self.find("veer")?, veer_cni: self.find("veer-cni")? })
+    }
+}
+
+/// Builds the binaries that `selection` names, in cargo's words. Always with the features of the whole
+/// workspace: with those of a few packages, dependencies would be compiled once more for the tests.
+pub(crate) fn executables(root: &Path, profile: Profile, selection: &[&str]) -> Result<Executables> {
+    let mut command = workspace::cargo(root);
+    command.args(["build", "--workspace"]).args(selection);
+    if profile == Profile::Release {
+        command.arg("--release");
+    }
+    // Cargo tells where it puts them: it may have been told to build elsewhere.
+    command.arg("--message-format=json-render-diagnostics");
+    let messages = exec::output(&mut command)?;
+    Ok(Executables(messages.lines().filter_map(executable).collect()))
+}
+
+#[derive(Deserialize)]
+struct Message {
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+fn executable(line: &str) -> Option<(String, PathBuf)> {
+    let message: Message = serde_json::from_str(line).ok()?;
+    Some((message.target?.name, message.executable?))
+}
+
+/// A static program has no interpreter. readelf is where gcc is: both need the same binutils.
+fn is_static(path: &Path) -> Result<bool> {
+    let headers = exec::output(Command::new("readelf").args(["--program-headers", "--wide"]).arg(path))?;
+    Ok(!headers.contains("INTERP"))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
+fn size_in_mb(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_are_read_from_cargos_messages() {
+        let line = r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"veer"},"executable":"/t/veer"}"#;
+        assert_eq!(executable(line), Some(("veer".to_owned(), PathBuf::from("/t/veer"))));
+        let library = r#"{"reason":"compiler-artifact","target":{"name":"veer"},"executable":null}"#;
+        assert_eq!(executable(library), None);
+        assert_eq!(executable(r#"{"reason":"build-finished","success":true}"#), None);
+    }
+
+    #[test]
+    fn this_test_is_as_static_as_the_binaries_of_a_node() {
+        assert!(is_static(&std::env::current_exe().unwrap()).unwrap());
+    }
+}

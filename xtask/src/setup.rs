@@ -1,0 +1,158 @@
+//! `cargo xtask setup`: installs what is missing and says what it does.
+//!
+//! Looks ([`machine`]), decides ([`needs`], pure), acts ([`steps`]), and looks again: a need counts as
+//! met when it is seen to be, not when its installer ended well. Installs as root on Debian; elsewhere
+//! it prints the commands and ends with exit code 69. Two at once are safe: the second waits for the first.
+
+mod machine;
+mod needs;
+mod steps;
+
+use std::fs::{self, File, TryLockError};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::exec::{print, say};
+use crate::{FAILED, UNAVAILABLE, Unavailable};
+use machine::Machine;
+use needs::{Need, State};
+
+/// How to set up.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only report; exit 1 if something is missing
+    #[arg(long)]
+    check: bool,
+    /// The report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the other verbs need to know of a machine that has everything.
+pub(crate) struct Tools {
+    /// Envoy of the pinned version.
+    pub(crate) envoy: PathBuf,
+    /// The directory of the CNI project's plugins.
+    pub(crate) cni_plugins: PathBuf,
+}
+
+/// The verb.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.check {
+        let machine = Machine::look()?;
+        let needs = needs::of(&machine);
+        report(&needs, options.json)?;
+        return Ok(ExitCode::from(if missing(&needs).is_empty() { 0 } else { FAILED }));
+    }
+    let done = install_missing();
+    let needs = needs::of(&Machine::look()?);
+    report(&needs, options.json)?;
+    match done {
+        Ok(_) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.is::<Unavailable>() => {
+            say(&format!("{error:#}"));
+            Ok(ExitCode::from(UNAVAILABLE))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// For the verbs that build and run: installs what is missing, says nothing when nothing is.
+pub(crate) fn ensure() -> Result<Tools> {
+    let machine = install_missing()?;
+    let envoy = machine.envoy.map(|envoy| envoy.path).context("Envoy was there a moment ago")?;
+    let cni_plugins = machine.cni_plugins.context("the CNI plugins were there a moment ago")?;
+    Ok(Tools { envoy, cni_plugins })
+}
+
+/// Whether we may do what only root may.
+pub(crate) fn is_root() -> bool {
+    machine::effective_uid() == Some(0)
+}
+
+/// Returns the machine once it has everything.
+fn install_missing() -> Result<Machine> {
+    let machine = Machine::look()?;
+    if missing(&needs::of(&machine)).is_empty() {
+        return Ok(machine);
+    }
+    if !machine.may_install() {
+        return Err(Unavailable(by_hand(&machine, &needs::of(&machine))).into());
+    }
+    let _turn = wait_for_turn(&machine)?;
+    // Whoever had the lock before may have installed what we missed.
+    let machine = Machine::look()?;
+    steps::carry_out(&machine, &missing(&needs::of(&machine)))?;
+    let machine = Machine::look()?;
+    let needs = needs::of(&machine);
+    if missing(&needs).is_empty() {
+        return Ok(machine);
+    }
+    let text = format!("installed what was missing, and yet:\n{}", by_hand(&machine, &needs));
+    Err(Unavailable(text).into())
+}
+
+fn missing(needs: &[Need]) -> Vec<&Need> {
+    needs.iter().filter(|need| matches!(need.state, State::Missing { .. })).collect()
+}
+
+/// The lock is released when the file is closed, whatever ends us.
+fn wait_for_turn(machine: &Machine) -> Result<File> {
+    let path = machine.tools.join("setup.lock");
+    fs::create_dir_all(&machine.tools).with_context(|| format!("create {}", machine.tools.display()))?;
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            say("another `cargo xtask setup` is at work: waiting for it");
+            file.lock().with_context(|| format!("lock {}", path.display()))?;
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("lock {}", path.display()));
+        }
+    }
+    Ok(file)
+}
+
+/// What to type, where we may not do it.
+fn by_hand(machine: &Machine, needs: &[Need]) -> String {
+    let mut lines = vec![format!("something is missing, and {}.", machine.why_not_install())];
+    for need in missing(needs) {
+        if let State::Missing { found, .. } = &need.state {
+            lines.push(format!("  {} ({}): {found}", need.name, need.reason));
+        }
+    }
+    let commands = steps::by_hand(machine, &missing(needs));
+    if !commands.is_empty() {
+        lines.push("By hand:".to_owned());
+        lines.extend(commands.into_iter().map(|command| format!("  {command}")));
+    }
+    lines.push("Then again: cargo xtask setup".to_owned());
+    lines.join("\n")
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    complete: bool,
+    needs: &'a [Need],
+}
+
+fn report(needs: &[Need], json: bool) -> Result<()> {
+    if json {
+        let report = Report { complete: missing(needs).is_empty(), needs };
+        return print(&serde_json::to_string_pretty(&report)?);
+    }
+    let width = |text: fn(&Need) -> &str| needs.iter().map(|need| text(need).len()).max().unwrap_or(0);
+    let (name_width, reason_width) = (width(|need| need.name), width(|need| need.reason));
+    for Need { name, reason, state } in needs {
+        let (mark, found) = match state {
+            State::Present { found } => ("ok     ", found),
+            State::Missing { found, .. } => ("MISSING", found),
+        };
+        print(&format!("{mark} {name:name_width$}  {reason:reason_width$}  {found}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! Sets the stage for what runs on sockets: tools, binaries, and the environment that names them.
+//!
+//! The programs and tests of `veer-tests` find everything in these variables and look nowhere else.
+
+use std::ffi::OsString;
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+
+use crate::build::{self, Binaries, Profile};
+use crate::setup::Tools;
+use crate::{exec, setup, workspace};
+
+/// Builds for release and becomes the program of that name in `veer-tests`.
+pub(crate) fn perform(program: &str, arguments: &[OsString]) -> Result<ExitCode> {
+    let tools = setup::ensure()?;
+    // All of them: the program starts others of its package, as the processes of a pod.
+    let built = build::executables(&workspace::root()?, Profile::Release, &["--exclude", "xtask", "--bins"])?;
+    let mut command = Command::new(built.find(program)?);
+    command
+        .args(arguments)
+        .envs(variables(&built.of_a_node()?, &tools))
+        .env("PATH", workspace::search_path());
+    Err(exec::become_program(&mut command))
+}
+
+/// What `veer-tests` reads.
+pub(crate) fn variables(binaries: &Binaries, tools: &Tools) -> [(&'static str, OsString); 4] {
+    [
+        ("VEER_BIN", binaries.veer.clone().into()),
+        ("VEER_CNI_BIN", binaries.veer_cni.clone().into()),
+        ("VEER_ENVOY", tools.envoy.clone().into()),
+        ("CNI_PATH", tools.cni_plugins.clone().into()),
+    ]
+}

@@ -1,0 +1,239 @@
+//! `cargo xtask test`: the tests by cost, cheap ones first.
+//!
+//! All of it is built once, in the dev profile: whether a test is on sockets or not, it runs with the
+//! same dependencies, and the `veer` that it starts has its assertions. The release binaries are what
+//! `demo` and `bench` run. Nothing is skipped: who lacks a privilege is told before anything is built.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::build::{self, Profile};
+use crate::exec::{self, say};
+use crate::{FAILED, Unavailable, setup, stage, workspace};
+
+/// The package whose integration tests need root.
+const SOCKET_TESTS: &str = "veer-tests";
+
+/// What to test.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// `unit` (no root needed), `netns` (on sockets), or a part of a test's name
+    #[arg(value_name = "unit|netns|NAME")]
+    part: Option<String>,
+    /// A part of a test's name
+    name: Option<String>,
+}
+
+/// The selection that the arguments make.
+struct Selection {
+    unit: bool,
+    netns: bool,
+    name: Option<String>,
+}
+
+impl Options {
+    fn selection(&self) -> Selection {
+        match (self.part.as_deref(), &self.name) {
+            (Some("unit"), name) => Selection { unit: true, netns: false, name: name.clone() },
+            (Some("netns"), name) => Selection { unit: false, netns: true, name: name.clone() },
+            (part, _) => Selection { unit: true, netns: true, name: part.map(str::to_owned) },
+        }
+    }
+}
+
+/// The verb.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let started = Instant::now();
+    let selection = options.selection();
+    let root = workspace::root()?;
+    if selection.netns && !setup::is_root() {
+        let text = "the tests on sockets make network namespaces, load eBPF and attach it to a cgroup: run them \
+                    as root\n  without root: cargo xtask test unit";
+        return Err(Unavailable(text.to_owned()).into());
+    }
+    let tools = setup::ensure()?;
+    let binaries = build::executables(&root, Profile::Dev, &["--bins"])?.of_a_node()?;
+    let targets = Targets::read(&root)?;
+
+    let mut total = Count::default();
+    let mut failed = Vec::new();
+    for run in runs(&targets, &selection) {
+        say(&format!("\n== {}", run.what));
+        let mut command = workspace::cargo(&root);
+        command.args(["test", "--workspace", "--no-fail-fast"]).args(&run.targets);
+        command.args(["--"]).args(&selection.name);
+        command.envs(stage::variables(&binaries, &tools));
+        let mut count = Count::default();
+        let status = exec::watch(&mut command, |line| count.add(line))?;
+        total = total.plus(count);
+        if !status.success() {
+            failed.push(format!("{} failed; to run it alone:\n  {}", run.what, exec::shell_line(&command)));
+        }
+    }
+    summarize(total, &failed, started, selection.name.as_deref())
+}
+
+fn summarize(total: Count, failed: &[String], started: Instant, name: Option<&str>) -> Result<ExitCode> {
+    for text in failed {
+        say(&format!("\n{text}"));
+    }
+    let ignored = if total.ignored > 0 { format!(", {} ignored", total.ignored) } else { String::new() };
+    let seconds = started.elapsed().as_secs();
+    exec::print(&format!("\n{} passed, {} failed{ignored} in {seconds} s", total.passed, total.failed))?;
+    let nothing_ran = total.passed + total.failed == 0;
+    if let (true, Some(name)) = (nothing_ran, name) {
+        say(&format!("no test has `{name}` in its name"));
+    }
+    Ok(ExitCode::from(if failed.is_empty() && !nothing_ran { 0 } else { FAILED }))
+}
+
+/// One call of cargo.
+struct Run {
+    what: &'static str,
+    targets: Vec<String>,
+}
+
+/// In each call the packages are the whole workspace, so that features, and with them the compiled
+/// dependencies, are the same in all; the targets select.
+fn runs(targets: &Targets, selection: &Selection) -> Vec<Run> {
+    let named = |names: &BTreeSet<String>| {
+        names.iter().flat_map(|name| ["--test".to_owned(), name.clone()]).collect()
+    };
+    let mut runs = Vec::new();
+    if selection.unit {
+        let mut unit = vec!["--lib".to_owned(), "--bins".to_owned()];
+        unit.extend::<Vec<_>>(named(&targets.golden));
+        runs.push(Run { what: "unit and golden tests", targets: unit });
+        runs.push(Run { what: "examples of the documentation", targets: vec!["--doc".to_owned()] });
+    }
+    if selection.netns && !targets.on_sockets.is_empty() {
+        runs.push(Run { what: "tests on sockets", targets: named(&targets.on_sockets) });
+    }
+    runs
+}
+
+/// The integration tests of the workspace by name.
+#[derive(Default, Debug, PartialEq, Eq)]
+struct Targets {
+    golden: BTreeSet<String>,
+    on_sockets: BTreeSet<String>,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+impl Targets {
+    fn read(root: &Path) -> Result<Self> {
+        let mut command: Command = workspace::cargo(root);
+        let text = exec::output(command.args(["metadata", "--no-deps", "--format-version", "1"]))?;
+        Self::parse(&text).context("read what `cargo metadata` prints")
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let metadata: Metadata = serde_json::from_str(text)?;
+        let mut targets = Self::default();
+        for package in metadata.packages {
+            let tests =
+                package.targets.into_iter().filter(|target| target.kind.iter().any(|kind| kind == "test"));
+            let names = tests.map(|target| target.name);
+            if package.name == SOCKET_TESTS { &mut targets.on_sockets } else { &mut targets.golden }
+                .extend(names);
+        }
+        Ok(targets)
+    }
+}
+
+/// Tests of one or more runs.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+struct Count {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+}
+
+impl Count {
+    /// `test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.02s`
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) = line.split_once("test result: ").and_then(|(_, rest)| rest.split_once(". "))
+        else {
+            return;
+        };
+        for part in counts.split(';') {
+            let Some((number, what)) = part.trim().split_once(' ') else { continue };
+            let number: u32 = number.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            ignored: self.ignored + other.ignored,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_all_runs_are_summed() {
+        let mut count = Count::default();
+        count.add("running 3 tests");
+        count.add(
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.02s",
+        );
+        count.add("test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s");
+        assert_eq!(count, Count { passed: 17, failed: 2, ignored: 1 });
+        assert_eq!(count.plus(count), Count { passed: 34, failed: 4, ignored: 2 });
+    }
+
+    #[test]
+    fn tests_on_sockets_are_those_of_the_package_that_needs_root() {
+        let text = r#"{"packages":[
+            {"name":"veer-cni","targets":[{"name":"veer-cni","kind":["bin"]},{"name":"stdio","kind":["test"]}]},
+            {"name":"veer-tests","targets":[{"name":"veer_tests","kind":["lib"]},{"name":"outbound","kind":["test"]}]}]}"#;
+        let targets = Targets::parse(text).unwrap();
+        assert_eq!(targets.golden, ["stdio".to_owned()].into());
+        assert_eq!(targets.on_sockets, ["outbound".to_owned()].into());
+    }
+
+    #[test]
+    fn a_part_or_a_name_selects() {
+        let select = |part: Option<&str>, name: Option<&str>| {
+            let options = Options { part: part.map(str::to_owned), name: name.map(str::to_owned) };
+            let selection = options.selection();
+            (selection.unit, selection.netns, selection.name)
+        };
+        assert_eq!(select(None, None), (true, true, None));
+        assert_eq!(select(Some("unit"), None), (true, false, None));
+        assert_eq!(select(Some("netns"), Some("reuseport")), (false, true, Some("reuseport".to_owned())));
+        assert_eq!(select(Some("reuseport"), None), (true, true, Some("reuseport".to_owned())));
+    }
+}
