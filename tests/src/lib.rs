@@ -2,7 +2,7 @@
 //!
 //! Owns: network namespaces ([`netns`]), links and addresses ([`veth`]), cgroups ([`cgroup`]), processes
 //! in them without any privilege ([`launch`], [`socket_maker`]), the world around a pod ([`pod`]), the
-//! real agent ([`agent`]).
+//! real agent ([`agent`]), a CNI runtime ([`cni`]), the real Envoy ([`envoy`]) and an app ([`http`]).
 //! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
 //! Used by: the tests in `tests/`, the demo and the benchmarks. All of it needs root.
 //!
@@ -12,6 +12,11 @@
 pub mod agent;
 pub mod attachment;
 pub mod cgroup;
+pub mod cni;
+pub mod dial;
+pub mod envoy;
+pub mod http;
+pub mod istio_init;
 pub mod launch;
 pub mod manifest;
 pub mod netns;

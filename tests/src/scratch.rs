@@ -4,6 +4,7 @@
 //! remove anything of a process that still runs.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Once;
@@ -29,7 +30,13 @@ pub fn unique_name() -> String {
 /// A new directory that goes when the guard goes.
 pub fn directory() -> Result<TempDir> {
     let prefix = format!("{}-", unique_name());
-    tempfile::Builder::new().prefix(&prefix).tempdir().context("make a scratch directory")
+    // Open to read: the proxy and the app, who are not root, find their files in it.
+    let readable = fs::Permissions::from_mode(0o755);
+    tempfile::Builder::new()
+        .prefix(&prefix)
+        .permissions(readable)
+        .tempdir()
+        .context("make a scratch directory")
 }
 
 /// A bpffs of its own, so that nothing pinned in it outlives the test.

@@ -5,16 +5,20 @@
 
 #![expect(clippy::disallowed_methods, reason = "the launcher enters the netns for the program it becomes")]
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
-use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Uid, fexecve, setgid, setgroups, setuid};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
@@ -49,6 +53,15 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    let (program, arguments) = options.program.split_first().context("no program")?;
+    // Opened as who we are: the way to it may be root's alone, as everything below /root is.
+    let executable = if program.contains('/') {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let file = open(program.as_str(), flags, Mode::empty()).with_context(|| format!("open {program}"))?;
+        Some(file)
+    } else {
+        None
+    };
     if let Some(cgroup) = &options.cgroup {
         fs::write(cgroup.join("cgroup.procs"), "0")
             .with_context(|| format!("join cgroup {}", cgroup.display()))?;
@@ -65,8 +78,28 @@ fn main() -> Result<()> {
         // Last, because a change of user clears it.
         set_parent_process_death_signal(Some(Signal::KILL)).context("ask to die with the parent")?;
     }
-    let (program, arguments) = options.program.split_first().context("no program")?;
-    Err(Command::new(program).args(arguments).exec()).with_context(|| format!("execute {program}"))
+    match executable {
+        Some(file) => {
+            let environment = environment()?;
+            let arguments = options.program.iter().map(|text| CString::new(text.as_str()));
+            let arguments =
+                arguments.collect::<Result<Vec<_>, _>>().context("an argument has a zero byte")?;
+            match fexecve(file, &arguments, &environment) {
+                Err(error) => Err(error).with_context(|| format!("execute {program}")),
+            }
+        }
+        None => {
+            Err(Command::new(program).args(arguments).exec()).with_context(|| format!("execute {program}"))
+        }
+    }
+}
+
+fn environment() -> Result<Vec<CString>> {
+    let variables = std::env::vars_os().map(|(name, value)| {
+        CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
+            .context("the environment has a zero byte")
+    });
+    variables.collect()
 }
 
 /// The bounding set first, because that takes a capability; the rest goes with the user, and what root

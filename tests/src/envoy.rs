@@ -1,0 +1,140 @@
+//! The real Envoy as a pod's sidecar: 1337:1337, no capability, listeners shaped as Istio shapes them.
+
+mod access_log;
+mod bootstrap;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::{Gid, Uid, chown};
+use serde::Deserialize;
+
+pub use access_log::{Direction, Entry};
+
+use crate::http::{self, Headers, Response};
+use crate::launch::{Identity, Launch, executable};
+use crate::netns::NetNs;
+use crate::process::Process;
+use crate::wait;
+
+/// Its admin interface, inside of the pod.
+pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
+/// Header that the access log shows, to recognise a request by.
+pub const MARK: &str = "x-veer-request";
+
+/// What a sidecar is started with.
+#[derive(Clone, Debug)]
+pub struct Sidecar<'a> {
+    /// The pod's namespace.
+    pub netns: &'a NetNs,
+    /// Where and how it is launched: in the pod's netns and cgroup. The identity is set here.
+    pub launch: Launch,
+    /// An empty directory for its configuration and logs.
+    pub directory: &'a Path,
+    /// Ports that are spoken to with HTTP; all others are TCP.
+    pub http_ports: &'a [u16],
+    /// Worker threads, each with its own listening sockets.
+    pub workers: u32,
+}
+
+/// A running Envoy.
+#[derive(Debug)]
+pub struct Envoy {
+    process: Process,
+    directory: PathBuf,
+}
+
+impl Sidecar<'_> {
+    /// Starts it and waits until it is ready.
+    pub fn start(self) -> Result<Envoy> {
+        let Identity { uid, gid, .. } = Identity::proxy();
+        let directory = self.directory.to_owned();
+        let configuration = directory.join("envoy.json");
+        let bootstrap = bootstrap::bootstrap(&access_log::path(&directory), self.http_ports);
+        fs::write(&configuration, serde_json::to_vec_pretty(&bootstrap)?)
+            .with_context(|| format!("write {}", configuration.display()))?;
+        chown(&directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .with_context(|| format!("give {} to the proxy", directory.display()))?;
+        let mut command = self.launch.with_identity(Identity::proxy()).command(binary()?)?;
+        command.arg("--config-path").arg(&configuration);
+        command.arg("--concurrency").arg(self.workers.to_string());
+        // Several on one machine, none of which restarts hot.
+        command.arg("--disable-hot-restart");
+        command.args(["--file-flush-interval-msec", "100", "--log-level", "warning"]);
+        command.args(["--service-node", "sidecar", "--service-cluster", "demo"]);
+        let mut process = Process::start("envoy", command, &directory.join("envoy.log"))?;
+        process.wait_ready(|| {
+            let ready = self.netns.run(|| http::get_from(ADMIN, "/ready", &Headers::new()))??;
+            if ready.status == 200 { Ok(()) } else { bail!("/ready says {}", ready.status) }
+        })?;
+        Ok(Envoy { process, directory })
+    }
+}
+
+impl Envoy {
+    /// Its process.
+    pub const fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Leaves it running when the guard goes.
+    pub const fn keep(&mut self) {
+        self.process.keep();
+    }
+
+    /// Asks it to end and waits.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.stop().map(drop)
+    }
+
+    /// Its log, which is empty as long as nothing is wrong.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Its access log, one entry for each request or TCP connection that has ended, oldest first.
+    pub fn access_log(&self) -> Result<Vec<Entry>> {
+        access_log::read(&access_log::path(&self.directory))
+    }
+
+    /// Waits for the access log's entry of a request with this [`MARK`].
+    pub fn entry(&self, direction: Direction, mark: &str) -> Result<Entry> {
+        let what = format!("Envoy to log {direction} request {mark}");
+        let is_it = |entry: &Entry| entry.direction == direction && entry.mark.as_deref() == Some(mark);
+        let found = || Ok(self.access_log()?.into_iter().find(|entry| is_it(entry)));
+        wait::until_some(&what, wait::LIMIT, || found().transpose())?
+    }
+}
+
+/// Asks the admin interface of the Envoy in `netns`.
+pub fn admin(netns: &NetNs, path: &str) -> Result<Response> {
+    netns.run(|| http::get_from(ADMIN, path, &Headers::new()))?
+}
+
+/// All counters and gauges of the Envoy in `netns` that are not zero.
+pub fn stats(netns: &NetNs) -> Result<BTreeMap<String, u64>> {
+    #[derive(Deserialize)]
+    struct Stats {
+        stats: Vec<Stat>,
+    }
+    #[derive(Deserialize)]
+    struct Stat {
+        name: Option<String>,
+        value: Option<u64>,
+    }
+    let response = admin(netns, "/stats?format=json&usedonly&type=Counters")?;
+    let stats: Stats = serde_json::from_slice(&response.body).context("decode Envoy's stats")?;
+    let pairs = stats.stats.into_iter().filter_map(|stat| Some((stat.name?, stat.value?)));
+    Ok(pairs.filter(|(_, value)| *value > 0).collect())
+}
+
+/// The Envoy to run: what `VEER_ENVOY` names.
+pub fn binary() -> Result<PathBuf> {
+    let Some(path) = std::env::var_os("VEER_ENVOY") else {
+        bail!("VEER_ENVOY is not set; `cargo xtask setup` installs an Envoy and says where");
+    };
+    executable(path.into(), "VEER_ENVOY")
+}
