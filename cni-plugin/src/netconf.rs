@@ -35,9 +35,9 @@ pub(crate) enum NetConfError {
     TooLong,
     #[error("network configuration on stdin is not a JSON object: {0}")]
     NotJson(#[source] serde_json::Error),
-    #[error("CNI version {} is not supported", .given.as_deref().unwrap_or("0.1.0"))]
+    #[error("CNI version {} is not supported", shortened(.given.as_deref().unwrap_or("0.1.0")))]
     Version {
-        /// What `cniVersion` says; missing means 0.1.0.
+        /// What `cniVersion` says; nothing means 0.1.0.
         given: Option<String>,
     },
     #[error("cniVersion is {0}, expected a version such as \"1.0.0\"")]
@@ -100,12 +100,10 @@ impl<'a> NetConf<'a> {
 
     /// The version that it is written for.
     pub(crate) fn version(&self) -> Result<SpecVersion, NetConfError> {
-        let given = match self.value("cniVersion") {
-            None => None,
-            Some(raw) => Some(text(raw).ok_or_else(|| NetConfError::VersionType(shortened(raw.get())))?),
-        };
-        let known = given.as_deref().and_then(SpecVersion::of_name);
-        known.ok_or(NetConfError::Version { given })
+        let Some(raw) = self.value("cniVersion") else { return Err(NetConfError::Version { given: None }) };
+        let given = text(raw).ok_or_else(|| NetConfError::VersionType(shortened(raw.get())))?;
+        let given = (!given.is_empty()).then_some(given);
+        given.as_deref().and_then(SpecVersion::of_name).ok_or(NetConfError::Version { given })
     }
 
     /// `cniVersion` as it is written, for VERSION, which echoes also one that the plugin does not speak.

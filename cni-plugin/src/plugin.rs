@@ -210,6 +210,7 @@ impl<W: Write> Plugin<'_, W> {
     fn tolerate(&mut self, settings: &Settings, verb: Verb) -> Result<(), Failure> {
         match Agent::new(&settings.run_dir, settings.timeout.min(SHORT_TIMEOUT)).ask(verb, None) {
             Ok(reply) => self.reply(reply),
+            Err(error @ AgentError::TooLong(_)) => Err(no_answer(&error, code::INVALID_CONFIG)),
             Err(error) => {
                 let text = format!("{error}; it will find what is gone when it is back");
                 self.log.line(Level::Warn, &text);
