@@ -15,7 +15,6 @@ use crate::attachment;
 use crate::cgroup::Cgroup;
 use crate::launch::{Launch, veer_binary};
 use crate::manifest::Manifest;
-use crate::netns::NetNs;
 use crate::pod::TestPod;
 use crate::process::Process;
 use crate::scratch::{self, BpfFs};
@@ -26,7 +25,7 @@ pub struct Agent {
     process: Process,
     setup: Setup,
     _bpffs: BpfFs,
-    _scratch: TempDir,
+    scratch: Option<TempDir>,
 }
 
 /// How to start it.
@@ -41,22 +40,28 @@ struct Setup {
 impl Agent {
     /// Starts one for the pods below `cgroup` and waits until it serves.
     pub fn start(cgroup: &Cgroup) -> Result<Self> {
-        Self::start_with(cgroup, None, &[])
+        Self::start_with(cgroup, Launch::new(), &[])
     }
 
-    /// Starts one with further arguments, in a namespace.
-    pub fn start_with(cgroup: &Cgroup, netns: Option<&NetNs>, arguments: &[&str]) -> Result<Self> {
+    /// Starts one somewhere else, with further arguments.
+    pub fn start_with(cgroup: &Cgroup, launch: Launch, arguments: &[&str]) -> Result<Self> {
         let scratch = scratch::directory()?;
-        let directory = scratch.path().to_owned();
+        let mut agent = Self::start_in(scratch.path(), cgroup, launch, arguments)?;
+        agent.scratch = Some(scratch);
+        Ok(agent)
+    }
+
+    /// Starts one with its files in an empty directory of the caller's.
+    pub fn start_in(directory: &Path, cgroup: &Cgroup, launch: Launch, arguments: &[&str]) -> Result<Self> {
+        let directory = directory.to_owned();
         fs::create_dir(directory.join("pods")).context("make the pods directory")?;
         let bpffs = BpfFs::mount(&directory.join("bpf"))?;
-        let launch = netns.map_or_else(Launch::new, |netns| Launch::new().in_netns(netns));
-        let mut setup =
-            Setup { veer: veer_binary("VEER_BIN", "veer")?, launch, directory, arguments: Vec::new() };
+        let veer = veer_binary("VEER_BIN", "veer")?;
+        let mut setup = Setup { veer, launch, directory, arguments: Vec::new() };
         setup.arguments.push(format!("--cgroup={}", cgroup.path().display()));
         setup.arguments.extend(arguments.iter().map(ToString::to_string));
         let process = setup.start()?;
-        Ok(Self { process, setup, _bpffs: bpffs, _scratch: scratch })
+        Ok(Self { process, setup, _bpffs: bpffs, scratch: None })
     }
 
     /// Its process.

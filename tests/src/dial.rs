@@ -4,17 +4,17 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
-use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
+use crate::credentials::Credentials;
 use crate::http::{Echo, Response};
 use crate::launch::{Launch, kit_binary};
 
 /// A request that was answered.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Dialled {
-    /// User of the client.
-    pub uid: u32,
+    /// Who the client is.
+    pub client: Credentials,
     /// What it dialled.
     pub to: SocketAddr,
     /// Its own end (`getsockname`).
@@ -29,9 +29,10 @@ pub struct Dialled {
 
 impl Dialled {
     /// Puts together what the client saw.
-    pub fn new(to: SocketAddr, local: SocketAddr, peername: SocketAddr, response: &Response) -> Self {
+    pub fn new(to: SocketAddr, local: SocketAddr, peername: SocketAddr, response: &Response) -> Result<Self> {
         let echo = serde_json::from_slice(&response.body).ok();
-        Self { uid: geteuid().as_raw(), to, local, peername, status: response.status, echo }
+        let client = Credentials::of(std::process::id())?;
+        Ok(Self { client, to, local, peername, status: response.status, echo })
     }
 }
 

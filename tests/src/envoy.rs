@@ -80,11 +80,6 @@ impl Envoy {
         &self.process
     }
 
-    /// Leaves it running when the guard goes.
-    pub const fn keep(&mut self) {
-        self.process.keep();
-    }
-
     /// Asks it to end and waits.
     pub fn stop(&mut self) -> Result<()> {
         self.process.stop().map(drop)

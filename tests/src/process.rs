@@ -17,7 +17,6 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
-    kept: bool,
 }
 
 impl Process {
@@ -32,7 +31,7 @@ impl Process {
             .stderr(errors)
             .spawn()
             .with_context(|| format!("start {name}: {}", command.get_program().display()))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), kept: false })
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 
     /// Its process id.
@@ -89,18 +88,10 @@ impl Process {
         wait::until_some(&what, wait::LIMIT, || self.child.try_wait().transpose())?
             .with_context(|| format!("wait for {}", self.name))
     }
-
-    /// Leaves it running when the guard goes. It must have been started as surviving.
-    pub const fn keep(&mut self) {
-        self.kept = true;
-    }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
         if thread::panicking() {
             eprintln!("--- {} said:\n{}---", self.name, self.log());
         }

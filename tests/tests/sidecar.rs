@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use veer_tests::cgroup::Cgroup;
 use veer_tests::envoy::{self, Direction, Envoy, MARK, Sidecar};
 use veer_tests::launch::{Identity, kit_binary};
+use veer_tests::netfilter::Netfilter;
 use veer_tests::pod::{TestPod, World};
 use veer_tests::process::Process;
 use veer_tests::{dial, http, istio_init, scratch};
@@ -55,7 +56,7 @@ fn a_request_from_pod_to_pod_goes_through_both_sidecars() {
         let mark = to.to_string();
         let to = SocketAddr::new(to, 8080);
         let seen = dial::run(&a.pod.launch(Identity::app()), to, (MARK, &mark)).unwrap();
-        assert_eq!((seen.status, seen.uid, seen.peername), (200, 1000, to));
+        assert_eq!((seen.status, seen.client.uid, seen.peername), (200, 1000, to));
         let echo = seen.echo.unwrap();
         assert_eq!((echo.app.as_str(), echo.uid), ("b", 1000));
         assert_eq!((echo.peer.ip(), echo.local), (passthrough.parse().unwrap(), to));
@@ -66,6 +67,9 @@ fn a_request_from_pod_to_pod_goes_through_both_sidecars() {
             assert_eq!((entry.original_destination, entry.upstream), (Some(to), Some(to)));
         }
     }
+    assert_eq!(Netfilter::of(world.netns()).unwrap(), Netfilter::default());
+    let reference = Netfilter::of(a.pod.netns()).unwrap();
+    assert!(reference.rules() > 30 && reference.connections >= 2, "{reference:?}");
     let stats = envoy::stats(a.pod.netns()).unwrap();
     assert_eq!(stats.get("listener.0.0.0.0_8080.downstream_cx_total"), Some(&2), "{stats:#?}");
     let stats = envoy::stats(b.pod.netns()).unwrap();

@@ -36,7 +36,7 @@ fn main() -> Result<()> {
     let (local, peername) = (stream.local_addr()?, stream.peer_addr()?);
     let headers: Headers = options.headers.into_iter().collect();
     let response = http::get(&mut stream, &options.to.to_string(), &options.path, &headers)?;
-    let dialled = Dialled::new(options.to, local, peername, &response);
+    let dialled = Dialled::new(options.to, local, peername, &response)?;
     serde_json::to_writer(std::io::stdout(), &dialled)?;
     std::io::stdout().write_all(b"\n").context("write the result")
 }
