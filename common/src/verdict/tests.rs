@@ -1,1 +1,152 @@
-//! tests
+//! The verdict against the table of the interception contract, row by row, and against istio-init's own
+//! rules, which an interpreter of iptables runs.
+
+use std::net::IpAddr;
+
+use crate::address::{Address, Port};
+use crate::maps::{PodPolicy, PortList, RangeList, flag};
+use crate::verdict::Rules;
+
+mod agreement;
+mod iptables;
+mod table;
+
+/// The proxy's id in most tests, the app's, and one that is neither.
+const PROXY: u32 = 1337;
+const APP: u32 = 1000;
+const ROOT: u32 = 0;
+
+/// A range as an annotation names it: host bits are allowed.
+type Range = (IpAddr, u8);
+
+/// A pod: what its annotations say, its node, and its addresses. Both the verdict and the iptables rules
+/// are made from it.
+#[derive(Clone, Debug)]
+struct Scene {
+    proxy_uid: u32,
+    proxy_gid: u32,
+    tproxy: bool,
+    dual_stack: bool,
+    /// In netlink's order: IPv4 first.
+    own: Vec<IpAddr>,
+    excluded_outbound: Vec<u16>,
+    included_outbound: Vec<u16>,
+    /// `None` is `*`.
+    included_ranges: Option<Vec<Range>>,
+    excluded_ranges: Vec<Range>,
+    /// `None` is `*`.
+    included_inbound: Option<Vec<u16>>,
+    excluded_inbound: Vec<u16>,
+}
+
+impl Scene {
+    /// An injected pod without any annotation of its own, with addresses of both families.
+    fn default_pod() -> Self {
+        Self {
+            proxy_uid: PROXY,
+            proxy_gid: PROXY,
+            tproxy: false,
+            dual_stack: true,
+            own: addresses(&["10.0.0.5", "192.168.7.5", "2001:db8::5", "fd00::5", "fe80::5", "::6"]),
+            excluded_outbound: vec![15020],
+            included_outbound: vec![],
+            included_ranges: None,
+            excluded_ranges: vec![],
+            included_inbound: None,
+            excluded_inbound: vec![15020, 15021, 15090],
+        }
+    }
+
+    /// What the agent would put into the map of pods.
+    fn policy(&self) -> PodPolicy {
+        let v4 = self.own.iter().any(IpAddr::is_ipv4);
+        let routable_v4 = self.own.iter().any(|address| match address {
+            IpAddr::V4(v4) => !v4.is_link_local(),
+            IpAddr::V6(_) => false,
+        });
+        let v6 = self.own.iter().any(|address| match address {
+            IpAddr::V6(v6) => !v6.is_unicast_link_local() && address.to_string() != "::6",
+            IpAddr::V4(_) => false,
+        });
+        let includes_loopback = self
+            .included_ranges
+            .as_ref()
+            .is_some_and(|ranges| ranges.iter().any(|(address, _)| address.to_canonical().is_loopback()));
+        let flags = [
+            (flag::INBOUND_ALL, self.included_inbound.is_none()),
+            (flag::OUTBOUND_ALL, self.included_ranges.is_none()),
+            (flag::EXCLUDES_OUTBOUND_PORTS, !self.excluded_outbound.is_empty()),
+            (flag::INCLUDES_OUTBOUND_PORTS, !self.included_outbound.is_empty()),
+            (flag::EXCLUDES_RANGES, !self.excluded_ranges.is_empty()),
+            (flag::INCLUDES_LOOPBACK, includes_loopback),
+            (flag::TPROXY, self.tproxy),
+            (flag::HAS_V4, v4),
+            (flag::HAS_V6, v6),
+            (flag::CAPTURES_V6, v6 && (self.dual_stack || !routable_v4)),
+        ];
+        PodPolicy {
+            flags: flags.into_iter().filter(|(_, on)| *on).map(|(bit, _)| bit).sum(),
+            proxy_uid: self.proxy_uid,
+            proxy_gid: self.proxy_gid,
+            outbound_port: Port::new(15001),
+            inbound_port: Port::new(15006),
+            tunnel_port: Port::new(15008),
+            _reserved: [0; 6],
+            source_v4: Address::UNSPECIFIED,
+            source_v6: Address::UNSPECIFIED,
+        }
+    }
+}
+
+impl Rules for Scene {
+    fn port_listed(&self, list: PortList, port: Port) -> bool {
+        let none = vec![];
+        let ports = match list {
+            PortList::ExcludedOutbound => &self.excluded_outbound,
+            PortList::IncludedOutbound => &self.included_outbound,
+            PortList::ExcludedInbound => &self.excluded_inbound,
+            PortList::IncludedInbound => self.included_inbound.as_ref().unwrap_or(&none),
+        };
+        ports.contains(&port.get())
+    }
+
+    fn range_listed(&self, list: RangeList, address: &Address) -> bool {
+        let none = vec![];
+        let ranges = match list {
+            RangeList::ExcludedV4 | RangeList::ExcludedV6 => &self.excluded_ranges,
+            RangeList::IncludedV4 | RangeList::IncludedV6 => self.included_ranges.as_ref().unwrap_or(&none),
+        };
+        let address = IpAddr::from(*address);
+        ranges.iter().any(|(network, length)| match (list, network, address) {
+            (RangeList::IncludedV4 | RangeList::ExcludedV4, IpAddr::V4(network), IpAddr::V4(address)) => {
+                let bits = u32::from(*network) ^ u32::from(address);
+                bits.leading_zeros() >= u32::from(*length)
+            }
+            (RangeList::IncludedV6 | RangeList::ExcludedV6, IpAddr::V6(network), IpAddr::V6(address)) => {
+                let bits = u128::from(*network) ^ u128::from(address);
+                bits.leading_zeros() >= u32::from(*length)
+            }
+            _ => false,
+        })
+    }
+
+    fn own_address(&self, address: &Address) -> bool {
+        self.own.contains(&IpAddr::from(*address))
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| ip(text)).collect()
+}
+
+fn ranges(texts: &[&str]) -> Vec<Range> {
+    let range = |text: &&str| {
+        let (address, length) = text.split_once('/').unwrap();
+        (ip(address), length.parse().unwrap())
+    };
+    texts.iter().map(range).collect()
+}
