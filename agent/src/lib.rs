@@ -1,5 +1,18 @@
 //! The node agent and the operator's commands.
+//!
+//! Pure rooms, which import nothing that does I/O: [`model`] (what a pod asks for) and [`capture`] (what the
+//! maps hold for it). Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`enrol`] (the node's
+//! state), [`cni`] and [`control`] (sockets), [`commands`] (terminal). [`app`] puts them together.
 
+pub mod app;
 pub mod capture;
+pub mod cli;
+pub mod cni;
+pub mod commands;
+pub mod config;
+pub mod control;
+pub mod enrol;
 pub mod model;
+pub mod platform;
 pub mod source;
+pub mod telemetry;

@@ -1,2 +1,55 @@
-//! stub
-fn main() {}
+//! The binary `veer`: flags in, exit code out.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use veer::cli::{Cli, Command};
+use veer::commands::{self, Failure};
+use veer::config::AgentConfig;
+use veer::{app, telemetry};
+
+/// `EX_USAGE`: flags, variables or arguments.
+const USAGE: u8 = 64;
+/// `EX_UNAVAILABLE`: there is no agent, or no datapath.
+const UNAVAILABLE: u8 = 69;
+/// `EX_SOFTWARE`: anything else.
+const FAILED: u8 = 70;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and the version are "errors", too, and go to stdout.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let (code, text) = match failure {
+                Failure::Usage(text) => (USAGE, text),
+                Failure::Unavailable(text) => (UNAVAILABLE, text),
+                Failure::Failed(text) => (FAILED, text),
+                // The reader has what it wants (`veer pods | head`).
+                Failure::ClosedOutput => return ExitCode::SUCCESS,
+            };
+            drop(writeln!(std::io::stderr(), "veer: {text}"));
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Agent(flags) => {
+            let config = AgentConfig::parse(&flags).map_err(|errors| Failure::Usage(errors.to_string()))?;
+            telemetry::start(config.log);
+            app::run(&config).map_err(|error| Failure::Failed(error.to_string()))
+        }
+        Command::Status(flags) => commands::status::run(&flags),
+        Command::Pods(flags) => commands::pods::run(&flags),
+        Command::Monitor(flags) => commands::monitor::run(&flags),
+    }
+}

@@ -41,10 +41,10 @@ pub struct Metadata {
     /// Pod uid, where the manifest has one.
     pub uid: Option<String>,
     /// Labels.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "texts")]
     pub labels: BTreeMap<String, String>,
     /// Annotations.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "texts")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -196,6 +196,12 @@ fn check_name(field: &'static str, value: &str, most: usize) -> Result<(), Manif
 /// Kubernetes takes `null` for a field that is not there; empty YAML values are null.
 fn null_as_default<'a, T: Default + Deserialize<'a>, D: Deserializer<'a>>(from: D) -> Result<T, D::Error> {
     Option::deserialize(from).map(Option::unwrap_or_default)
+}
+
+/// A map of texts, in which a value that is not there is empty.
+fn texts<'a, D: Deserializer<'a>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let map = Option::<BTreeMap<String, Option<String>>>::deserialize(from)?.unwrap_or_default();
+    Ok(map.into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect())
 }
 
 #[cfg(test)]

@@ -1,1 +1,226 @@
-//! tests
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const YAML: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: cart-0
+  namespace: shop
+  uid: 7c0c5c1e-0c5e-4d8e-8a39-0d1b7b1f0a11
+  labels: {app: cart}
+  annotations:
+    sidecar.istio.io/status: '{"revision":"default"}'
+    traffic.sidecar.istio.io/excludeInboundPorts: 8080
+    traffic.sidecar.istio.io/includeInboundPorts:
+spec:
+  hostUsers: false
+  nodeName: somewhere
+  volumes: [{name: tmp, emptyDir: {}}]
+  initContainers:
+  - name: istio-proxy
+    image: proxyv2
+    restartPolicy: Always
+    args: [proxy, sidecar]
+    env:
+    - {name: ISTIO_META_DNS_CAPTURE, value: "true"}
+    - name: POD_NAME
+      valueFrom: {fieldRef: {fieldPath: metadata.name}}
+    securityContext: {runAsUser: 1337, runAsGroup: 1338, privileged: false}
+  containers:
+  - name: app
+    env:
+    args: null
+    securityContext:
+"#;
+
+fn error(text: &str) -> String {
+    Pod::from_manifest(text.as_bytes()).unwrap_err().to_string()
+}
+
+#[test]
+fn a_pod_is_read_from_yaml_and_unknown_fields_are_nothing() {
+    let pod = Pod::from_manifest(YAML.as_bytes()).unwrap();
+    assert_eq!(pod.full_name(), "shop/cart-0");
+    assert_eq!(pod.metadata.uid.as_deref(), Some("7c0c5c1e-0c5e-4d8e-8a39-0d1b7b1f0a11"));
+    assert_eq!(pod.metadata.labels.get("app").unwrap(), "cart");
+    assert_eq!(pod.metadata.annotations.len(), 3);
+    assert_eq!(pod.spec.host_users, Some(false));
+    assert!(!pod.spec.host_network);
+    let proxy = pod.container("istio-proxy").unwrap();
+    assert_eq!(proxy.args, ["proxy", "sidecar"]);
+    assert_eq!(proxy.security_context.run_as_user, Some(1337));
+    assert_eq!(proxy.security_context.run_as_group, Some(1338));
+    let env: Vec<_> = proxy.env.iter().map(|v| (v.name.as_str(), v.value.as_str())).collect();
+    assert_eq!(env, [("ISTIO_META_DNS_CAPTURE", "true"), ("POD_NAME", "")]);
+    assert_eq!(*pod.container("app").unwrap(), Container { name: "app".into(), ..Container::default() });
+    assert_eq!(pod.container("other"), None);
+}
+
+#[test]
+fn an_annotation_may_be_an_unquoted_number_or_nothing() {
+    let pod = Pod::from_manifest(YAML.as_bytes()).unwrap();
+    let annotation = |name: &str| pod.metadata.annotations.get(name).map(String::as_str);
+    assert_eq!(annotation("traffic.sidecar.istio.io/excludeInboundPorts"), Some("8080"));
+    assert_eq!(annotation("traffic.sidecar.istio.io/includeInboundPorts"), Some(""));
+}
+
+#[test]
+fn json_and_yaml_of_one_pod_are_the_same() {
+    let value: serde_json::Value = serde_yaml_ng::from_str(YAML).unwrap();
+    let mut json = serde_json::to_string_pretty(&value).unwrap();
+    json = json.replace("8080", "\"8080\"").replace("  ", "\t");
+    assert_eq!(Pod::from_manifest(json.as_bytes()).unwrap(), Pod::from_manifest(YAML.as_bytes()).unwrap());
+}
+
+#[test]
+fn json_that_is_no_yaml_and_yaml_that_looks_like_json_are_both_read() {
+    let json =
+        r#" {"apiVersion":"v1","kind":"Pod","metadata":{"name":"a","labels":{"smile":"\ud83d\ude00"}}}"#;
+    let pod = Pod::from_manifest(json.as_bytes()).unwrap();
+    assert_eq!(pod.metadata.labels.get("smile").unwrap(), "😀");
+    let flow = "{apiVersion: v1, kind: Pod, metadata: {name: a}}";
+    assert_eq!(Pod::from_manifest(flow.as_bytes()).unwrap().full_name(), "default/a");
+}
+
+#[test]
+fn without_a_namespace_it_is_default() {
+    for text in [
+        "{apiVersion: v1, kind: Pod, metadata: {name: a}}",
+        "{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: }}",
+        "{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: ''}}",
+    ] {
+        assert_eq!(Pod::from_manifest(text.as_bytes()).unwrap().metadata.namespace, "default", "{text}");
+    }
+}
+
+#[test]
+fn another_kind_of_object_is_named() {
+    for (text, says) in [
+        ("{apiVersion: apps/v1, kind: Deployment}", r#"apiVersion "apps/v1" and kind "Deployment""#),
+        ("{apiVersion: v1, kind: List, items: []}", r#"kind "List""#),
+        ("{apiVersion: v2, kind: Pod}", r#"apiVersion "v2""#),
+        ("{}", r#"apiVersion "" and kind """#),
+    ] {
+        let error = error(text);
+        assert!(error.contains(says) && error.contains(r#"a pod's are "v1" and "Pod""#), "{error}");
+    }
+}
+
+#[test]
+fn a_name_that_no_pod_has_is_refused() {
+    let long = "a".repeat(254);
+    for name in ["''", "A", "a_b", "'a/b'", "\"a\\nb\"", "../a", long.as_str()] {
+        let error = error(&format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}}}"));
+        assert!(error.starts_with("metadata.name "), "{error}");
+        assert!(error.len() < 400, "{error}");
+    }
+    let namespace = "a".repeat(64);
+    let error =
+        error(&format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a, namespace: {namespace}}}}}"));
+    assert!(error.starts_with("metadata.namespace "), "{error}");
+}
+
+#[test]
+fn what_is_not_a_manifest_is_an_error_and_says_where() {
+    for text in [
+        "",
+        "\0",
+        "- a",
+        "just text",
+        "a: b: c",
+        "{\"apiVersion\": \"v1\",",
+        "apiVersion: v1\nkind: Pod\nspec: {containers: 7}",
+        "apiVersion: v1\nkind: Pod\nmetadata: {annotations: [a]}",
+        "apiVersion: v1\nkind: Pod\nspec: {hostNetwork: perhaps}",
+        "apiVersion: v1\nkind: Pod\n---\napiVersion: v1\nkind: Pod",
+        "apiVersion: v1\nkind: Pod\nkind: Pod",
+    ] {
+        let error = error(text);
+        assert!(error.starts_with("manifest "), "{text:?}: {error}");
+    }
+    let wrong_type = error("apiVersion: v1\nkind: Pod\nspec: {hostNetwork: perhaps}");
+    assert!(wrong_type.contains("hostNetwork") && wrong_type.contains("line 3"), "{wrong_type}");
+    assert!(Pod::from_manifest(b"\xff\xfe").is_err());
+}
+
+#[test]
+fn a_manifest_that_is_too_long_is_not_even_looked_at() {
+    let long = vec![b' '; 10 << 20];
+    assert!(matches!(Pod::from_manifest(&long), Err(ManifestError::TooLong)));
+}
+
+/// Files of the largest size that try to cost time, memory or stack, with the pod's fields and without.
+#[test]
+fn a_hostile_manifest_is_an_error_in_bounded_time() {
+    let mut laughs = String::from("a0: &a0 [lol,lol,lol,lol,lol,lol,lol,lol,lol]\n");
+    for level in 1..30 {
+        let before = format!("*a{}", level - 1);
+        writeln!(laughs, "a{level}: &a{level} [{}]", [before.as_str(); 9].join(",")).unwrap();
+    }
+    let last = MAX_MANIFEST_BYTES - 200;
+    let within =
+        |text: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {{containers: {text}");
+    let hostile = [
+        laughs.clone(),
+        format!("{laughs}spec: {{containers: *a29}}\n"),
+        "[".repeat(last),
+        "{".repeat(last),
+        "{a: ".repeat(last / 4),
+        "{\"a\":".repeat(last / 5),
+        "- ".repeat(last / 2),
+        "? ".repeat(last / 2),
+        "&a ".repeat(last / 3),
+        "!!a ".repeat(last / 4),
+        "\"".repeat(last),
+        "#".repeat(last),
+        "a: b\n ".repeat(last / 6),
+        within(&"[".repeat(last)),
+        within(&"{a: ".repeat(last / 4)),
+        within(&"&a [*a, ".repeat(last / 8)),
+    ];
+    for text in hostile {
+        let start = Instant::now();
+        let result = Pod::from_manifest(text.as_bytes());
+        assert!(result.is_err(), "{:.60}", text);
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?} for {:.60}", start.elapsed(), text);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_give_a_pod_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        drop(Pod::from_manifest(&bytes));
+    }
+
+    #[test]
+    fn any_near_yaml_gives_a_pod_or_an_error(text in "[-?:,{}\\[\\]&*!|>'\"%@ \\nab0~#]{0,80}") {
+        drop(Pod::from_manifest(text.as_bytes()));
+        let within = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:\n  {text}\n");
+        drop(Pod::from_manifest(within.as_bytes()));
+    }
+
+    #[test]
+    fn every_pod_that_json_can_say_is_read(
+        name in "[a-z0-9]{1,20}",
+        annotations in proptest::collection::btree_map(".{0,10}", ".{0,20}", 0..4),
+        args in proptest::collection::vec(".{0,10}", 0..4),
+        uid in proptest::option::of(any::<i64>()),
+    ) {
+        let json = serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {"containers": [{"name": "x", "args": args, "securityContext": {"runAsUser": uid}}]},
+        });
+        let pod = Pod::from_manifest(json.to_string().as_bytes()).unwrap();
+        prop_assert_eq!(&pod.metadata.name, &name);
+        prop_assert_eq!(&pod.metadata.annotations, &annotations);
+        let container = pod.container("x").unwrap();
+        prop_assert_eq!(&container.args, &args);
+        prop_assert_eq!(container.security_context.run_as_user, uid);
+    }
+}

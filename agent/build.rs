@@ -1,0 +1,112 @@
+//! Builds the eBPF objects and leaves them in `OUT_DIR`, where `platform::bpf` embeds them.
+//!
+//! Why not aya-build: it runs the child through `rustup run`, and the other way to a working compiler,
+//! Debian's `rustc-web` with `rust-web-src`, has no rustup. The rule here is: the compiler that builds
+//! the agent, if it has its core library's sources, else `/usr/bin/rustc`, if that has.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+const OBJECTS: [&str; 2] = ["veer-cgroup", "veer-netns"];
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// Where rust-src lives below a sysroot.
+const CORE_SOURCES: &str = "lib/rustlib/src/rust/library/core/Cargo.toml";
+
+fn main() {
+    if let Err(problem) = build() {
+        // The one way for a build script to speak: cargo prints this behind its own "build failed".
+        eprintln!("\nthe eBPF objects could not be built: {problem}\n");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<(), String> {
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..");
+    for path in ["ebpf", "common/src", "common/Cargo.toml", "Cargo.lock"] {
+        println!("cargo:rerun-if-changed={}", root.join(path).display());
+    }
+    println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
+    if env::var_os("AYA_BUILD_SKIP").is_some_and(|skip| skip == "1") {
+        // For editors and lints: everything compiles, nothing loads.
+        return OBJECTS.iter().try_for_each(|name| write_if_absent(&out.join(name)));
+    }
+
+    let (rustc, cargo) = compiler()?;
+    let target = match variable("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
+        "big" => "bpfeb-unknown-none",
+        _ => "bpfel-unknown-none",
+    };
+    // A target directory of its own: cargo would wait for the lock that the outer cargo holds.
+    let target_dir = out.join("ebpf");
+    let mut command = Command::new(&cargo);
+    command
+        .current_dir(root.join("ebpf"))
+        .args(["build", "--package", "veer-ebpf", "--bins", "--release", "--locked"])
+        .args(["-Zbuild-std=core", "--target", target, "--target-dir"])
+        .arg(&target_dir)
+        .env("RUSTC", &rustc)
+        // -Zbuild-std on a stable compiler. It reaches this child only.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\u{1f}-Clink-arg=--btf");
+    for leaked in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET", "RUSTFLAGS"] {
+        command.env_remove(leaked);
+    }
+    let output = command.output().map_err(|error| format!("start {}: {error}", cargo.display()))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let hint = if text.contains("bpf-linker") && text.contains("not found") {
+            "\nbpf-linker is missing: `cargo xtask setup` installs it"
+        } else {
+            ""
+        };
+        return Err(format!("{command:?}\n{text}{hint}"));
+    }
+    for name in OBJECTS {
+        let from = target_dir.join(target).join("release").join(name);
+        fs::copy(&from, out.join(name)).map_err(|error| format!("copy {}: {error}", from.display()))?;
+    }
+    Ok(())
+}
+
+/// A rustc that has the sources of its core library, and the cargo that fits it.
+fn compiler() -> Result<(PathBuf, PathBuf), String> {
+    let active = PathBuf::from(variable("RUSTC")?);
+    let cargo = PathBuf::from(variable("CARGO")?);
+    if has_core_sources(&active) {
+        return Ok((active, cargo));
+    }
+    let debian = PathBuf::from(DEBIAN_RUSTC);
+    if has_core_sources(&debian) {
+        // Any cargo does, as long as it is not older than the sources' own manifests want.
+        let own = Path::new("/usr/bin/cargo");
+        return Ok((debian, if own.exists() { own.to_path_buf() } else { cargo }));
+    }
+    Err(format!(
+        "neither {} nor {DEBIAN_RUSTC} has the sources of its core library.\n`cargo xtask setup` installs \
+         them; by hand: `rustup component add rust-src`, or on Debian `apt-get install rustc-web rust-web-src`",
+        active.display()
+    ))
+}
+
+fn has_core_sources(rustc: &Path) -> bool {
+    Command::new(rustc)
+        .args(["--print", "sysroot"])
+        .output()
+        .ok()
+        .filter(|output| output.status.success())
+        .and_then(|output| String::from_utf8(output.stdout).ok())
+        .is_some_and(|sysroot| Path::new(sysroot.trim()).join(CORE_SOURCES).exists())
+}
+
+fn write_if_absent(path: &Path) -> Result<(), String> {
+    if path.exists() {
+        return Ok(());
+    }
+    fs::write(path, []).map_err(|error| format!("write {}: {error}", path.display()))
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    env::var(name).map_err(|error| format!("{name}: {error}"))
+}

@@ -1,0 +1,188 @@
+//! The agent: builds all of its parts, starts them in order and stops them in order.
+//!
+//! Owns: the composition and the lock on the run directory. Never does: anything that one of the parts
+//! could do. Stopping changes nothing for the pods: programs, links and maps stay pinned.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::{Flock, FlockArg};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cni::answer::Answerer;
+use crate::cni::server;
+use crate::config::{AgentConfig, Place};
+use crate::control::{AgentStatus, Control};
+use crate::enrol::Node;
+use crate::model::NodeSettings;
+use crate::platform::bpf::BpfError;
+use crate::platform::bpf::events::Events;
+use crate::platform::bpf::load::Datapath;
+use crate::platform::bpf::pins::Pins;
+use crate::platform::cgroup::{Cgroup, CgroupError};
+use crate::platform::netns::{NetnsError, NetnsThread};
+use crate::source::{Directory, PodSource, SourceError};
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// Another agent has the run directory.
+    #[error("another agent runs on {path}: a node has one", path = path.display())]
+    Running {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// A file or socket.
+    #[error("{attempt} {path}: {source}", path = path.display())]
+    File {
+        /// What was tried.
+        attempt: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A thread, the runtime or a signal.
+    #[error("{attempt}: {source}")]
+    System {
+        /// What was tried.
+        attempt: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The datapath.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// The agent's own netns.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The pods' source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Whatever keeps it from starting.
+pub fn run(config: &AgentConfig) -> Result<(), AppError> {
+    let lock = lock(&config.place)?;
+    let source = Directory::open(&config.pods_from)?;
+    let cgroup = Cgroup::find(config.cgroup.as_deref())?;
+    let pins = Pins::new(&config.place.bpffs);
+    let datapath = Datapath::start(pins.clone(), cgroup.directory.as_fd(), cgroup.id)?;
+    tracing::info!(cgroup = %cgroup.path.display(), pins = %pins.root().display(), "datapath attached");
+    let node = Node::take_over(datapath, NetnsThread::start()?)?;
+    let enrolled = node.registry().len();
+    release_memory();
+
+    let system = |attempt| move |source| AppError::System { attempt, source };
+    let (handle, thread) = node.start().map_err(system("start the node's thread"))?;
+    let status = AgentStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        pods_from: source.name(),
+        cgroup: cgroup.path.display().to_string(),
+        exclude_namespaces: config.exclude_namespaces.iter().cloned().collect(),
+        enrolled,
+    };
+    let settings =
+        NodeSettings { excluded_namespaces: config.exclude_namespaces.clone(), ..NodeSettings::default() };
+    let control = Control::new(handle.clone(), status);
+    let answerer = Arc::new(Answerer { source, settings, node: handle });
+
+    // One thread is plenty: requests are a few a second, and the work is on the node's thread.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("start the runtime"))?;
+    runtime.block_on(serve(&config.place, &pins, control, answerer))?;
+    drop(runtime);
+    // Every handle is gone with the runtime's tasks, so the thread's queue has ended.
+    if thread.join().is_err() {
+        tracing::error!("the node's thread panicked");
+    }
+    drop(lock);
+    Ok(())
+}
+
+async fn serve(
+    place: &Place,
+    pins: &Pins,
+    control: Arc<Control>,
+    answerer: Arc<Answerer<Directory>>,
+) -> Result<(), AppError> {
+    let listen = |path: PathBuf| {
+        server::listen(&path).map_err(|source| AppError::File { attempt: "listen on", path, source })
+    };
+    let system = |attempt| move |source| AppError::System { attempt, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("wait for SIGINT"))?;
+    let control_socket = listen(place.control_socket())?;
+    // The plugin's socket comes last: when it is there, all is ready.
+    let cni_socket = listen(place.cni_socket())?;
+    let events = Events::open(pins)?;
+
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    tasks.spawn(Arc::clone(&control).serve(control_socket, stop.clone()));
+    tasks.spawn(control.publish(events, stop.clone()));
+    tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));
+    tracing::info!(run_dir = %place.run_dir.display(), "ready");
+
+    let received = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal = received, "stopping; the pods stay as they are");
+    // New ADDs must find no socket, rather than one that nobody serves.
+    for path in [place.cni_socket(), place.control_socket()] {
+        if let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "remove socket");
+        }
+    }
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+/// Makes the run directory and locks it.
+fn lock(place: &Place) -> Result<Flock<File>, AppError> {
+    let directory = &place.run_dir;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|source| {
+        AppError::File { attempt: "make", path: directory.clone(), source }
+    })?;
+    let path = place.lock();
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| AppError::File { attempt: "open", path: path.clone(), source })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => AppError::Running { path },
+        errno => AppError::File { attempt: "lock", path, source: errno.into() },
+    })
+}
+
+/// Gives back what loading took: aya parses the kernel's own types when a loader is made, some 20 MB in
+/// small pieces, which glibc would keep.
+#[expect(unsafe_code, reason = "malloc_trim has no safe wrapper")]
+fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it takes no pointer and may be called at any time.
+        let _trimmed = unsafe { libc::malloc_trim(0) };
+    }
+}

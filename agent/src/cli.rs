@@ -1,0 +1,109 @@
+//! The commands and their flags, as `--help` teaches them.
+//!
+//! Owns: names and help texts. Never does: parse a value. All values come in as text, so that `config` can
+//! report everything that is wrong with them at once.
+
+use clap::{Args, Parser, Subcommand};
+
+/// Puts pods into a service mesh without touching them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "veer",
+    version,
+    about = "Puts pods into a service mesh without touching them: eBPF instead of istio-init",
+    after_help = "Exit codes: 0 done, 64 usage or configuration, 69 no agent or datapath here, 70 failed."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the node's agent
+    Agent(AgentFlags),
+    /// Show the node at a glance: agent, programs, pods
+    Status(ReadFlags),
+    /// List the enrolled pods, with where their connections went
+    Pods(PodsFlags),
+    /// Show decisions as they are made
+    Monitor(MonitorFlags),
+}
+
+/// Where things are; all commands have them.
+#[derive(Debug, Clone, Args)]
+pub struct PlaceFlags {
+    /// Directory of the agent's sockets
+    #[arg(long, env = "VEER_RUN_DIR", value_name = "DIR", default_value = "/run/veer")]
+    pub run_dir: String,
+    /// Directory on a bpffs for programs, links and maps
+    #[arg(long, env = "VEER_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/veer")]
+    pub bpffs: String,
+}
+
+/// Flags of `veer agent`.
+#[derive(Debug, Clone, Args)]
+pub struct AgentFlags {
+    /// Where pods are read from: a directory with one Pod manifest (YAML or JSON) in each file
+    #[arg(long, env = "VEER_PODS_FROM", value_name = "DIR")]
+    pub pods_from: Option<String>,
+    /// Where things are.
+    #[command(flatten)]
+    pub place: PlaceFlags,
+    /// Cgroup v2 directory of the pods; auto finds kubepods, else the root
+    #[arg(long, env = "VEER_CGROUP", value_name = "auto|PATH", default_value = "auto")]
+    pub cgroup: String,
+    /// Namespaces whose pods are left alone, separated by commas
+    #[arg(long, env = "VEER_EXCLUDE_NAMESPACES", value_name = "NAMES", default_value = "kube-system")]
+    pub exclude_namespaces: String,
+    /// Least important messages that are logged: error, warn, info, debug or trace
+    #[arg(long, env = "VEER_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// Form of the log on stderr: text or json
+    #[arg(long, env = "VEER_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    pub log_format: String,
+}
+
+/// Flags of commands that only read.
+#[derive(Debug, Clone, Args)]
+pub struct ReadFlags {
+    /// Where things are.
+    #[command(flatten)]
+    pub place: PlaceFlags,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `veer pods`.
+#[derive(Debug, Clone, Args)]
+pub struct PodsFlags {
+    /// Show this pod in full, with every reason that was counted
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub pod: Option<String>,
+    /// What all readers have.
+    #[command(flatten)]
+    pub read: ReadFlags,
+}
+
+/// Flags of `veer monitor`.
+#[derive(Debug, Clone, Args)]
+pub struct MonitorFlags {
+    /// Only this pod
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub pod: Option<String>,
+    /// Only this action: direct, to-outbound, to-inbound or drop
+    #[arg(long, value_name = "ACTION")]
+    pub action: Option<String>,
+    /// Only this reason, as `veer pods NAMESPACE/NAME` names it
+    #[arg(long, value_name = "REASON")]
+    pub reason: Option<String>,
+    /// End after so many decisions
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// What all readers have.
+    #[command(flatten)]
+    pub read: ReadFlags,
+}

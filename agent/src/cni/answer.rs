@@ -1,0 +1,163 @@
+//! What a request leads to: the pod is looked up, decided on, and given to the node.
+
+use std::os::fd::OwnedFd;
+
+use veer_common::cni::{Attachment, PROTOCOL_VERSION, PodReference, Reply, Request, Verb, code};
+
+use crate::enrol::node::{EnrolError, Enrolling, NodeHandle};
+use crate::model::{Capture, Decision, NodeSettings, PodErrors, decide};
+use crate::source::PodSource;
+
+/// What requests are answered from.
+#[derive(Debug)]
+pub struct Answerer<S> {
+    /// Where pods are read from.
+    pub source: S,
+    /// What holds for all pods of the node.
+    pub settings: NodeSettings,
+    /// The node.
+    pub node: NodeHandle,
+}
+
+impl<S: PodSource> Answerer<S> {
+    /// Answers one request. `netns` is what came with it.
+    pub async fn answer(&self, request: Request, netns: Option<OwnedFd>) -> Reply {
+        if request.version != PROTOCOL_VERSION {
+            let (theirs, ours) = (request.version, PROTOCOL_VERSION);
+            return failed(
+                code::PROTOCOL,
+                format!("plugin speaks version {theirs} of the agent's protocol, this agent {ours}"),
+                "veer-cni and veer are of different releases: install the plugin again (veer install-cni)",
+            );
+        }
+        let done = match request.verb {
+            Verb::Add(attachment) => return self.add(attachment, netns).await,
+            Verb::Check(attachment) => {
+                match self.node.run(move |node| node.check(&attachment)).await.and_then(|checked| checked) {
+                    Ok(()) => Ok(()),
+                    Err(error) => return enrolment_failed("check", None, &error),
+                }
+            }
+            Verb::Del(attachment) => self.node.run(move |node| node.del(&attachment)).await,
+            Verb::Gc { valid } => self.node.run(move |node| node.keep_only(&valid)).await,
+            Verb::Status => self.node.run(|_node| ()).await,
+        };
+        match done {
+            Ok(()) => Reply::Done,
+            Err(error) => failed(code::NOT_AVAILABLE, error.to_string(), "the agent is stopping or broken"),
+        }
+    }
+
+    async fn add(&self, attachment: Attachment, netns: Option<OwnedFd>) -> Reply {
+        let Some(pod) = attachment.pod.clone() else {
+            // Podman, CNI's own tools: whatever this is, it is not a pod of the mesh.
+            return Reply::Passed { reason: "no-kubernetes-pod".to_owned() };
+        };
+        let Some(netns) = netns else {
+            return failed(code::PROTOCOL, "ADD came without the pod's netns".to_owned(), "a bug of veer-cni");
+        };
+        let capture = match self.decide(&pod).await {
+            Ok(capture) => capture,
+            Err(reply) => return reply,
+        };
+        for warning in &capture.warnings {
+            tracing::warn!(pod = %full_name(&pod), %warning, "taken as unset");
+        }
+        let name = full_name(&pod);
+        let enrolling = Enrolling { attachment, pod, capture, netns };
+        match self.node.run(move |node| node.add(&enrolling)).await.and_then(|added| added) {
+            Ok(()) => Reply::Done,
+            Err(error) => {
+                tracing::error!(pod = %name, %error, "enrolment failed");
+                enrolment_failed("enrol", Some(&name), &error)
+            }
+        }
+    }
+
+    /// How a pod is to be captured, or the reply that ends its ADD.
+    async fn decide(&self, reference: &PodReference) -> Result<Capture, Reply> {
+        let name = full_name(reference);
+        let excluded = &self.settings.excluded_namespaces;
+        if excluded.contains(&reference.namespace) {
+            return Err(Reply::Passed { reason: "namespace-excluded".to_owned() });
+        }
+        let pod = match self.source.pod(reference).await {
+            Ok(Some(pod)) => pod,
+            Ok(None) => {
+                return Err(failed(
+                    code::TRY_AGAIN,
+                    format!("pod {name} is not known in {}", self.source.name()),
+                    "the runtime tries again; if it stays like this, look whether the manifest is there",
+                ));
+            }
+            Err(error) => {
+                return Err(failed(code::TRY_AGAIN, format!("look up pod {name}: {error}"), "the runtime tries again"));
+            }
+        };
+        match decide(&pod, &self.settings) {
+            Ok(Decision::Capture(capture)) => supported(&name, *capture),
+            Ok(Decision::Pass(reason)) => {
+                tracing::info!(pod = %name, reason = reason.name(), "left alone");
+                Err(Reply::Passed { reason: reason.name().to_owned() })
+            }
+            Err(errors) => Err(invalid_annotations(&errors)),
+        }
+    }
+}
+
+/// Refuses what this release cannot do, rather than to do something else in silence.
+fn supported(name: &str, capture: Capture) -> Result<Capture, Reply> {
+    let missing = unsupported(&capture);
+    if missing.is_empty() {
+        return Ok(capture);
+    }
+    tracing::error!(pod = %name, ?missing, "asks for what this release does not do");
+    Err(failed(
+        code::INVALID_ANNOTATIONS,
+        format!("pod {name} asks for what this release of veer does not do: {}", missing.join(", ")),
+        "leave such pods to istio-init: exclude their namespace (excludeNamespaces)",
+    ))
+}
+
+fn unsupported(capture: &Capture) -> Vec<&'static str> {
+    use crate::model::{IdSpace, InterceptionMode, OwnerGroups};
+    let rows = [
+        (capture.dns_capture, "DNS capture (ISTIO_META_DNS_CAPTURE)"),
+        (capture.mode == InterceptionMode::Tproxy, "interceptionMode TPROXY"),
+        (!capture.excluded_interfaces.is_empty(), "excludeInterfaces"),
+        (!capture.rerouted_interfaces.is_empty(), "istio.io/reroute-virtual-interfaces"),
+        (capture.ids == IdSpace::Pod, "hostUsers: false"),
+        (capture.drop_invalid, "INVALID_DROP"),
+        (capture.owner_groups != OwnerGroups::AllExcept(std::collections::BTreeSet::new()), "owner groups"),
+    ];
+    rows.into_iter().filter_map(|(asked, name)| asked.then_some(name)).collect()
+}
+
+fn invalid_annotations(errors: &PodErrors) -> Reply {
+    tracing::warn!(pod = %errors.pod, %errors, "refused");
+    let lines: Vec<String> = errors.errors.iter().map(ToString::to_string).collect();
+    failed(code::INVALID_ANNOTATIONS, errors.to_string(), &lines.join("\n"))
+}
+
+fn enrolment_failed(attempt: &str, pod: Option<&str>, error: &EnrolError) -> Reply {
+    let code = match error {
+        EnrolError::NotEnrolled(_) => code::NOT_ENROLLED,
+        EnrolError::Netns(_) => code::INVALID_ENVIRONMENT,
+        EnrolError::Stopping => code::TRY_AGAIN,
+        EnrolError::Pod(_) => code::INVALID_ANNOTATIONS,
+        EnrolError::Bpf(_)
+        | EnrolError::TooLong(_)
+        | EnrolError::Inspect { .. }
+        | EnrolError::NetnsTaken { .. } => code::ENROLMENT_FAILED,
+    };
+    let subject = pod.map_or_else(String::new, |pod| format!(" pod {pod}"));
+    failed(code, format!("{attempt}{subject}: {error}"), "the agent's log has more; nothing was left behind")
+}
+
+fn failed(code: u32, msg: String, details: &str) -> Reply {
+    Reply::Failed { code, msg, details: details.to_owned() }
+}
+
+fn full_name(pod: &PodReference) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
+}

@@ -1,0 +1,122 @@
+//! The plugin's socket: who may speak, how long, and how much.
+
+use std::fs;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use veer_common::cni::{self, Reply, Request, code};
+
+use super::answer::Answerer;
+use crate::source::PodSource;
+
+/// How long a plugin may take to send its request: it has it ready when it connects.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Makes a socket that only root can use, in place of one that an earlier agent left.
+///
+/// # Errors
+/// As the file system says.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    // The run directory is locked: whoever made this socket is gone.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Whether the peer is root: the socket's mode says so already, and modes get changed.
+pub fn is_root(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0)
+}
+
+/// Serves requests until `stop`; those that are under way are finished.
+pub async fn serve<S>(listener: UnixListener, answerer: Arc<Answerer<S>>, stop: CancellationToken)
+where
+    S: PodSource + Send + Sync + 'static,
+{
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _address)) if is_root(&stream) => {
+                let answerer = Arc::clone(&answerer);
+                connections.spawn(async move {
+                    if let Err(error) = converse(stream, &answerer).await {
+                        tracing::warn!(%error, "a conversation with the CNI plugin broke off");
+                    }
+                });
+            }
+            Ok(_) => tracing::warn!("refused a connection to the CNI socket: the peer is not root"),
+            Err(error) => {
+                // Out of descriptors, most likely: those that are under way give some back.
+                tracing::error!(%error, "accept on the CNI socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+async fn converse<S: PodSource>(mut stream: UnixStream, answerer: &Answerer<S>) -> io::Result<()> {
+    let received = timeout(PATIENCE, receive(&mut stream)).await?;
+    let reply = match received {
+        Ok((request, netns)) => answerer.answer(request, netns).await,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Reply::Failed {
+            code: code::PROTOCOL,
+            msg: format!("the request is not one: {error}"),
+            details: "veer-cni and veer are of different releases, or something else wrote to the socket".to_owned(),
+        },
+        Err(error) => return Err(error),
+    };
+    stream.write_all(&cni::encode(&reply)?).await?;
+    stream.shutdown().await
+}
+
+/// Receives a request, and the descriptor that came with its first byte.
+async fn receive(stream: &mut UnixStream) -> io::Result<(Request, Option<OwnedFd>)> {
+    let mut prefix = [0; 4];
+    let (count, netns) = loop {
+        let attempt = stream.async_io(Interest::READABLE, || receive_first(stream, &mut prefix)).await?;
+        if attempt.0 > 0 {
+            break attempt;
+        }
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    };
+    let rest = prefix.get_mut(count..).unwrap_or_default();
+    stream.read_exact(rest).await?;
+    let mut bytes = vec![0; cni::message_length(prefix)?];
+    stream.read_exact(&mut bytes).await?;
+    let request = serde_json::from_slice(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok((request, netns))
+}
+
+fn receive_first(stream: &UnixStream, prefix: &mut [u8; 4]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(prefix)];
+    let received = recvmsg(stream.as_fd(), &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    // Owned at once, whatever is found wrong later; more than one are closed with the iterator.
+    let netns = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok((received.bytes, netns))
+}

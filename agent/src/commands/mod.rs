@@ -1,0 +1,90 @@
+//! The operator's commands, one file each, and what they share.
+//!
+//! Owns: what is printed. Never does: change anything.
+
+pub mod monitor;
+pub mod pods;
+pub mod status;
+mod table;
+pub mod view;
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
+use serde::Serialize;
+
+use crate::cli::PlaceFlags;
+use crate::config::Place;
+use crate::control::Question;
+use crate::platform::bpf::BpfError;
+use crate::platform::bpf::maps::Maps;
+use crate::platform::bpf::pins::Pins;
+
+/// How a command ends when it does not succeed.
+#[derive(Debug)]
+pub enum Failure {
+    /// Its flags or arguments are wrong.
+    Usage(String),
+    /// There is no agent or no datapath.
+    Unavailable(String),
+    /// Something else went wrong.
+    Failed(String),
+    /// Nobody reads what it prints.
+    ClosedOutput,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Self::ClosedOutput
+        } else {
+            Self::Failed(error.to_string())
+        }
+    }
+}
+
+impl From<BpfError> for Failure {
+    fn from(error: BpfError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+fn place(flags: &PlaceFlags) -> Result<Place, Failure> {
+    Place::parse(flags).map_err(|errors| Failure::Usage(errors.to_string()))
+}
+
+/// Opens the datapath by its pins.
+fn datapath(place: &Place) -> Result<(Pins, Maps), Failure> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Failure::Failed("only root can read the datapath's maps".to_owned()));
+    }
+    let pins = Pins::new(&place.bpffs);
+    if !pins.root().exists() {
+        let path = pins.root().display();
+        return Err(Failure::Unavailable(format!(
+            "no datapath in {path}: no agent of this release has run here since the node started"
+        )));
+    }
+    let maps = Maps::open(&pins)?;
+    Ok((pins, maps))
+}
+
+/// Asks the running agent.
+fn ask(place: &Place, question: &Question) -> Result<impl BufRead + use<>, Failure> {
+    let path = place.control_socket();
+    let unavailable = |error: io::Error| {
+        Failure::Unavailable(format!("no agent answers on {}: {error}; is `veer agent` running?", path.display()))
+    };
+    let mut stream = UnixStream::connect(&path).map_err(unavailable)?;
+    let mut line = serde_json::to_vec(question).map_err(|error| Failure::Failed(error.to_string()))?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    Ok(BufReader::new(stream))
+}
+
+fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
+}

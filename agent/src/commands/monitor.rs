@@ -1,0 +1,86 @@
+//! `veer monitor`: decisions as they are made.
+
+use std::io::{self, BufRead, Write};
+
+use veer_common::reason::{Action, Reason};
+
+use super::{Failure, ask, place};
+use crate::cli::MonitorFlags;
+use crate::control::{Decided, Line, Question};
+
+/// Runs the command, until the agent or the reader ends it.
+///
+/// # Errors
+/// If a filter is no name, or no agent answers.
+pub fn run(flags: &MonitorFlags) -> Result<(), Failure> {
+    check_filters(flags)?;
+    let place = place(&flags.read.place)?;
+    let answer = ask(&place, &Question::Monitor)?;
+    let mut out = io::stdout().lock();
+    let mut left = flags.count.unwrap_or(u64::MAX);
+    for line in answer.lines() {
+        if left == 0 {
+            return Ok(());
+        }
+        let text = line?;
+        let line: Line = serde_json::from_str(&text)
+            .map_err(|error| Failure::Failed(format!("the agent's answer: {error}")))?;
+        match line {
+            Line::Watching => writeln!(io::stderr(), "watching; Ctrl-C ends it")?,
+            Line::Missed { count } => {
+                writeln!(io::stderr(), "missed {count} decisions: they came faster than they could be shown")?;
+            }
+            Line::Decision(decided) if matches(flags, &decided) => {
+                left -= 1;
+                if flags.read.json {
+                    serde_json::to_writer(&mut out, &decided).map_err(io::Error::from)?;
+                    writeln!(out)?;
+                } else {
+                    writeln!(out, "{}", render(&decided))?;
+                }
+                out.flush()?;
+                if left == 0 {
+                    return Ok(());
+                }
+            }
+            Line::Decision(_) => {}
+        }
+    }
+    Err(Failure::Unavailable("the agent has ended".to_owned()))
+}
+
+fn check_filters(flags: &MonitorFlags) -> Result<(), Failure> {
+    let actions = [Action::Direct, Action::ToOutbound, Action::ToInbound, Action::Drop].map(Action::name);
+    let reasons = Reason::ALL.map(Reason::name);
+    one_of("--action", flags.action.as_deref(), &actions)?;
+    one_of("--reason", flags.reason.as_deref(), &reasons)
+}
+
+fn one_of(flag: &str, value: Option<&str>, names: &[&str]) -> Result<(), Failure> {
+    match value {
+        Some(value) if !names.contains(&value) => {
+            Err(Failure::Usage(format!("{flag}: {value:?} is not one of {}", names.join(", "))))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn matches(flags: &MonitorFlags, decided: &Decided) -> bool {
+    let is = |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|wanted| wanted == value);
+    is(&flags.pod, &decided.pod) && is(&flags.action, &decided.action) && is(&flags.reason, &decided.reason)
+}
+
+/// `12:00:01.123 shop/cart  outbound 1000:1000  10.1.0.2 -> 10.96.0.1:80  to-outbound (all-outbound)`
+fn render(decided: &Decided) -> String {
+    let milliseconds = decided.time_ms % 86_400_000;
+    let (hours, minutes) = (milliseconds / 3_600_000, milliseconds / 60_000 % 60);
+    let (seconds, rest) = (milliseconds / 1000 % 60, milliseconds % 1000);
+    let who = match (decided.uid, decided.gid) {
+        (Some(uid), Some(gid)) => format!(" {uid}:{gid}"),
+        _ => String::new(),
+    };
+    format!(
+        "{hours:02}:{minutes:02}:{seconds:02}.{rest:03} {} {}{who} {} -> {} {} ({})",
+        decided.pod, decided.direction, decided.source, decided.destination, decided.action, decided.reason
+    )
+}

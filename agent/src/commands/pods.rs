@@ -1,0 +1,107 @@
+//! `veer pods`: who is enrolled, and where their connections went.
+
+use std::io::{self, Write};
+
+use veer_common::reason::Reason;
+
+use super::view::{self, PodView, PolicyView};
+use super::{Failure, datapath, place, print_json, table};
+use crate::cli::PodsFlags;
+
+/// Runs the command.
+///
+/// # Errors
+/// If there is no datapath, or the named pod is not enrolled.
+pub fn run(flags: &PodsFlags) -> Result<(), Failure> {
+    let place = place(&flags.read.place)?;
+    let (pins, maps) = datapath(&place)?;
+    let pods = view::pods(&pins, &maps)?;
+    let Some(wanted) = &flags.pod else {
+        if flags.read.json {
+            return print_json(&pods);
+        }
+        return write(&list(&pods));
+    };
+    let pod = pods.iter().find(|pod| full_name(pod) == *wanted).ok_or_else(|| {
+        Failure::Usage(format!("pod {wanted} is not enrolled on this node; `veer pods` lists those that are"))
+    })?;
+    if flags.read.json { print_json(pod) } else { write(&detail(pod)) }
+}
+
+fn write(text: &str) -> Result<(), Failure> {
+    io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn full_name(pod: &PodView) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
+}
+
+fn list(pods: &[PodView]) -> String {
+    if pods.is_empty() {
+        return "no pod is enrolled on this node\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = pods
+        .iter()
+        .map(|pod| {
+            let t = pod.totals;
+            let faults: u64 = pod.faults.values().sum();
+            let mut row = vec![full_name(pod), state(pod)];
+            row.extend([t.to_outbound, t.to_inbound, t.direct, t.dropped, faults].map(|n| n.to_string()));
+            row
+        })
+        .collect();
+    let heading = ["POD", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "DIRECT", "DROPPED", "FAULTS"];
+    table::render(&heading, &rows, &[false, false, true, true, true, true, true])
+}
+
+/// One word on whether the pod's traffic flows.
+fn state(pod: &PodView) -> String {
+    let listens = |policy: &PolicyView| policy.outbound.listeners > 0 && policy.inbound.listeners > 0;
+    match &pod.policy {
+        None => "half-enrolled".to_owned(),
+        Some(_) if !pod.inbound_attached => "detached".to_owned(),
+        Some(policy) if listens(policy) => "listening".to_owned(),
+        Some(_) => "not-listening".to_owned(),
+    }
+}
+
+fn detail(pod: &PodView) -> String {
+    let mut lines = vec![
+        format!("pod            {}", full_name(pod)),
+        format!("proxy          {}", state(pod)),
+        format!("container      {}", pod.container_id),
+        format!("netns          {} (cookie {})", pod.netns, pod.netns_cookie),
+    ];
+    if let Some(policy) = &pod.policy {
+        let port = |port: &view::ProxyPort| format!("port {}, {} listening", port.port, port.listeners);
+        lines.push(format!("identity       uid {}, gid {}", policy.proxy_uid, policy.proxy_gid));
+        lines.push(format!("outbound       {}", port(&policy.outbound)));
+        lines.push(format!("inbound        {}", port(&policy.inbound)));
+    }
+    lines.push(String::new());
+    let mut rows: Vec<Vec<String>> = Reason::ALL
+        .into_iter()
+        .filter_map(|reason| {
+            let count = pod.reasons.get(reason.name())?;
+            let direction = if reason.is_inbound() { "inbound" } else { "outbound" };
+            Some(vec![
+                reason.name().to_owned(),
+                direction.to_owned(),
+                reason.action().name().to_owned(),
+                count.to_string(),
+            ])
+        })
+        .collect();
+    let faults = pod.faults.iter();
+    rows.extend(faults.map(|(name, count)| {
+        vec![(*name).to_owned(), String::new(), "fault".to_owned(), count.to_string()]
+    }));
+    let counted = if rows.is_empty() {
+        "no connection yet\n".to_owned()
+    } else {
+        let heading = ["REASON", "DIRECTION", "ACTION", "CONNECTIONS"];
+        table::render(&heading, &rows, &[false, false, false, true])
+    };
+    format!("{}\n{counted}", lines.join("\n"))
+}

@@ -1,0 +1,108 @@
+//! `veer status`: the node at a glance. Exit 0 when the agent answers and everything is attached.
+
+use std::io::{self, BufRead, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::view::{self, PodView, ProgramView};
+use super::{Failure, ask, datapath, place, print_json};
+use crate::cli::ReadFlags;
+use crate::control::{AgentStatus, Question};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeStatus {
+    agent: Option<AgentStatus>,
+    agent_error: Option<String>,
+    pins: String,
+    programs: Vec<ProgramView>,
+    enrolled: usize,
+    listening: usize,
+    handing_over: usize,
+    faults: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If there is no datapath, no agent, or a program is not attached.
+pub fn run(flags: &ReadFlags) -> Result<(), Failure> {
+    let place = place(&flags.place)?;
+    let (pins, maps) = datapath(&place)?;
+    let pods = view::pods(&pins, &maps)?;
+    let (agent, agent_error) = match ask(&place, &Question::Status).and_then(read_status) {
+        Ok(status) => (Some(status), None),
+        Err(Failure::Unavailable(text) | Failure::Failed(text)) => (None, Some(text)),
+        Err(other) => return Err(other),
+    };
+    let status = NodeStatus {
+        agent,
+        agent_error,
+        pins: pins.root().display().to_string(),
+        programs: view::programs(&pins),
+        enrolled: pods.len(),
+        listening: pods.iter().filter(|pod| listens(pod)).count(),
+        handing_over: maps.hand_offs(),
+        faults: pods.iter().flat_map(|pod| pod.faults.values()).sum(),
+    };
+    if flags.json {
+        print_json(&status)?;
+    } else {
+        io::stdout().lock().write_all(render(&status).as_bytes())?;
+    }
+    verdict(status)
+}
+
+fn verdict(status: NodeStatus) -> Result<(), Failure> {
+    if let Some(error) = status.agent_error {
+        return Err(Failure::Unavailable(error));
+    }
+    let detached: Vec<_> =
+        status.programs.iter().filter(|program| !program.attached).map(|program| program.name).collect();
+    if detached.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Failed(format!("not attached: {}; a restart of the agent attaches them", detached.join(", "))))
+}
+
+fn listens(pod: &PodView) -> bool {
+    pod.policy.as_ref().is_some_and(|policy| policy.outbound.listeners > 0 && policy.inbound.listeners > 0)
+}
+
+fn read_status(mut answer: impl BufRead) -> Result<AgentStatus, Failure> {
+    let mut line = String::new();
+    answer.read_line(&mut line)?;
+    serde_json::from_str(&line).map_err(|error| Failure::Failed(format!("the agent's answer: {error}")))
+}
+
+fn render(status: &NodeStatus) -> String {
+    let mut lines = Vec::new();
+    match &status.agent {
+        Some(agent) => {
+            let up = uptime(agent.started_at);
+            lines.push(format!("agent      running, pid {}, version {}, up {up}", agent.pid, agent.version));
+            lines.push(format!("pods from  {}", agent.pods_from));
+            lines.push(format!("cgroup     {}", agent.cgroup));
+        }
+        None => lines.push("agent      not running; enrolled pods stay redirected, new pods cannot start".to_owned()),
+    }
+    let attached = status.programs.iter().filter(|program| program.attached).count();
+    lines.push(format!("datapath   {attached} of {} programs attached", status.programs.len()));
+    lines.push(format!("pins       {}", status.pins));
+    lines.push(format!("pods       {} enrolled, {} with a listening proxy", status.enrolled, status.listening));
+    lines.push(format!("faults     {}", status.faults));
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn uptime(started_at: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = now.saturating_sub(started_at);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}

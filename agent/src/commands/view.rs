@@ -1,0 +1,190 @@
+//! What is pinned, as the commands show it.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+
+use serde::Serialize;
+use veer_common::address::Port;
+use veer_common::maps::{Counters, NetnsCookie, PodPolicy, flag};
+use veer_common::reason::{Action, Fault, Reason};
+
+use crate::enrol::Enrolled;
+use crate::platform::bpf::load::CGROUP_PROGRAMS;
+use crate::platform::bpf::maps::{ListEntries, Maps};
+use crate::platform::bpf::pins::Pins;
+use crate::platform::bpf::{BpfError, sys};
+
+/// An enrolled pod.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodView {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// CNI container id.
+    pub container_id: String,
+    /// The netns as the runtime named it.
+    pub netns: String,
+    /// Its cookie: the pod's identity in the datapath.
+    pub netns_cookie: NetnsCookie,
+    /// Seconds since the epoch.
+    pub enrolled_at: u64,
+    /// Whether the inbound program hangs on the pod's netns.
+    pub inbound_attached: bool,
+    /// What the pod asked for; `None` without a policy, which is a pod that is half enrolled.
+    pub policy: Option<PolicyView>,
+    /// Where its connections went.
+    pub totals: Totals,
+    /// Why, by the reason's name; those that never were are left out.
+    pub reasons: BTreeMap<&'static str, u64>,
+    /// What went wrong in the datapath, by name.
+    pub faults: BTreeMap<&'static str, u64>,
+}
+
+/// A pod's policy.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyView {
+    /// The proxy's uid.
+    pub proxy_uid: u32,
+    /// The proxy's gid.
+    pub proxy_gid: u32,
+    /// Where outbound connections go.
+    pub outbound: ProxyPort,
+    /// Where inbound connections go.
+    pub inbound: ProxyPort,
+    /// Whether all outbound addresses are captured, or included ranges and ports alone.
+    pub all_outbound: bool,
+    /// Whether all inbound ports are captured, or included ports alone.
+    pub all_inbound: bool,
+}
+
+/// A port of the proxy.
+#[derive(Debug, Serialize)]
+pub struct ProxyPort {
+    /// Its number.
+    pub port: u16,
+    /// How many sockets listen there.
+    pub listeners: usize,
+}
+
+/// Connections by what was done with them.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    /// Went where they were dialled.
+    pub direct: u64,
+    /// Went to the proxy's outbound port.
+    pub to_outbound: u64,
+    /// Went to the proxy's inbound port.
+    pub to_inbound: u64,
+    /// Were refused.
+    pub dropped: u64,
+}
+
+/// The programs of the cgroup.
+#[derive(Debug, Serialize)]
+pub struct ProgramView {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether its link hangs on a cgroup that exists.
+    pub attached: bool,
+}
+
+/// All enrolled pods, by name.
+///
+/// # Errors
+/// If a map cannot be read.
+pub fn pods(pins: &Pins, maps: &Maps) -> Result<Vec<PodView>, BpfError> {
+    let mut pods = Vec::new();
+    for (cookie, record) in maps.enrolments()? {
+        let pod = Enrolled::from_map(cookie, &record, ListEntries::default());
+        let counters = maps.counters(cookie)?;
+        pods.push(PodView {
+            netns_cookie: cookie,
+            inbound_attached: inbound_attached(pins, cookie),
+            policy: maps.policy(cookie)?.map(|policy| policy_view(maps, cookie, &policy)),
+            totals: totals(&counters),
+            reasons: reasons(&counters),
+            faults: faults(&counters),
+            namespace: pod.pod.namespace,
+            name: pod.pod.name,
+            container_id: pod.container_id,
+            netns: pod.netns_path,
+            enrolled_at: pod.enrolled_at,
+        });
+    }
+    pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    Ok(pods)
+}
+
+/// The programs of the cgroup.
+pub fn programs(pins: &Pins) -> Vec<ProgramView> {
+    let attached = |name: &str| {
+        sys::get(&pins.link(name))
+            .and_then(|link| sys::link_target(link.as_fd()))
+            .is_ok_and(|target| target.object != 0)
+    };
+    CGROUP_PROGRAMS.iter().map(|(name, _)| ProgramView { name, attached: attached(name) }).collect()
+}
+
+fn inbound_attached(pins: &Pins, cookie: NetnsCookie) -> bool {
+    sys::get(&pins.netns(cookie))
+        .and_then(|link| sys::link_target(link.as_fd()))
+        .is_ok_and(|target| target.object != 0)
+}
+
+fn policy_view(maps: &Maps, cookie: NetnsCookie, policy: &PodPolicy) -> PolicyView {
+    let port = |port: Port| ProxyPort { port: port.get(), listeners: maps.listeners(cookie, port).len() };
+    PolicyView {
+        proxy_uid: policy.proxy_uid,
+        proxy_gid: policy.proxy_gid,
+        outbound: port(policy.outbound_port),
+        inbound: port(policy.inbound_port),
+        all_outbound: policy.flags & flag::OUTBOUND_ALL != 0,
+        all_inbound: policy.flags & flag::INBOUND_ALL != 0,
+    }
+}
+
+fn totals(counters: &Counters) -> Totals {
+    let mut totals = Totals::default();
+    for reason in Reason::ALL {
+        let count = count(counters, reason as usize);
+        match reason.action() {
+            Action::Direct => totals.direct += count,
+            Action::ToOutbound => totals.to_outbound += count,
+            Action::ToInbound => totals.to_inbound += count,
+            Action::Drop => totals.dropped += count,
+        }
+    }
+    totals
+}
+
+fn reasons(counters: &Counters) -> BTreeMap<&'static str, u64> {
+    let rows = Reason::ALL.into_iter().map(|reason| (reason.name(), count(counters, reason as usize)));
+    rows.filter(|(_, count)| *count > 0).collect()
+}
+
+fn faults(counters: &Counters) -> BTreeMap<&'static str, u64> {
+    let rows = Fault::ALL.into_iter().map(|fault| (fault.name(), count(counters, fault as usize)));
+    rows.filter(|(_, count)| *count > 0).collect()
+}
+
+fn count(counters: &Counters, index: usize) -> u64 {
+    counters.0.get(index).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use veer_common::reason::COUNTERS;
+
+    #[test]
+    fn every_reason_is_in_exactly_one_total() {
+        let totals = totals(&Counters([1; COUNTERS]));
+        let sum = totals.direct + totals.to_outbound + totals.to_inbound + totals.dropped;
+        assert_eq!(sum, Reason::ALL.len() as u64);
+        assert_eq!(faults(&Counters([1; COUNTERS])).len(), Fault::ALL.len());
+    }
+}

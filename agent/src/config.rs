@@ -1,0 +1,270 @@
+//! From flags and environment to settings that cannot be wrong.
+//!
+//! Owns: the accepted form of each value. Never does: stop at the first error; an operator who fixes a
+//! manifest wants to hear everything at once.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::cli::{AgentFlags, PlaceFlags};
+
+/// Where things are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Directory of the sockets.
+    pub run_dir: PathBuf,
+    /// Directory of the pins.
+    pub bpffs: PathBuf,
+}
+
+/// The agent's settings.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AgentConfig {
+    /// Directory of pod manifests.
+    pub pods_from: PathBuf,
+    /// Where things are.
+    pub place: Place,
+    /// The pods' cgroup; `None` finds it.
+    pub cgroup: Option<PathBuf>,
+    /// Namespaces that are left alone.
+    pub exclude_namespaces: BTreeSet<String>,
+    /// How the agent logs.
+    pub log: LogConfig,
+}
+
+/// How the agent logs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogConfig {
+    /// Least important level.
+    pub level: tracing::Level,
+    /// Form of a line.
+    pub format: LogFormat,
+}
+
+/// Form of a line of the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+/// One thing that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A value that is needed is not there.
+    #[error("{flag} (or {variable}) is missing: {accepted}")]
+    Missing {
+        /// The flag.
+        flag: &'static str,
+        /// The variable.
+        variable: &'static str,
+        /// What it takes.
+        accepted: &'static str,
+    },
+    /// A value that is there is wrong.
+    #[error("{flag} (or {variable}): {value:?} is not {accepted}")]
+    Invalid {
+        /// The flag.
+        flag: &'static str,
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+        /// What it takes.
+        accepted: &'static str,
+    },
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+/// A flag, its variable, and what is accepted.
+struct Setting(&'static str, &'static str, &'static str);
+
+impl Setting {
+    fn invalid(&self, value: &str) -> ConfigError {
+        ConfigError::Invalid { flag: self.0, variable: self.1, value: value.to_owned(), accepted: self.2 }
+    }
+
+    fn missing(&self) -> ConfigError {
+        ConfigError::Missing { flag: self.0, variable: self.1, accepted: self.2 }
+    }
+}
+
+const ABSOLUTE: &str = "an absolute path";
+const PODS_FROM: Setting =
+    Setting("--pods-from", "VEER_PODS_FROM", "the absolute path of a directory of Pod manifests");
+const RUN_DIR: Setting = Setting("--run-dir", "VEER_RUN_DIR", ABSOLUTE);
+const BPFFS: Setting = Setting("--bpffs", "VEER_BPFFS", ABSOLUTE);
+const CGROUP: Setting = Setting("--cgroup", "VEER_CGROUP", "auto or an absolute path");
+const NAMESPACES: Setting = Setting(
+    "--exclude-namespaces",
+    "VEER_EXCLUDE_NAMESPACES",
+    "a list of Kubernetes namespaces (a-z, 0-9 and -, 63 at most) separated by commas",
+);
+const LOG_LEVEL: Setting = Setting("--log-level", "VEER_LOG_LEVEL", "one of error, warn, info, debug, trace");
+const LOG_FORMAT: Setting = Setting("--log-format", "VEER_LOG_FORMAT", "text or json");
+
+impl Place {
+    /// Parses where things are.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn parse(flags: &PlaceFlags) -> Result<Self, ConfigErrors> {
+        let mut errors = Vec::new();
+        let place = Self::collect(flags, &mut errors);
+        if errors.is_empty() { Ok(place) } else { Err(ConfigErrors(errors)) }
+    }
+
+    fn collect(flags: &PlaceFlags, errors: &mut Vec<ConfigError>) -> Self {
+        Self {
+            run_dir: absolute(&RUN_DIR, &flags.run_dir, errors),
+            bpffs: absolute(&BPFFS, &flags.bpffs, errors),
+        }
+    }
+
+    /// The plugin's socket.
+    pub fn cni_socket(&self) -> PathBuf {
+        self.run_dir.join(veer_common::cni::SOCKET_NAME)
+    }
+
+    /// The socket of the commands.
+    pub fn control_socket(&self) -> PathBuf {
+        self.run_dir.join("control.sock")
+    }
+
+    /// What a running agent holds locked.
+    pub fn lock(&self) -> PathBuf {
+        self.run_dir.join("agent.lock")
+    }
+}
+
+impl AgentConfig {
+    /// Parses the agent's settings.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn parse(flags: &AgentFlags) -> Result<Self, ConfigErrors> {
+        let mut errors = Vec::new();
+        let pods_from = match flags.pods_from.as_deref() {
+            Some(path) => absolute(&PODS_FROM, path, &mut errors),
+            None => {
+                errors.push(PODS_FROM.missing());
+                PathBuf::new()
+            }
+        };
+        let place = Place::collect(&flags.place, &mut errors);
+        let cgroup = match flags.cgroup.as_str() {
+            "auto" => None,
+            path => Some(absolute(&CGROUP, path, &mut errors)),
+        };
+        let exclude_namespaces = namespaces(&flags.exclude_namespaces, &mut errors);
+        let level = flags.log_level.parse().unwrap_or_else(|_unknown| {
+            errors.push(LOG_LEVEL.invalid(&flags.log_level));
+            tracing::Level::INFO
+        });
+        let format = match flags.log_format.as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            other => {
+                errors.push(LOG_FORMAT.invalid(other));
+                LogFormat::Text
+            }
+        };
+        if !errors.is_empty() {
+            return Err(ConfigErrors(errors));
+        }
+        Ok(Self { pods_from, place, cgroup, exclude_namespaces, log: LogConfig { level, format } })
+    }
+}
+
+fn absolute(setting: &Setting, value: &str, errors: &mut Vec<ConfigError>) -> PathBuf {
+    let path = Path::new(value);
+    if !path.is_absolute() {
+        errors.push(setting.invalid(value));
+    }
+    path.to_owned()
+}
+
+fn namespaces(value: &str, errors: &mut Vec<ConfigError>) -> BTreeSet<String> {
+    let names: BTreeSet<String> =
+        value.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    if !names.iter().all(|name| is_namespace(name)) {
+        errors.push(NAMESPACES.invalid(value));
+    }
+    names
+}
+
+/// A DNS label (RFC 1123), as Kubernetes wants it.
+fn is_namespace(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    name.len() <= 63 && name.bytes().all(allowed) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags() -> AgentFlags {
+        AgentFlags {
+            pods_from: Some("/pods".to_owned()),
+            place: PlaceFlags { run_dir: "/run/veer".to_owned(), bpffs: "/sys/fs/bpf/veer".to_owned() },
+            cgroup: "auto".to_owned(),
+            exclude_namespaces: "kube-system, istio-system".to_owned(),
+            log_level: "info".to_owned(),
+            log_format: "text".to_owned(),
+        }
+    }
+
+    #[test]
+    fn good_flags_become_settings() {
+        let config = AgentConfig::parse(&flags()).unwrap();
+        assert_eq!(config.cgroup, None);
+        assert_eq!(
+            config.exclude_namespaces.into_iter().collect::<Vec<_>>(),
+            ["istio-system", "kube-system"]
+        );
+        assert_eq!(config.place.cni_socket(), Path::new("/run/veer/cni.sock"));
+    }
+
+    #[test]
+    fn no_excluded_namespace_is_a_list_too() {
+        let config = AgentConfig::parse(&AgentFlags { exclude_namespaces: String::new(), ..flags() }).unwrap();
+        assert!(config.exclude_namespaces.is_empty());
+    }
+
+    #[test]
+    fn all_errors_are_reported_at_once_with_flag_variable_and_form() {
+        let wrong = AgentFlags {
+            pods_from: None,
+            place: PlaceFlags { run_dir: "run".to_owned(), bpffs: "bpf".to_owned() },
+            cgroup: "kubepods".to_owned(),
+            exclude_namespaces: "kube_system".to_owned(),
+            log_level: "loud".to_owned(),
+            log_format: "xml".to_owned(),
+        };
+        assert_eq!(
+            AgentConfig::parse(&wrong).unwrap_err().to_string(),
+            "\
+--pods-from (or VEER_PODS_FROM) is missing: the absolute path of a directory of Pod manifests
+--run-dir (or VEER_RUN_DIR): \"run\" is not an absolute path
+--bpffs (or VEER_BPFFS): \"bpf\" is not an absolute path
+--cgroup (or VEER_CGROUP): \"kubepods\" is not auto or an absolute path
+--exclude-namespaces (or VEER_EXCLUDE_NAMESPACES): \"kube_system\" is not a list of Kubernetes namespaces \
+(a-z, 0-9 and -, 63 at most) separated by commas
+--log-level (or VEER_LOG_LEVEL): \"loud\" is not one of error, warn, info, debug, trace
+--log-format (or VEER_LOG_FORMAT): \"xml\" is not text or json"
+        );
+    }
+}

@@ -1,0 +1,274 @@
+//! The commands' socket: what only the running agent knows.
+//!
+//! Owns: `RUN_DIR/control.sock`, one JSON line as the question, JSON lines as the answer; the one reader of
+//! the ring buffer, and its copies for whoever watches. Never does: what the pins can tell without an
+//! agent; `veer status` and `veer pods` read those themselves, so that they work when it is dead.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use veer_common::event::{Event, NO_ID};
+use veer_common::maps::NetnsCookie;
+use veer_common::reason::Reason;
+
+use crate::cni::server::is_root;
+use crate::enrol::NodeHandle;
+use crate::platform::bpf::events::Events;
+
+/// Longest question in bytes.
+const LONGEST_QUESTION: u64 = 4096;
+/// How long a question may take to arrive.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Decisions that a slow watcher may lag behind; then it is told how many it missed.
+const BACKLOG: usize = 8192;
+
+/// What a command asks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase")]
+pub enum Question {
+    /// Who are you?
+    Status,
+    /// Every decision from now on.
+    Monitor,
+}
+
+/// What the agent says of itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatus {
+    /// Release.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Start, in seconds since the epoch.
+    pub started_at: u64,
+    /// Where pods are read from.
+    pub pods_from: String,
+    /// Where the programs are attached.
+    pub cgroup: String,
+    /// Namespaces that are left alone.
+    pub exclude_namespaces: Vec<String>,
+    /// Pods that are enrolled.
+    pub enrolled: usize,
+}
+
+/// A line of `veer monitor`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Line {
+    /// The agent has begun to watch: decisions from here on are reported.
+    Watching,
+    /// A decision.
+    Decision(Decided),
+    /// Decisions that were not reported, because the watcher was too slow.
+    Missed {
+        /// How many.
+        count: u64,
+    },
+}
+
+/// A decision, with names instead of numbers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Decided {
+    /// Milliseconds since the epoch.
+    pub time_ms: u64,
+    /// `namespace/name`, or the netns cookie of a pod that is gone.
+    pub pod: String,
+    /// `inbound` or `outbound`.
+    pub direction: String,
+    /// What was done.
+    pub action: String,
+    /// Why.
+    pub reason: String,
+    /// Creator of the socket; outbound only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Its group; outbound only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    /// Where it comes from; without a port while there is none.
+    pub source: String,
+    /// Where it was dialled to.
+    pub destination: String,
+}
+
+/// What the control socket answers from.
+#[derive(Debug)]
+pub struct Control {
+    node: NodeHandle,
+    status: AgentStatus,
+    lines: broadcast::Sender<Line>,
+    watchers: AtomicUsize,
+}
+
+impl Control {
+    /// `status` is what does not change while the agent runs.
+    pub fn new(node: NodeHandle, status: AgentStatus) -> Arc<Self> {
+        let (lines, _nobody) = broadcast::channel(BACKLOG);
+        Arc::new(Self { node, status, lines, watchers: AtomicUsize::new(0) })
+    }
+
+    /// Serves questions until `stop`.
+    pub async fn serve(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
+        let connections = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _address)) if is_root(&stream) => {
+                    let (control, stop) = (Arc::clone(&self), stop.clone());
+                    connections.spawn(async move {
+                        if let Err(error) = control.converse(stream, stop).await {
+                            tracing::debug!(%error, "a command's conversation broke off");
+                        }
+                    });
+                }
+                Ok(_) => tracing::warn!("refused a connection to the control socket: the peer is not root"),
+                Err(error) => {
+                    tracing::error!(%error, "accept on the control socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        connections.close();
+        connections.wait().await;
+    }
+
+    async fn converse(&self, stream: UnixStream, stop: CancellationToken) -> io::Result<()> {
+        let (read, mut write) = stream.into_split();
+        let mut read = BufReader::new(read.take(LONGEST_QUESTION));
+        let mut line = String::new();
+        timeout(PATIENCE, read.read_line(&mut line)).await??;
+        match serde_json::from_str(&line)? {
+            Question::Status => send(&mut write, &self.status().await).await,
+            Question::Monitor => {
+                let mut lines = self.lines.subscribe();
+                self.watch(1).await;
+                let outcome = tokio::select! {
+                    () = stop.cancelled() => Ok(()),
+                    // The watcher says nothing more; that it can be read again means that it has left.
+                    _left = read.read_line(&mut line) => Ok(()),
+                    outcome = forward(&mut lines, &mut write) => outcome,
+                };
+                self.watch(-1).await;
+                outcome
+            }
+        }
+    }
+
+    async fn status(&self) -> AgentStatus {
+        let enrolled = self.node.run(|node| node.registry().len()).await.unwrap_or_default();
+        AgentStatus { enrolled, ..self.status.clone() }
+    }
+
+    /// Events are written exactly while somebody watches.
+    async fn watch(&self, change: isize) {
+        let before = self.watchers.fetch_add(change.cast_unsigned(), Ordering::SeqCst);
+        let now = before.wrapping_add_signed(change);
+        if (before == 0) != (now == 0) {
+            let watched = now != 0;
+            if let Ok(Err(error)) = self.node.run(move |node| node.set_watched(watched)).await {
+                tracing::error!(%error, watched, "switch events");
+            }
+        }
+    }
+
+    /// Hands the events of the ring buffer to all watchers, until `stop`.
+    pub async fn publish(self: Arc<Self>, mut events: Events, stop: CancellationToken) {
+        let mut names = HashMap::new();
+        loop {
+            let batch = tokio::select! {
+                () = stop.cancelled() => return,
+                batch = events.next() => batch,
+            };
+            match batch {
+                Ok(batch) => {
+                    self.learn_names(&batch, &mut names).await;
+                    for event in &batch {
+                        // Nobody left to hear it: the switch is about to be turned.
+                        drop(self.lines.send(Line::Decision(describe(event, &names))));
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "read events");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A cookie never gets another pod, so a name that is known stays right.
+    async fn learn_names(&self, batch: &[Event], names: &mut HashMap<NetnsCookie, String>) {
+        if batch.iter().all(|event| names.contains_key(&event.cookie)) {
+            return;
+        }
+        let known = self
+            .node
+            .run(|node| node.registry().iter().map(|pod| (pod.cookie, pod.full_name())).collect::<Vec<_>>())
+            .await
+            .unwrap_or_default();
+        *names = known.into_iter().collect();
+    }
+}
+
+async fn forward(lines: &mut broadcast::Receiver<Line>, write: &mut OwnedWriteHalf) -> io::Result<()> {
+    send(write, &Line::Watching).await?;
+    loop {
+        let line = match lines.recv().await {
+            Ok(line) => line,
+            Err(broadcast::error::RecvError::Lagged(count)) => Line::Missed { count },
+            Err(broadcast::error::RecvError::Closed) => return Ok(()),
+        };
+        send(write, &line).await?;
+    }
+}
+
+async fn send<T: Serialize>(write: &mut OwnedWriteHalf, value: &T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    write.write_all(&line).await
+}
+
+fn describe(event: &Event, names: &HashMap<NetnsCookie, String>) -> Decided {
+    let reason = Reason::from_number(event.reason);
+    let id = |id: u32| (id != NO_ID).then_some(id);
+    let inbound = reason.is_some_and(Reason::is_inbound);
+    Decided {
+        time_ms: wall_clock_ms(event.monotonic_ns),
+        pod: names.get(&event.cookie).cloned().unwrap_or_else(|| format!("netns {}", event.cookie)),
+        direction: if inbound { "inbound" } else { "outbound" }.to_owned(),
+        action: reason.map_or("unknown", |reason| reason.action().name()).to_owned(),
+        reason: reason.map_or("unknown", Reason::name).to_owned(),
+        uid: id(event.uid),
+        gid: id(event.gid),
+        source: endpoint(event.source, event.source_port),
+        destination: endpoint(event.destination, event.port),
+    }
+}
+
+fn endpoint(address: veer_common::address::Address, port: veer_common::address::Port) -> String {
+    let ip = std::net::IpAddr::from(address);
+    if port.get() == 0 { ip.to_string() } else { std::net::SocketAddr::new(ip, port.get()).to_string() }
+}
+
+/// The kernel stamps events with CLOCK_MONOTONIC.
+fn wall_clock_ms(monotonic_ns: u64) -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    let age = now.saturating_sub(Duration::from_nanos(monotonic_ns));
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(age);
+    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,201 @@
+//! Who is enrolled: found by container id, by netns or by name.
+//!
+//! Owns: the in-memory index over the ENROLMENTS map, which is the truth and outlives the agent.
+//! Never does: touch the kernel.
+
+use std::collections::BTreeMap;
+
+use veer_common::cni::{Attachment, PodReference};
+use veer_common::maps::{Enrolment, NetnsCookie};
+
+use crate::platform::bpf::maps::ListEntries;
+use crate::platform::netns::NetnsId;
+
+/// An enrolled pod.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Enrolled {
+    /// Its netns' cookie.
+    pub cookie: NetnsCookie,
+    /// CNI container id.
+    pub container_id: String,
+    /// The interface that the runtime named at ADD.
+    pub interface: String,
+    /// Namespace and name.
+    pub pod: PodReference,
+    /// The netns as the runtime named it.
+    pub netns_path: String,
+    /// The netns as a file.
+    pub netns: NetnsId,
+    /// Seconds since the epoch.
+    pub enrolled_at: u64,
+    /// What is in the list maps for it.
+    pub lists: ListEntries,
+}
+
+/// A text that does not fit into its field of the ENROLMENTS map.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{what} has {length} bytes, {most} is the most that this agent takes")]
+pub struct TooLong {
+    /// Which text.
+    what: &'static str,
+    /// Its length.
+    length: usize,
+    /// What fits.
+    most: usize,
+}
+
+/// All enrolled pods.
+#[derive(Debug, Default)]
+pub struct Registry {
+    by_cookie: BTreeMap<NetnsCookie, Enrolled>,
+}
+
+impl Registry {
+    /// Adds or replaces a pod.
+    pub fn insert(&mut self, pod: Enrolled) {
+        self.by_cookie.insert(pod.cookie, pod);
+    }
+
+    /// Forgets a pod.
+    pub fn remove(&mut self, cookie: NetnsCookie) -> Option<Enrolled> {
+        self.by_cookie.remove(&cookie)
+    }
+
+    /// The pod with this netns.
+    pub fn get(&self, cookie: NetnsCookie) -> Option<&Enrolled> {
+        self.by_cookie.get(&cookie)
+    }
+
+    /// The pod of this container.
+    pub fn of_container(&self, container_id: &str) -> Option<&Enrolled> {
+        self.by_cookie.values().find(|pod| pod.container_id == container_id)
+    }
+
+    /// All pods, in the order of their cookies, which is the order in which their netns were made.
+    pub fn iter(&self) -> impl Iterator<Item = &Enrolled> {
+        self.by_cookie.values()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_cookie.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_cookie.is_empty()
+    }
+}
+
+impl Enrolled {
+    /// The pod of an ADD.
+    pub fn new(
+        cookie: NetnsCookie,
+        netns: NetnsId,
+        attachment: &Attachment,
+        pod: PodReference,
+        lists: ListEntries,
+        enrolled_at: u64,
+    ) -> Self {
+        Self {
+            cookie,
+            container_id: attachment.container_id.clone(),
+            interface: attachment.interface.clone(),
+            pod,
+            netns_path: attachment.netns.clone(),
+            netns,
+            enrolled_at,
+            lists,
+        }
+    }
+
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.pod.namespace, self.pod.name)
+    }
+
+    /// The pod as the ENROLMENTS map holds it.
+    ///
+    /// # Errors
+    /// If a text is longer than its field.
+    pub fn to_map(&self) -> Result<Enrolment, TooLong> {
+        Ok(Enrolment {
+            container_id: padded("container id", &self.container_id)?,
+            netns_path: padded("netns path", &self.netns_path)?,
+            namespace: padded("namespace", &self.pod.namespace)?,
+            name: padded("pod name", &self.pod.name)?,
+            interface: padded("interface name", &self.interface)?,
+            netns_device: self.netns.device,
+            netns_inode: self.netns.inode,
+            enrolled_at: self.enrolled_at,
+        })
+    }
+
+    /// The pod that the ENROLMENTS map holds.
+    pub fn from_map(cookie: NetnsCookie, map: &Enrolment, lists: ListEntries) -> Self {
+        Self {
+            cookie,
+            container_id: text(&map.container_id),
+            interface: text(&map.interface),
+            pod: PodReference { namespace: text(&map.namespace), name: text(&map.name), uid: None },
+            netns_path: text(&map.netns_path),
+            netns: NetnsId { device: map.netns_device, inode: map.netns_inode },
+            enrolled_at: map.enrolled_at,
+            lists,
+        }
+    }
+}
+
+fn padded<const N: usize>(what: &'static str, value: &str) -> Result<[u8; N], TooLong> {
+    let mut field = [0; N];
+    let too_long = TooLong { what, length: value.len(), most: N };
+    field.get_mut(..value.len()).ok_or(too_long)?.copy_from_slice(value.as_bytes());
+    Ok(field)
+}
+
+fn text(field: &[u8]) -> String {
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    String::from_utf8_lossy(field.get(..end).unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(container_id: &str) -> Enrolled {
+        Enrolled {
+            cookie: 7,
+            container_id: container_id.to_owned(),
+            interface: "eth0".to_owned(),
+            pod: PodReference { namespace: "shop".to_owned(), name: "cart".to_owned(), uid: None },
+            netns_path: "/var/run/netns/cni-1".to_owned(),
+            netns: NetnsId { device: 4, inode: 4_026_532_000 },
+            enrolled_at: 1_700_000_000,
+            lists: ListEntries::default(),
+        }
+    }
+
+    #[test]
+    fn a_pod_survives_the_map() {
+        let pod = pod(&"c".repeat(128));
+        assert_eq!(Enrolled::from_map(7, &pod.to_map().unwrap(), ListEntries::default()), pod);
+    }
+
+    #[test]
+    fn a_text_that_does_not_fit_is_an_error_and_never_cut() {
+        let error = pod(&"c".repeat(129)).to_map().unwrap_err();
+        assert_eq!(error.to_string(), "container id has 129 bytes, 128 is the most that this agent takes");
+    }
+
+    #[test]
+    fn a_pod_is_found_by_its_container_and_by_its_netns() {
+        let mut registry = Registry::default();
+        registry.insert(pod("one"));
+        registry.insert(Enrolled { cookie: 8, ..pod("two") });
+        assert_eq!(registry.of_container("two").map(|pod| pod.cookie), Some(8));
+        assert_eq!(registry.get(7).map(|pod| pod.container_id.as_str()), Some("one"));
+        assert_eq!(registry.of_container("three"), None);
+        registry.remove(8);
+        assert_eq!((registry.of_container("two"), registry.len()), (None, 1));
+    }
+}

@@ -1,0 +1,226 @@
+//! The objects: into the kernel, onto their hooks, and pinned there.
+//!
+//! Owns: the embedded objects and the one loader that is kept for the netns instances.
+//! Never does: leave a moment without a program. A link that exists is updated in place; a new one is
+//! attached before an old one goes.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use aya::programs::Program;
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use nix::errno::Errno;
+use veer_common::ABI_VERSION;
+use veer_common::maps::{NetnsCookie, name};
+
+use super::BpfError;
+use super::maps::Maps;
+use super::pins::{Pins, unpin};
+use super::sys::{self, AttachType};
+
+static CGROUP_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-cgroup"));
+static NETNS_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-netns"));
+
+/// The program of a netns.
+const NETNS_PROGRAM: &str = "veer_inbound";
+
+/// The programs of the cgroup, in the order in which they are attached: identity and hand-off are there
+/// before anything is redirected.
+pub const CGROUP_PROGRAMS: [(&str, AttachType); 7] = [
+    ("veer_sock_new", AttachType::SockCreate),
+    ("veer_sockops", AttachType::SockOps),
+    ("veer_getsockopt", AttachType::GetSockOpt),
+    ("veer_peername4", AttachType::GetPeerName4),
+    ("veer_peername6", AttachType::GetPeerName6),
+    ("veer_connect4", AttachType::Connect4),
+    ("veer_connect6", AttachType::Connect6),
+];
+
+const SHARED_MAPS: [&str; 11] = [
+    name::PODS,
+    name::ENROLMENTS,
+    name::COUNTERS,
+    name::PORTS,
+    name::RANGES,
+    name::OWN_ADDRESSES,
+    name::LISTENERS,
+    name::HAND_OFFS,
+    name::SOCKETS,
+    name::SETTINGS,
+    name::EVENTS,
+];
+
+/// The node's datapath, loaded and attached.
+pub struct Datapath {
+    pins: Pins,
+    /// The maps that all programs share.
+    pub maps: Maps,
+    netns: EbpfLoader<'static>,
+}
+
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath").field("pins", &self.pins).finish_non_exhaustive()
+    }
+}
+
+impl Datapath {
+    /// Loads the cgroup's programs and attaches them, in place of those of an earlier agent.
+    ///
+    /// # Errors
+    /// Whatever the kernel refuses; what was attached before stays attached.
+    pub fn start(pins: Pins, cgroup: BorrowedFd<'_>, cgroup_id: u64) -> Result<Self, BpfError> {
+        pins.create()?;
+        let mut ebpf = loader(&pins)
+            .load(CGROUP_OBJECT)
+            .map_err(|source| BpfError::Object { object: "cgroup", source })?;
+        let mut maps = Maps::open(&pins)?;
+        maps.claim(&pins, ABI_VERSION)?;
+        for (name, attach_type) in CGROUP_PROGRAMS {
+            let program = load_program(&mut ebpf, name)?;
+            attach_to_cgroup(&pins, name, attach_type, program.as_fd(), cgroup, cgroup_id)?;
+            replace_pin(&pins.program(name), program.as_fd())?;
+        }
+        let netns = loader(&pins);
+        Ok(Self { pins, maps, netns })
+    }
+
+    /// Where everything is pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Gives a netns its instance of the inbound program, in place of an earlier one.
+    ///
+    /// # Errors
+    /// Whatever the kernel refuses; an instance that was there stays.
+    pub fn attach_netns(&mut self, cookie: NetnsCookie, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let program = self.netns_instance(cookie)?;
+        let pin = self.pins.netns(cookie);
+        if let Ok(link) = sys::get(&pin)
+            && sys::link_update(link.as_fd(), program.as_fd()).is_ok()
+        {
+            return Ok(());
+        }
+        let target = || format!("the netns with cookie {cookie}");
+        let link = sys::link_create(program.as_fd(), netns, AttachType::SkLookup)
+            .map_err(|source| BpfError::Attach { program: NETNS_PROGRAM, target: target(), source })?;
+        replace_pin(&pin, link.as_fd())
+    }
+
+    /// Replaces the program of a netns that has a link already; false when the netns is gone.
+    ///
+    /// # Errors
+    /// Whatever the kernel refuses.
+    pub fn refresh_netns(&mut self, cookie: NetnsCookie) -> Result<bool, BpfError> {
+        let path = self.pins.netns(cookie);
+        let pin_error = |attempt, source| BpfError::Pin { attempt, path: path.clone(), source };
+        let link = sys::get(&path).map_err(|source| pin_error("open", source))?;
+        if sys::link_target(link.as_fd()).map_err(|source| pin_error("ask", source))?.object == 0 {
+            return Ok(false);
+        }
+        let program = self.netns_instance(cookie)?;
+        match sys::link_update(link.as_fd(), program.as_fd()) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOLINK as i32) => Ok(false),
+            Err(source) => Err(pin_error("update", source)),
+        }
+    }
+
+    /// Takes the inbound program off a netns; one that is gone is fine.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn detach_netns(&self, cookie: NetnsCookie) -> Result<(), BpfError> {
+        unpin(&self.pins.netns(cookie))
+    }
+
+    /// The inode of the netns that a pod's link hangs on; `None` without a link, 0 once the netns is gone.
+    pub fn netns_of_link(&self, cookie: NetnsCookie) -> Option<u64> {
+        let link = sys::get(&self.pins.netns(cookie)).ok()?;
+        Some(sys::link_target(link.as_fd()).ok()?.object)
+    }
+
+    fn netns_instance(&mut self, cookie: NetnsCookie) -> Result<OwnedFd, BpfError> {
+        let mut ebpf = load_with_cookie(&mut self.netns, cookie)
+            .map_err(|source| BpfError::Object { object: "netns", source })?;
+        load_program(&mut ebpf, NETNS_PROGRAM)
+    }
+}
+
+/// Loads an instance of the netns object.
+#[expect(unsafe_code, reason = "the kept loader outlives the value that it is lent")]
+fn load_with_cookie(loader: &mut EbpfLoader<'static>, cookie: NetnsCookie) -> Result<Ebpf, aya::EbpfError> {
+    const GLOBAL: &str = "NETNS_COOKIE";
+    static NONE: NetnsCookie = 0;
+    // A loader of its own for each instance would parse the kernel's BTF each time: 15 ms instead of 1.
+    // SAFETY: the reference is only used by the load below and replaced before `cookie` goes out of scope;
+    // a panic in between ends the process.
+    let lent: &'static NetnsCookie = unsafe { &*std::ptr::from_ref(&cookie) };
+    let loaded = loader.override_global(GLOBAL, lent, true).load(NETNS_OBJECT);
+    loader.override_global(GLOBAL, &NONE, true);
+    loaded
+}
+
+fn loader(pins: &Pins) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    // Our programs have no CO-RE relocations, and the kernel's own types take 20 MB once parsed.
+    loader.btf(None);
+    for name in SHARED_MAPS {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader
+}
+
+/// Loads one program and keeps nothing but its descriptor.
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, BpfError> {
+    let program = ebpf.program_mut(name).ok_or(BpfError::Incomplete { what: name })?;
+    let refused = |source| BpfError::Program { program: name.to_owned(), source };
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the kinds of program that we have none of")]
+    match program {
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => return Err(BpfError::Incomplete { what: name }),
+    }
+    .map_err(refused)?;
+    let fd = ebpf.program(name).ok_or(BpfError::Incomplete { what: name })?.fd().map_err(refused)?;
+    fd.as_fd().try_clone_to_owned().map_err(|source| BpfError::Attach {
+        program: name,
+        target: "a descriptor".to_owned(),
+        source,
+    })
+}
+
+fn attach_to_cgroup(
+    pins: &Pins,
+    name: &'static str,
+    attach_type: AttachType,
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    cgroup_id: u64,
+) -> Result<(), BpfError> {
+    let pin = pins.link(name);
+    if let Ok(link) = sys::get(&pin) {
+        let there = sys::link_target(link.as_fd()).is_ok_and(|target| target.object == cgroup_id);
+        if there && sys::link_update(link.as_fd(), program).is_ok() {
+            return Ok(());
+        }
+    }
+    let target = || format!("the cgroup with id {cgroup_id}");
+    let link = sys::link_create(program, cgroup, attach_type).map_err(|source| BpfError::Attach {
+        program: name,
+        target: target(),
+        source,
+    })?;
+    replace_pin(&pin, link.as_fd())
+}
+
+/// Pins an object under a name that another one may have; that one is let go only now.
+fn replace_pin(path: &Path, object: BorrowedFd<'_>) -> Result<(), BpfError> {
+    unpin(path)?;
+    sys::pin(object, path).map_err(|source| BpfError::Pin { attempt: "pin", path: path.to_owned(), source })
+}

@@ -1,0 +1,399 @@
+//! Typed access to the pinned maps: what the agent writes, what the commands read.
+//!
+//! Owns: the map handles. Never does: build a policy (that is `capture`), or know the order in which
+//! entries must appear (that is `enrol`).
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage};
+use nix::errno::Errno;
+use veer_common::address::Port;
+use veer_common::maps::{
+    Counters, Enrolment, HandOff, HandOffKey, ListenerKey, MAX_LISTENER_SLOTS, MAX_OWN_ADDRESSES, MAX_PODS,
+    MAX_PORTS, MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy, PortKey, RangeMatch, Settings,
+    SocketRecord, name,
+};
+use veer_common::reason::COUNTERS;
+
+use super::pins::Pins;
+use super::{BpfError, sys};
+
+/// Membership maps have no value worth the name.
+const MEMBER: u32 = 1;
+
+/// The shared maps, opened by their pins.
+pub struct Maps {
+    pods: HashMap<MapData, NetnsCookie, PodPolicy>,
+    enrolments: HashMap<MapData, NetnsCookie, Enrolment>,
+    counters: HashMap<MapData, NetnsCookie, Counters>,
+    ports: HashMap<MapData, PortKey, u32>,
+    ranges: LpmTrie<MapData, RangeMatch, u32>,
+    own_addresses: HashMap<MapData, OwnAddressKey, u32>,
+    hand_offs: HashMap<MapData, HandOffKey, HandOff>,
+    sockets: SkStorage<MapData, SocketRecord>,
+    settings: Array<MapData, Settings>,
+    listeners: MapData,
+}
+
+impl fmt::Debug for Maps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Maps").finish_non_exhaustive()
+    }
+}
+
+/// All list entries of a pod, as they are in the maps.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ListEntries {
+    /// Entries of the port lists.
+    pub ports: Vec<PortKey>,
+    /// Entries of the range lists, each with its prefix length in bits.
+    pub ranges: Vec<(u32, RangeMatch)>,
+    /// Addresses of the netns.
+    pub own_addresses: Vec<OwnAddressKey>,
+}
+
+macro_rules! open {
+    ($pins:expr, $variant:ident, $name:expr) => {{
+        let data = MapData::from_pin($pins.map($name)).map_err(failed("open", $name))?;
+        Map::$variant(data).try_into().map_err(failed("open", $name))?
+    }};
+}
+
+fn failed(attempt: &'static str, map: &'static str) -> impl FnOnce(MapError) -> BpfError {
+    move |source| BpfError::Map { attempt, map, source }
+}
+
+/// The error of an insertion: a full map gets a text that says so.
+fn not_inserted(map: &'static str, capacity: usize) -> impl FnOnce(MapError) -> BpfError {
+    move |source| match &source {
+        MapError::SyscallError(error)
+            if [Errno::E2BIG, Errno::ENOSPC]
+                .iter()
+                .any(|errno| error.io_error.raw_os_error() == Some(*errno as i32)) =>
+        {
+            BpfError::Full { map, capacity }
+        }
+        _ => BpfError::Map { attempt: "write to", map, source },
+    }
+}
+
+fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(Errno::ENOENT as i32) => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn none_if_missing<V>(result: Result<V, MapError>) -> Result<Option<V>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Maps {
+    /// Opens all maps.
+    ///
+    /// # Errors
+    /// Where no agent has made them yet.
+    pub fn open(pins: &Pins) -> Result<Self, BpfError> {
+        Ok(Self {
+            pods: open!(pins, HashMap, name::PODS),
+            enrolments: open!(pins, HashMap, name::ENROLMENTS),
+            counters: open!(pins, HashMap, name::COUNTERS),
+            ports: open!(pins, HashMap, name::PORTS),
+            ranges: open!(pins, LpmTrie, name::RANGES),
+            own_addresses: open!(pins, HashMap, name::OWN_ADDRESSES),
+            hand_offs: open!(pins, HashMap, name::HAND_OFFS),
+            sockets: open!(pins, SkStorage, name::SOCKETS),
+            settings: open!(pins, Array, name::SETTINGS),
+            listeners: MapData::from_pin(pins.map(name::LISTENERS))
+                .map_err(failed("open", name::LISTENERS))?,
+        })
+    }
+
+    /// Makes the maps ours: refuses those of another ABI, and writes our settings.
+    ///
+    /// # Errors
+    /// `Abi` for a foreign version.
+    pub fn claim(&mut self, pins: &Pins, abi_version: u32) -> Result<(), BpfError> {
+        let found = self.settings.get(&0, 0).map_err(failed("read", name::SETTINGS))?.abi_version;
+        if found != 0 && found != abi_version {
+            let path = pins.root().to_owned();
+            return Err(BpfError::Abi { path, found, ours: abi_version });
+        }
+        // Nobody watches a new agent yet, whatever the last one was doing when it ended.
+        self.set_settings(Settings { abi_version, watched: 0 })
+    }
+
+    /// Turns events on or off for the whole node.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn set_watched(&mut self, watched: bool) -> Result<(), BpfError> {
+        let settings = self.settings.get(&0, 0).map_err(failed("read", name::SETTINGS))?;
+        self.set_settings(Settings { watched: u32::from(watched), ..settings })
+    }
+
+    fn set_settings(&mut self, settings: Settings) -> Result<(), BpfError> {
+        self.settings.set(0, settings, 0).map_err(failed("write to", name::SETTINGS))
+    }
+
+    /// All enrolled pods, in the order of their cookies.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn enrolments(&self) -> Result<Vec<(NetnsCookie, Enrolment)>, BpfError> {
+        sorted(self.enrolments.iter(), name::ENROLMENTS)
+    }
+
+    /// All policies, in the order of their cookies.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn policies(&self) -> Result<Vec<(NetnsCookie, PodPolicy)>, BpfError> {
+        sorted(self.pods.iter(), name::PODS)
+    }
+
+    /// A pod's policy.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn policy(&self, cookie: NetnsCookie) -> Result<Option<PodPolicy>, BpfError> {
+        none_if_missing(self.pods.get(&cookie, 0)).map_err(failed("read", name::PODS))
+    }
+
+    /// A pod's counters; zeros for an unknown pod.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn counters(&self, cookie: NetnsCookie) -> Result<Counters, BpfError> {
+        none_if_missing(self.counters.get(&cookie, 0))
+            .map(|counters| counters.unwrap_or(Counters([0; COUNTERS])))
+            .map_err(failed("read", name::COUNTERS))
+    }
+
+    /// How many redirected connections have not reached the proxy yet.
+    pub fn hand_offs(&self) -> usize {
+        self.hand_offs.keys().filter(Result::is_ok).count()
+    }
+
+    /// The list entries of a pod, found by looking at all: after a restart, and for `veer pods`.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn list_entries(&self, cookie: NetnsCookie) -> Result<ListEntries, BpfError> {
+        let mut entries = ListEntries::default();
+        for key in self.ports.keys() {
+            let key = key.map_err(failed("list", name::PORTS))?;
+            if key.cookie == cookie {
+                entries.ports.push(key);
+            }
+        }
+        for key in self.ranges.keys() {
+            let key = key.map_err(failed("list", name::RANGES))?;
+            let data = key.data();
+            if data.cookie == cookie.to_ne_bytes() {
+                entries.ranges.push((key.prefix_len(), data));
+            }
+        }
+        for key in self.own_addresses.keys() {
+            let key = key.map_err(failed("list", name::OWN_ADDRESSES))?;
+            if key.cookie == cookie {
+                entries.own_addresses.push(key);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Writes the pod's lists. Without a policy nobody looks at them.
+    ///
+    /// # Errors
+    /// `Full`, or as the kernel says; the caller removes what was written.
+    pub fn insert_lists(&mut self, entries: &ListEntries) -> Result<(), BpfError> {
+        for key in &entries.ports {
+            self.ports.insert(key, MEMBER, 0).map_err(not_inserted(name::PORTS, MAX_PORTS))?;
+        }
+        for (prefix, range) in &entries.ranges {
+            self.ranges
+                .insert(&Key::new(*prefix, *range), MEMBER, 0)
+                .map_err(not_inserted(name::RANGES, MAX_RANGES))?;
+        }
+        for key in &entries.own_addresses {
+            self.own_addresses
+                .insert(key, MEMBER, 0)
+                .map_err(not_inserted(name::OWN_ADDRESSES, MAX_OWN_ADDRESSES))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the pod's lists; what is gone is fine.
+    ///
+    /// # Errors
+    /// The first failure, after all was tried.
+    pub fn remove_lists(&mut self, entries: &ListEntries) -> Result<(), BpfError> {
+        let mut outcome = Ok(());
+        for key in &entries.ports {
+            let removed = ignore_missing(self.ports.remove(key)).map_err(failed("remove from", name::PORTS));
+            outcome = outcome.and(removed);
+        }
+        for (prefix, range) in &entries.ranges {
+            let removed = ignore_missing(self.ranges.remove(&Key::new(*prefix, *range)));
+            outcome = outcome.and(removed.map_err(failed("remove from", name::RANGES)));
+        }
+        for key in &entries.own_addresses {
+            let removed = ignore_missing(self.own_addresses.remove(key));
+            outcome = outcome.and(removed.map_err(failed("remove from", name::OWN_ADDRESSES)));
+        }
+        outcome
+    }
+
+    /// Writes who the pod is.
+    ///
+    /// # Errors
+    /// `Full`, or as the kernel says.
+    pub fn insert_enrolment(&mut self, cookie: NetnsCookie, enrolment: &Enrolment) -> Result<(), BpfError> {
+        insert(&mut self.enrolments, cookie, *enrolment, name::ENROLMENTS)
+    }
+
+    /// Gives the pod counters that start at 0.
+    ///
+    /// # Errors
+    /// `Full`, or as the kernel says.
+    pub fn insert_counters(&mut self, cookie: NetnsCookie) -> Result<(), BpfError> {
+        insert(&mut self.counters, cookie, Counters([0; COUNTERS]), name::COUNTERS)
+    }
+
+    /// Enrols the pod: from here on its connections get verdicts.
+    ///
+    /// # Errors
+    /// `Full`, or as the kernel says.
+    pub fn insert_policy(&mut self, cookie: NetnsCookie, policy: &PodPolicy) -> Result<(), BpfError> {
+        insert(&mut self.pods, cookie, *policy, name::PODS)
+    }
+
+    /// Takes the pod's policy away: from here on its connections go where they are dialled.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn remove_policy(&mut self, cookie: NetnsCookie) -> Result<(), BpfError> {
+        ignore_missing(self.pods.remove(&cookie)).map_err(failed("remove from", name::PODS))
+    }
+
+    /// Forgets the pod's counters.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn remove_counters(&mut self, cookie: NetnsCookie) -> Result<(), BpfError> {
+        ignore_missing(self.counters.remove(&cookie)).map_err(failed("remove from", name::COUNTERS))
+    }
+
+    /// Forgets who the pod is.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn remove_enrolment(&mut self, cookie: NetnsCookie) -> Result<(), BpfError> {
+        ignore_missing(self.enrolments.remove(&cookie)).map_err(failed("remove from", name::ENROLMENTS))
+    }
+
+    /// Socket cookies of the listeners that are registered for a port.
+    pub fn listeners(&self, cookie: NetnsCookie, port: Port) -> Vec<u64> {
+        (0..MAX_LISTENER_SLOTS)
+            .filter_map(|slot| sys::lookup_u64(self.listeners_fd(), &listener_key(cookie, port, slot)).ok())
+            .collect()
+    }
+
+    /// Registers a listener that is older than the agent: its record, so that what it accepts can be
+    /// told apart, then a slot.
+    ///
+    /// # Errors
+    /// As the kernel says; ENOSPC when all slots are taken.
+    pub fn insert_listener(
+        &mut self,
+        record: &SocketRecord,
+        port: Port,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), BpfError> {
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&socket);
+        self.sockets.insert(&raw, record, 0).map_err(failed("write to", name::SOCKETS))?;
+        for slot in 0..MAX_LISTENER_SLOTS {
+            let key = listener_key(record.cookie, port, slot);
+            match sys::insert_socket(self.listeners_fd(), &key, socket) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(BpfError::Listeners { attempt: "write to", source }),
+            }
+        }
+        let source = io::Error::from(Errno::ENOSPC);
+        Err(BpfError::Listeners { attempt: "write to", source })
+    }
+
+    /// The record of a socket that we hold.
+    pub fn socket_record(&self, socket: BorrowedFd<'_>) -> Option<SocketRecord> {
+        self.sockets.get(&std::os::fd::AsRawFd::as_raw_fd(&socket), 0).ok()
+    }
+
+    /// Forgets the listeners of a port.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn remove_listeners(&mut self, cookie: NetnsCookie, port: Port) -> Result<(), BpfError> {
+        for slot in 0..MAX_LISTENER_SLOTS {
+            match sys::delete(self.listeners_fd(), &listener_key(cookie, port, slot)) {
+                Err(error)
+                    if error.kind() != io::ErrorKind::NotFound
+                        && error.raw_os_error() != Some(libc::EINVAL) =>
+                {
+                    return Err(BpfError::Listeners { attempt: "remove from", source: error });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn listeners_fd(&self) -> BorrowedFd<'_> {
+        self.listeners.fd().as_fd()
+    }
+}
+
+fn listener_key(cookie: NetnsCookie, port: Port, slot: u32) -> ListenerKey {
+    ListenerKey { cookie, port, _reserved: [0; 2], slot }
+}
+
+fn insert<V: Pod>(
+    map: &mut HashMap<MapData, NetnsCookie, V>,
+    cookie: NetnsCookie,
+    value: V,
+    name: &'static str,
+) -> Result<(), BpfError> {
+    map.insert(cookie, value, 0).map_err(not_inserted(name, MAX_PODS))
+}
+
+fn sorted<V: Pod>(
+    entries: impl Iterator<Item = Result<(NetnsCookie, V), MapError>>,
+    name: &'static str,
+) -> Result<Vec<(NetnsCookie, V)>, BpfError> {
+    let mut entries = entries.collect::<Result<Vec<_>, _>>().map_err(failed("list", name))?;
+    entries.sort_unstable_by_key(|(cookie, _)| *cookie);
+    Ok(entries)
+}
+
+/// Opens the ring buffer of events.
+///
+/// # Errors
+/// Where no agent has made it yet.
+pub fn open_events(pins: &Pins) -> Result<aya::maps::RingBuf<MapData>, BpfError> {
+    let path: &Path = &pins.map(name::EVENTS);
+    let data = MapData::from_pin(path).map_err(failed("open", name::EVENTS))?;
+    Map::RingBuf(data).try_into().map_err(failed("open", name::EVENTS))
+}

@@ -1,0 +1,121 @@
+//! The eBPF side of the node: objects, pins, links and maps.
+//!
+//! Owns: [`sys`] (bpf(2)), [`pins`] (where things are pinned), [`load`] (objects into the kernel and onto
+//! their hooks), [`maps`] (typed access to what is pinned), [`events`] (the ring buffer).
+//! Never does: know what a pod is beyond its netns cookie.
+//! Everything outlives the agent: a restart finds it by its pins and takes it over in place.
+
+pub mod events;
+pub mod load;
+pub mod maps;
+pub mod pins;
+pub mod sys;
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why the datapath could not be brought to where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// A file or directory on the bpffs.
+    #[error("{attempt} {path}: {source}", path = path.display())]
+    Pin {
+        /// What was tried.
+        attempt: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The pin directory is not on a bpffs.
+    #[error(
+        "{path} is not on a bpffs: mount one (mount -t bpf bpf /sys/fs/bpf) or name another with --bpffs",
+        path = path.display()
+    )]
+    NotBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The object does not parse, or one of its maps cannot be made.
+    #[error("load the eBPF object for the {object}: {}", chain(source))]
+    Object {
+        /// Which of the two.
+        object: &'static str,
+        /// What aya says.
+        source: aya::EbpfError,
+    },
+    /// The verifier refuses a program, or a map cannot be used.
+    #[error("load eBPF program {program}: {}", chain(source))]
+    Program {
+        /// Its name.
+        program: String,
+        /// What aya says, the verifier's log included.
+        source: aya::programs::ProgramError,
+    },
+    /// The embedded object lacks what it should have: it was built with `AYA_BUILD_SKIP=1`.
+    #[error("the embedded eBPF object has no {what}: was veer built with AYA_BUILD_SKIP=1?")]
+    Incomplete {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A program cannot be attached.
+    #[error("attach eBPF program {program} to {target}: {source}")]
+    Attach {
+        /// Its name.
+        program: &'static str,
+        /// What it should hang on.
+        target: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A map operation failed.
+    #[error("{attempt} map {map}: {source}")]
+    Map {
+        /// What was tried.
+        attempt: &'static str,
+        /// Which map.
+        map: &'static str,
+        /// What aya says.
+        source: aya::maps::MapError,
+    },
+    /// An operation on the listeners failed.
+    #[error("{attempt} map LISTENERS: {source}")]
+    Listeners {
+        /// What was tried.
+        attempt: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A map is full.
+    #[error("map {map} is full ({capacity} entries): this node holds no more; nothing of the pod was kept")]
+    Full {
+        /// Which map.
+        map: &'static str,
+        /// How much it holds.
+        capacity: usize,
+    },
+    /// The maps are of another agent.
+    #[error("the maps in {path} have ABI version {found}, this agent has {ours}: remove the directory, or run the agent that made it", path = path.display())]
+    Abi {
+        /// The pin directory.
+        path: PathBuf,
+        /// Their version.
+        found: u32,
+        /// Ours.
+        ours: u32,
+    },
+}
+
+/// An error with all of its causes: aya's own text leaves the verifier's log to them.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,257 @@
+//! The few commands of bpf(2) that aya 0.14 has no way to: links that can be pinned and updated for every
+//! hook (its sockopt links cannot be pinned, and sk_lookup, sockops and sockopt links not updated), and
+//! a sockhash whose values are 8 bytes.
+//!
+//! Owns: the attribute layouts, from `union bpf_attr` in `include/uapi/linux/bpf.h`. Never does: keep state.
+
+#![expect(unsafe_code, reason = "bpf(2) takes pointers; this is the room where they are made")]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const MAP_DELETE_ELEM: libc::c_int = 3;
+const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET: libc::c_int = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
+
+/// `BPF_NOEXIST`.
+const NOEXIST: u64 = 1;
+
+/// `enum bpf_attach_type`, as far as we attach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum AttachType {
+    /// cgroup/sock_create
+    SockCreate = 2,
+    /// sockops
+    SockOps = 3,
+    /// cgroup/connect4
+    Connect4 = 10,
+    /// cgroup/connect6
+    Connect6 = 11,
+    /// cgroup/getsockopt
+    GetSockOpt = 21,
+    /// cgroup/getpeername4
+    GetPeerName4 = 29,
+    /// cgroup/getpeername6
+    GetPeerName6 = 30,
+    /// sk_lookup
+    SkLookup = 36,
+}
+
+/// What a link hangs on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkTarget {
+    /// Id of the program that runs.
+    pub program_id: u32,
+    /// Cgroup id or netns inode; 0 once that is gone.
+    pub object: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdate {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ObjectInfo {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapElement {
+    map: u32,
+    _padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `struct bpf_link_info`, for cgroup and netns links.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program_id: u32,
+    _padding: u32,
+    object: [u32; 2],
+    attach_type: u32,
+    _rest: [u32; 9],
+}
+
+/// `BPF_LINK_TYPE_NETNS`: its object is an inode of 32 bits, a cgroup's an id of 64.
+const LINK_TYPE_NETNS: u32 = 5;
+
+/// Calls bpf(2) with an attribute that is one of the structures above.
+fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<RawFd> {
+    let attribute: *mut T = attribute;
+    // SAFETY: `attribute` points to a live structure of the size given, laid out as the command wants it,
+    // and every pointer inside of it is live for the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attribute, size_of::<T>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // A descriptor or 0: it fits.
+    #[expect(clippy::cast_possible_truncation, reason = "bpf(2) returns an int")]
+    Ok(result as RawFd)
+}
+
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// Attaches a program to a cgroup or netns. The link detaches when its last descriptor and pin are gone.
+///
+/// # Errors
+/// As the kernel says.
+pub fn link_create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, to: AttachType) -> io::Result<OwnedFd> {
+    let mut attribute = LinkCreate {
+        program: number(program),
+        target: number(target),
+        attach_type: to as u32,
+        // For a cgroup, a link always lets others attach beside it.
+        flags: 0,
+    };
+    bpf(LINK_CREATE, &mut attribute).map(owned)
+}
+
+/// Replaces the program of a link, without a moment between.
+///
+/// # Errors
+/// ENOLINK once the cgroup or netns is gone.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attribute = LinkUpdate { link: number(link), program: number(program), ..LinkUpdate::default() };
+    bpf(LINK_UPDATE, &mut attribute).map(drop)
+}
+
+/// What a link hangs on now.
+///
+/// # Errors
+/// As the kernel says.
+pub fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+    let mut info = LinkInfo::default();
+    let mut attribute = ObjectInfo {
+        fd: number(link),
+        length: u32::try_from(size_of::<LinkInfo>()).unwrap_or(0),
+        info: (&raw mut info).expose_provenance() as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attribute)?;
+    let [low, high] = info.object.map(u64::from);
+    let object = if info.kind == LINK_TYPE_NETNS { low } else { low | high << 32 };
+    Ok(LinkTarget { program_id: info.program_id, object })
+}
+
+/// Gives a program or link a name on a bpffs.
+///
+/// # Errors
+/// EEXIST when there is one.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attribute =
+        Object { path: path.as_ptr().expose_provenance() as u64, fd: number(object), flags: 0 };
+    bpf(OBJ_PIN, &mut attribute).map(drop)
+}
+
+/// Opens what was pinned.
+///
+/// # Errors
+/// ENOENT when there is none.
+pub fn get(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attribute = Object { path: path.as_ptr().expose_provenance() as u64, ..Object::default() };
+    bpf(OBJ_GET, &mut attribute).map(owned)
+}
+
+/// Looks up the 8 bytes of a map's value.
+///
+/// # Errors
+/// ENOENT when there is none.
+pub fn lookup_u64<K: zerocopy::IntoBytes + zerocopy::Immutable>(
+    map: BorrowedFd<'_>,
+    key: &K,
+) -> io::Result<u64> {
+    let mut value = 0_u64;
+    let mut attribute = MapElement {
+        map: number(map),
+        key: key.as_bytes().as_ptr().expose_provenance() as u64,
+        value: (&raw mut value).expose_provenance() as u64,
+        ..MapElement::default()
+    };
+    bpf(MAP_LOOKUP_ELEM, &mut attribute)?;
+    Ok(value)
+}
+
+/// Puts a socket into a sockhash, where the key is free.
+///
+/// # Errors
+/// EEXIST when it is not.
+pub fn insert_socket<K: zerocopy::IntoBytes + zerocopy::Immutable>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    socket: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let value = u64::from(number(socket));
+    let mut attribute = MapElement {
+        map: number(map),
+        key: key.as_bytes().as_ptr().expose_provenance() as u64,
+        value: (&raw const value).expose_provenance() as u64,
+        flags: NOEXIST,
+        ..MapElement::default()
+    };
+    bpf(MAP_UPDATE_ELEM, &mut attribute).map(drop)
+}
+
+/// Deletes an entry of a map.
+///
+/// # Errors
+/// ENOENT when there is none.
+pub fn delete<K: zerocopy::IntoBytes + zerocopy::Immutable>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attribute = MapElement {
+        map: number(map),
+        key: key.as_bytes().as_ptr().expose_provenance() as u64,
+        ..MapElement::default()
+    };
+    bpf(MAP_DELETE_ELEM, &mut attribute).map(drop)
+}

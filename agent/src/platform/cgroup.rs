@@ -1,0 +1,113 @@
+//! Where the pods are in the cgroup v2 tree, and so where the programs are attached.
+//!
+//! Owns: finding the mount and the directory. Never does: make or change a cgroup. Called by: `app`.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Names of the pods' cgroup: with the systemd driver, and with cgroupfs.
+const KUBEPODS: [&str; 2] = ["kubepods.slice", "kubepods"];
+
+/// A cgroup v2 directory.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its id: the directory's inode number.
+    pub id: u64,
+    /// An open descriptor of it.
+    pub directory: File,
+}
+
+/// Why there is no cgroup to attach to.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// No cgroup2 is mounted.
+    #[error("no cgroup v2 is mounted on this node: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified)")]
+    NoMount,
+    /// The named directory is something else.
+    #[error("{path} is not in a cgroup v2 tree", path = path.display())]
+    NotCgroup2 {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It cannot be opened.
+    #[error("open cgroup {path}: {source}", path = path.display())]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Cgroup {
+    /// The named directory, or the pods' own, or the root of the tree where they have none. The pods' own
+    /// is better than the root: what other projects attach to the root runs after us then, and their
+    /// translation of service addresses does not hide what was dialled; and processes of the node are
+    /// left alone.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn find(configured: Option<&Path>) -> Result<Self, CgroupError> {
+        let path = if let Some(path) = configured {
+            path.to_owned()
+        } else {
+            let mount = mount_point().ok_or(CgroupError::NoMount)?;
+            let pods = KUBEPODS.iter().map(|name| mount.join(name)).find(|path| path.is_dir());
+            pods.unwrap_or(mount)
+        };
+        Self::open(path)
+    }
+
+    fn open(path: PathBuf) -> Result<Self, CgroupError> {
+        use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+        let failed = |source: io::Error| CgroupError::Open { path: path.clone(), source };
+        let directory = File::open(&path).map_err(failed)?;
+        let id = directory.metadata().map_err(failed)?.ino();
+        let kind = statfs(&path).map_err(|errno| failed(errno.into()))?.filesystem_type();
+        if kind != CGROUP2_SUPER_MAGIC {
+            return Err(CgroupError::NotCgroup2 { path });
+        }
+        Ok(Self { path, id, directory })
+    }
+}
+
+/// The first mount of cgroup2: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid nodes.
+fn mount_point() -> Option<PathBuf> {
+    mount_point_in(&fs::read_to_string("/proc/thread-self/mountinfo").ok()?)
+}
+
+/// `36 35 98:0 / /mount/point options - cgroup2 source options`
+fn mount_point_in(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mount_point = before.split(' ').nth(4)?;
+        (after.split(' ').next() == Some("cgroup2")).then(|| PathBuf::from(mount_point))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_of_cgroup2_is_found_among_others() {
+        let mountinfo = "\
+25 1 0:22 / /sys rw - sysfs sysfs rw
+30 25 0:26 / /sys/fs/cgroup ro shared:9 - tmpfs tmpfs ro,mode=755
+31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw
+32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
+";
+        assert_eq!(mount_point_in(mountinfo), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(mount_point_in("25 1 0:22 / /sys rw - sysfs sysfs rw\n"), None);
+    }
+
+    #[test]
+    fn a_directory_elsewhere_is_refused() {
+        let error = Cgroup::find(Some(Path::new("/proc"))).unwrap_err();
+        assert_eq!(error.to_string(), "/proc is not in a cgroup v2 tree");
+    }
+}

@@ -1,0 +1,11 @@
+//! Everything that touches the kernel: narrow rooms, no decisions.
+//!
+//! Owns: [`bpf`] (objects, pins, links, maps), [`netns`] (entering, identity), [`netlink`] (addresses),
+//! [`listeners`] (sockets older than the agent), [`cgroup`] (where pods live).
+//! Never does: decide what a pod gets. Called by: `enrol`, `app` and the commands.
+
+pub mod bpf;
+pub mod cgroup;
+pub mod listeners;
+pub mod netlink;
+pub mod netns;

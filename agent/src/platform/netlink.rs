@@ -1,0 +1,163 @@
+//! rtnetlink and sock_diag of the netns that the calling thread is in: addresses, and who listens.
+//!
+//! Owns: the netlink crates, which change with each release and stay in this room. Never does: change
+//! anything. Called by: `enrol`, on the netns thread.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
+use netlink_sys::{Socket, SocketAddr};
+use veer_common::address::Port;
+
+use crate::capture::InterfaceAddress;
+
+/// Most datagrams of one dump: the kernel fills at least a page with each.
+const MOST_DATAGRAMS: usize = 65_536;
+
+/// A listening TCP socket.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Listener {
+    /// Inode number, as in `/proc/PID/fd`.
+    pub inode: u64,
+    /// Socket cookie (`SO_COOKIE`): tells the socket from a later one with the same inode.
+    pub cookie: u64,
+    /// The port.
+    pub port: Port,
+}
+
+/// All addresses of the netns.
+///
+/// # Errors
+/// As the kernel says.
+pub fn addresses() -> io::Result<Vec<InterfaceAddress>> {
+    let links = dump(NETLINK_ROUTE, RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let names: HashMap<u32, String> = links
+        .into_iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, name_of(link)?)),
+            _ => None,
+        })
+        .collect();
+    let addresses = dump(NETLINK_ROUTE, RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    Ok(addresses
+        .into_iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => {
+                let interface = names.get(&message.header.index).cloned().unwrap_or_default();
+                interface_address(&message, interface)
+            }
+            _ => None,
+        })
+        .collect())
+}
+
+fn name_of(link: LinkMessage) -> Option<String> {
+    link.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    })
+}
+
+fn interface_address(message: &AddressMessage, interface: String) -> Option<InterfaceAddress> {
+    let mut address: Option<IpAddr> = None;
+    let mut local: Option<IpAddr> = None;
+    let mut flags = u32::from(message.header.flags.bits());
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(value) => address = Some(*value),
+            AddressAttribute::Local(value) => local = Some(*value),
+            AddressAttribute::Flags(value) => flags = value.bits(),
+            _ => {}
+        }
+    }
+    // On a point-to-point link the first is the peer's.
+    let address = local.or(address)?;
+    Some(InterfaceAddress { interface, address, scope: u8::from(message.header.scope), flags })
+}
+
+/// The sockets that listen on one of the ports.
+///
+/// # Errors
+/// As the kernel says; ENOENT where it has no `inet_diag`.
+pub fn listeners(ports: &[Port]) -> io::Result<Vec<Listener>> {
+    let mut found = Vec::new();
+    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let request = InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::LISTEN,
+            socket_id,
+        };
+        for message in dump(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request))? {
+            if let SockDiagMessage::InetResponse(response) = message {
+                let port = Port::new(response.header.socket_id.source_port);
+                if ports.contains(&port) {
+                    let cookie = u64::from_ne_bytes(response.header.socket_id.cookie);
+                    found.push(Listener { inode: u64::from(response.header.inode), cookie, port });
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Sends a dump request and collects the answers.
+fn dump<M>(protocol: isize, request: M) -> io::Result<Vec<M>>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+    NetlinkPayload<M>: From<M>,
+{
+    let mut socket = Socket::new(protocol)?;
+    let _address: SocketAddr = socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+
+    let mut answers = Vec::new();
+    for _ in 0..MOST_DATAGRAMS {
+        let (datagram, _kernel) = socket.recv_from_full()?;
+        if read_datagram(&datagram, &mut answers)? {
+            return Ok(answers);
+        }
+    }
+    Err(io::Error::other("the kernel does not end its answer"))
+}
+
+/// Reads the messages of a datagram; true when the last one was there.
+fn read_datagram<M: NetlinkDeserializable>(datagram: &[u8], answers: &mut Vec<M>) -> io::Result<bool> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<M>::deserialize(rest)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        let length = message.header.length as usize;
+        match message.payload {
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+            _ => {}
+        }
+        // Messages are aligned to 4 bytes, a length of 0 would never end.
+        let next = length.next_multiple_of(4).max(4);
+        rest = rest.get(next..).unwrap_or_default();
+    }
+    Ok(false)
+}

@@ -1,0 +1,161 @@
+//! Network namespaces: identity, and a thread to enter them with.
+//!
+//! Owns: the only calls of setns(2) in the agent, on a thread that is kept for it: a namespace is a
+//! property of a thread, and an executor's thread must never be found in the wrong one.
+//! Never does: hold on to a namespace. A descriptor lives as long as the request that brought it.
+
+#![expect(unsafe_code, reason = "SO_NETNS_COOKIE and NS_GET_NSTYPE have no safe wrapper")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::mpsc;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::fstat;
+use veer_common::maps::NetnsCookie;
+
+/// `NS_GET_NSTYPE`, `_IO(0xb7, 3)`: `include/uapi/linux/nsfs.h`.
+const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+
+/// Why a descriptor is no pod's netns, or cannot be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// It is some other file.
+    #[error("what was given as the pod's netns is not a network namespace")]
+    NotANetns,
+    /// It is the host's: rules of a pod must never land there.
+    #[error("the pod's netns is the node's own: a pod with host networking is never enrolled")]
+    HostNetns,
+    /// A system call failed.
+    #[error("{attempt}: {source}")]
+    System {
+        /// What was tried.
+        attempt: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The thread is gone, because the agent is stopping.
+    #[error("the thread that enters namespaces has ended; the agent is stopping")]
+    ThreadEnded,
+}
+
+/// Identity of a netns as a file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NetnsId {
+    /// Device number of nsfs.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+}
+
+impl NetnsId {
+    /// Identity of an open file.
+    ///
+    /// # Errors
+    /// As fstat(2) says.
+    pub fn of(file: BorrowedFd<'_>) -> io::Result<Self> {
+        let status = fstat(file)?;
+        Ok(Self { device: status.st_dev, inode: status.st_ino })
+    }
+}
+
+type Job = Box<dyn FnOnce(&File) + Send>;
+
+/// The thread that enters namespaces.
+#[derive(Debug, Clone)]
+pub struct NetnsThread {
+    jobs: mpsc::Sender<Job>,
+    host: NetnsId,
+}
+
+impl NetnsThread {
+    /// Starts the thread. The netns of the calling thread is the host's from here on.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn start() -> Result<Self, NetnsError> {
+        let system = |attempt| move |source| NetnsError::System { attempt, source };
+        let host_file =
+            File::open("/proc/thread-self/ns/net").map_err(system("open the agent's own netns"))?;
+        let host = NetnsId::of(host_file.as_fd()).map_err(system("stat the agent's own netns"))?;
+        let (jobs, queue) = mpsc::channel::<Job>();
+        thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn(move || {
+                for job in queue {
+                    job(&host_file);
+                }
+            })
+            .map_err(system("start the thread that enters namespaces"))?;
+        Ok(Self { jobs, host })
+    }
+
+    /// Checks that a descriptor is a network namespace other than the host's.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn identify(&self, netns: BorrowedFd<'_>) -> Result<NetnsId, NetnsError> {
+        // SAFETY: the descriptor is live; the ioctl takes no argument and fails on any other file.
+        let kind = unsafe { libc::ioctl(netns.as_raw_fd(), NS_GET_NSTYPE) };
+        if kind != libc::CLONE_NEWNET {
+            return Err(NetnsError::NotANetns);
+        }
+        let id = NetnsId::of(netns)
+            .map_err(|source| NetnsError::System { attempt: "stat the pod's netns", source })?;
+        if id == self.host { Err(NetnsError::HostNetns) } else { Ok(id) }
+    }
+
+    /// Runs `work` inside of the netns and waits for it. `work` must not block on anything but the kernel.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered.
+    pub fn run<T: Send + 'static>(
+        &self,
+        netns: BorrowedFd<'_>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NetnsError> {
+        let netns = netns
+            .try_clone_to_owned()
+            .map_err(|source| NetnsError::System { attempt: "keep the pod's netns", source })?;
+        let (answer, result) = mpsc::sync_channel(1);
+        let job: Job = Box::new(move |host| {
+            let entered = setns(&netns, CloneFlags::CLONE_NEWNET).map(|()| work());
+            // A thread that cannot go back is in the wrong place for every later pod. The datapath goes on
+            // without the agent, and the next agent has a thread that is in the right place.
+            if let Err(errno) = setns(host, CloneFlags::CLONE_NEWNET) {
+                tracing::error!(%errno, "cannot return to the host's netns, ending");
+                std::process::abort();
+            }
+            // Whoever asked may have given up.
+            drop(answer.send(entered));
+        });
+        self.jobs.send(job).map_err(|_closed| NetnsError::ThreadEnded)?;
+        result
+            .recv()
+            .map_err(|_closed| NetnsError::ThreadEnded)?
+            .map_err(|errno| NetnsError::System { attempt: "enter the pod's netns", source: errno.into() })
+    }
+}
+
+/// Cookie of the netns that the calling thread is in (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// As the kernel says.
+pub fn current_cookie() -> io::Result<NetnsCookie> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)?;
+    let mut cookie: NetnsCookie = 0;
+    let mut length: libc::socklen_t = size_of::<NetnsCookie>().try_into().unwrap_or(0);
+    // SAFETY: the buffer is a live u64 and the length is its size.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,21 @@
+//! The log: lines on stderr, for people or for machines.
+
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt;
+
+use crate::config::{LogConfig, LogFormat};
+
+/// Starts logging; later calls change nothing.
+pub fn start(config: LogConfig) {
+    let builder = fmt().with_writer(std::io::stderr).with_max_level(LevelFilter::from_level(config.level));
+    let started = match config.format {
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => {
+            let colour = std::io::IsTerminal::is_terminal(&std::io::stderr())
+                && std::env::var_os("NO_COLOR").is_none();
+            builder.with_ansi(colour).with_target(false).try_init()
+        }
+    };
+    // Only tests start it twice.
+    drop(started);
+}
