@@ -210,8 +210,6 @@ impl Setup {
         command.arg(flag("run-dir", &self.run_dir()));
         command.arg(flag("bpffs", &self.bpffs()));
         command.arg(flag("pods-from", &self.pods()));
-        // Any port: tests run beside each other in the machine's own namespace.
-        command.args(["--node-name=test", "--admin-addr=127.0.0.1:0", "--health-addr=127.0.0.1:0"]);
         command.args(&self.arguments);
         let mut process = Process::start("veer agent", command, &self.directory.join("agent.log"))?;
         process.wait_ready(|| match attachment::ask(&self.run_dir(), Verb::Status, None)? {
