@@ -276,12 +276,14 @@ mod tests {
 
     #[test]
     fn variables_that_are_not_text_are_refused_and_not_lost() {
-        let binary = |key: &str| match key {
-            "CNI_CONTAINERID" | "CNI_ARGS" => Some(OsString::from_vec(vec![b'a', 0xff])),
-            _ => None,
-        };
-        let failure = attachment(&binary, Netns::Optional).unwrap_err();
-        assert_eq!(failure.msg, "invalid environment: CNI_CONTAINERID, CNI_IFNAME, CNI_ARGS");
+        for key in WHOLE.map(|(key, _)| key) {
+            let one_binary = |asked: &str| match asked {
+                _ if asked == key => Some(OsString::from_vec(vec![b'a', 0xff])),
+                _ => WHOLE.iter().find(|(key, _)| *key == asked).map(|(_, value)| value.into()),
+            };
+            let failure = attachment(&one_binary, Netns::Optional).unwrap_err();
+            assert_eq!(failure.msg, format!("invalid environment: {key}"));
+        }
     }
 
     #[test]
