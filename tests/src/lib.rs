@@ -20,6 +20,7 @@ pub mod http;
 pub mod istio_init;
 pub mod launch;
 pub mod manifest;
+pub mod mesh;
 pub mod netfilter;
 pub mod netns;
 pub mod original_dst;
