@@ -95,12 +95,18 @@ impl Envoy {
         access_log::read(&access_log::path(&self.directory))
     }
 
-    /// Waits for the access log's entry of a request with this [`MARK`].
+    /// Waits for the access log's entry of a request with this [`MARK`]; it is written within 100 ms of
+    /// the request's end.
     pub fn entry(&self, direction: Direction, mark: &str) -> Result<Entry> {
         let what = format!("Envoy to log {direction} request {mark}");
-        let is_it = |entry: &Entry| entry.direction == direction && entry.mark.as_deref() == Some(mark);
-        let found = || Ok(self.access_log()?.into_iter().find(|entry| is_it(entry)));
+        let found = || self.find_entry(direction, mark);
         wait::until_some(&what, wait::LIMIT, || found().transpose())?
+    }
+
+    /// The access log's entry of a request with this [`MARK`], if it is there already.
+    pub fn find_entry(&self, direction: Direction, mark: &str) -> Result<Option<Entry>> {
+        let is_it = |entry: &Entry| entry.direction == direction && entry.mark.as_deref() == Some(mark);
+        Ok(self.access_log()?.into_iter().find(is_it))
     }
 }
 

@@ -65,6 +65,12 @@ impl Manifest {
         self
     }
 
+    /// With IPv6 beside IPv4: without it, istio-init leaves the IPv6 of a pod that has IPv4 alone.
+    #[must_use]
+    pub fn with_dual_stack(self) -> Self {
+        self.with_proxy_env("ISTIO_DUAL_STACK", "true")
+    }
+
     /// Its file's name in the directory.
     pub fn file_name(&self) -> String {
         format!("{}_{}.json", self.namespace, self.name)

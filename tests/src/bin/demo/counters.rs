@@ -50,28 +50,17 @@ pub(crate) fn compare(pod: &Pod, counters: &Counters, sent: Sent) -> Result<Vec<
     let to_world = [cluster("PassthroughCluster")];
     let from_network = [listener(15006)];
     let to_app = [cluster("InboundPassthroughCluster"), cluster(&format!("inbound|{APP_PORT}||"))];
+    let out = by_action(counters, Action::ToOutbound);
+    let back = by_action(counters, Action::ToInbound);
+    let proxy = by_reason(counters, Reason::Proxy);
+    let passthrough = by_reason(counters, Reason::PassthroughSource);
     let rows = [
-        (
-            "app's connections, to 15001",
-            sent.by_app,
-            by_action(counters, Action::ToOutbound),
-            envoy(&from_app),
-        ),
-        ("sidecar's to the world, direct", sent.by_app, by_reason(counters, Reason::Proxy), envoy(&to_world)),
-        (
-            "from the network, to 15006",
-            sent.to_app,
-            by_action(counters, Action::ToInbound),
-            envoy(&from_network),
-        ),
-        (
-            "sidecar's to its app, direct",
-            sent.to_app,
-            by_reason(counters, Reason::PassthroughSource),
-            envoy(&to_app),
-        ),
+        ("its app's, to :15001", Some(sent.by_app), out, envoy(&from_app)),
+        ("its sidecar's to the world, direct", None, proxy, envoy(&to_world)),
+        ("from the network, to :15006", None, back, envoy(&from_network)),
+        ("its sidecar's to its app, direct", Some(sent.to_app), passthrough, envoy(&to_app)),
     ];
-    let tally = |(what, sent, veer, envoy): (&str, u64, u64, u64)| Tally {
+    let tally = |(what, sent, veer, envoy): (&str, Option<u64>, u64, u64)| Tally {
         pod: pod.name.to_owned(),
         what: what.to_owned(),
         sent,

@@ -46,7 +46,7 @@ pub(crate) struct Pod {
 impl Pod {
     /// Makes one, as the injector and the runtime would.
     pub(crate) fn make(node: &Node, name: &'static str) -> Result<Self> {
-        node.agent.write_manifest(&Manifest::new(NAMESPACE, name))?;
+        node.agent.write_manifest(&Manifest::new(NAMESPACE, name).with_dual_stack())?;
         let netns = NetNs::named(&place::netns_name(name))?;
         let cgroup = node.pods.child(name)?;
         let attachment = attachment(name, &netns);

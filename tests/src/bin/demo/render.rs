@@ -6,10 +6,14 @@ use std::fmt::Write;
 use std::io::{IsTerminal, stdout};
 use std::net::SocketAddr;
 
+use veer_tests::credentials::Credentials;
 use veer_tests::envoy::Entry;
 use veer_tests::netfilter::Netfilter;
 
 use crate::report::{AgentFacts, Journey, PodFacts, PodProcess, Tally};
+
+/// As many faults as are told in one place.
+const MAX_FAULTS: usize = 5;
 
 /// Colours, or none.
 #[derive(Clone, Copy)]
@@ -84,21 +88,19 @@ fn milliseconds(us: u128) -> String {
 /// A way, hop by hop.
 pub(crate) fn journey(style: Style, number: usize, journey: &Journey) -> String {
     let Journey { route, family, requests, example, faults } = journey;
-    let title = format!("{number}. {}, {family}", route.name());
-    let mut text = String::new();
-    // The heading of the columns is the first row, so padding comes before colour.
-    let columns = format!("{:<21}{:<21}", "from", "dialled");
-    writeln!(text, "\n{}{}", style.heading(&format!("{title:<28}")), style.dim(&columns)).ok();
     let client = &example.client;
-    let (from, app) = if route.leaves_a_pod() { ("cart", "cart app") } else { ("outside", "client outside") };
-    let to = if route.enters_a_pod() { "orders" } else { "outside" };
-    let dials = format!("sees peer {}", client.peername);
+    let (from, to) = (route.client(), route.server());
+    let mut text = String::new();
+    let title = format!("{number}. {}, {family}", route.name());
+    // Padded before it is coloured: what colours is as long as text to the formatter.
+    let columns = format!("{:<21}dialled", "from");
+    writeln!(text, "\n{}{}", style.heading(&format!("{title:<26}")), style.dim(&columns)).ok();
     row(
         &mut text,
-        &format!("{app}, uid {}", client.client.uid),
+        &format!("{from} app, uid {}", client.client.uid),
         &client.local.to_string(),
         &client.to.to_string(),
-        &dials,
+        &format!("sees peer {}", client.peername),
     );
     if let Some(entry) = &example.outbound {
         hop(&mut text, &format!("{from} Envoy, :15001"), entry);
@@ -106,7 +108,7 @@ pub(crate) fn journey(style: Style, number: usize, journey: &Journey) -> String 
     if let Some(entry) = &example.inbound {
         hop(&mut text, &format!("{to} Envoy, :15006"), entry);
     }
-    if let Some(echo) = &example.client.echo {
+    if let Some(echo) = &client.echo {
         row(
             &mut text,
             &format!("{to} app, uid {}", echo.uid),
@@ -115,8 +117,7 @@ pub(crate) fn journey(style: Style, number: usize, journey: &Journey) -> String 
             &format!("answers {}", client.status),
         );
     }
-    writeln!(text, "  {}  {requests} requests, each seen by all of these", style.mark(faults.is_empty()))
-        .ok();
+    writeln!(text, "  {}  {requests} requests went this way", style.mark(faults.is_empty())).ok();
     fault_lines(&mut text, faults);
     text
 }
@@ -128,71 +129,62 @@ fn hop(text: &mut String, who: &str, entry: &Entry) {
 }
 
 fn row(text: &mut String, who: &str, from: &str, to: &str, then: &str) {
-    writeln!(text, "  {who:<26}{from:<21}{to:<21}{then}").ok();
+    writeln!(text, "  {who:<24}{from:<21}{to:<21}{then}").ok();
 }
 
+/// The first few; all of them are in `--json`.
 fn fault_lines(text: &mut String, faults: &[String]) {
-    for fault in faults {
+    for fault in faults.iter().take(MAX_FAULTS) {
         writeln!(text, "      {fault}").ok();
     }
+    if let Some(more @ 1..) = faults.len().checked_sub(MAX_FAULTS) {
+        writeln!(text, "      and {more} more").ok();
+    }
+}
+
+fn table(style: Style, title: &str, columns: &str) -> String {
+    format!("\n{}\n{}\n", style.heading(title), style.dim(&format!("  {columns}")))
 }
 
 /// Who runs in the pods.
 pub(crate) fn processes(style: Style, processes: &[PodProcess]) -> String {
-    let mut text = format!("\n{}\n", style.heading("Capabilities of every process in the pods"));
-    let head = format!(
-        "  {:<9}{:>8}  {:<10}{:>5}{:>6}  {:<44}{}",
-        "pod", "pid", "program", "uid", "gid", "inh prm eff bnd amb", "no_new_privs"
-    );
-    writeln!(text, "{}", style.dim(&head)).ok();
+    let columns = "pod          pid  program     uid   gid  inh prm eff bnd amb  no_new_privs";
+    let mut text = table(style, "Capabilities of every process in the pods", columns);
     for process in processes {
-        let it = &process.credentials;
-        let sets = &it.capabilities;
-        let sets = [&sets.inheritable, &sets.permitted, &sets.effective, &sets.bounding, &sets.ambient];
-        // As `ls` prints a mode: the reader compares with nothing.
-        let sets: Vec<_> = sets.iter().map(|set| format!("{:>3}", short(set))).collect();
-        let ok = it.capabilities.none() && it.no_new_privs;
-        writeln!(
-            text,
-            "  {:<9}{:>8}  {:<10}{:>5}{:>6}  {:<44}{:<12}  {}",
-            process.pod,
-            it.pid,
-            it.program,
-            it.uid,
-            it.gid,
-            sets.join(" "),
-            if it.no_new_privs { "yes" } else { "no" },
-            style.mark(ok)
-        )
-        .ok();
+        let Credentials { pid, program, uid, gid, capabilities, no_new_privs, .. } = &process.credentials;
+        let sets = [
+            &capabilities.inheritable,
+            &capabilities.permitted,
+            &capabilities.effective,
+            &capabilities.bounding,
+            &capabilities.ambient,
+        ];
+        let sets: Vec<_> = sets.iter().map(|set| format!("{:>3}", without_zeros(set))).collect();
+        let sets = sets.join(" ");
+        let stays = if *no_new_privs { "yes" } else { "no" };
+        let mark = style.mark(capabilities.none() && *no_new_privs);
+        let pod = &process.pod;
+        writeln!(text, "  {pod:<8}{pid:>8}  {program:<9}{uid:>6}{gid:>6}  {sets}  {stays:<14}{mark}").ok();
     }
     text
 }
 
 /// A set without its leading zeros.
-fn short(set: &str) -> &str {
+fn without_zeros(set: &str) -> &str {
     let digits = set.trim_start_matches('0');
     if digits.is_empty() { "0" } else { digits }
 }
 
 /// What netfilter has.
 pub(crate) fn netfilter(style: Style, netfilter: &BTreeMap<String, Netfilter>) -> String {
-    let mut text = format!("\n{}\n", style.heading("Netfilter in every netns"));
-    let head = format!(
-        "  {:<9}{:>15}{:>16}{:>11}{:>15}{:>17}",
-        "netns", "iptables rules", "ip6tables rules", "nft rules", "legacy tables", "conntrack entries"
-    );
-    writeln!(text, "{}", style.dim(&head)).ok();
-    for (name, it) in netfilter {
+    let columns = "netns   iptables rules   ip6tables rules   nft rules   old tables   tracked connections";
+    let mut text = table(style, "Netfilter in every netns", columns);
+    for (name, found) in netfilter {
+        let Netfilter { iptables, ip6tables, nft, legacy_tables, connections } = found;
+        let mark = style.mark(found.none());
         writeln!(
             text,
-            "  {name:<9}{:>15}{:>16}{:>11}{:>15}{:>17}  {}",
-            it.iptables,
-            it.ip6tables,
-            it.nft,
-            it.legacy_tables,
-            it.connections,
-            style.mark(it.none())
+            "  {name:<8}{iptables:>14}{ip6tables:>18}{nft:>12}{legacy_tables:>13}{connections:>22}  {mark}"
         )
         .ok();
     }
@@ -201,21 +193,14 @@ pub(crate) fn netfilter(style: Style, netfilter: &BTreeMap<String, Netfilter>) -
 
 /// The books.
 pub(crate) fn tallies(style: Style, tallies: &[Tally]) -> String {
-    let mut text = format!("\n{}\n", style.heading("Connections, counted three times"));
-    let head = format!("  {:<9}{:<34}{:>13}{:>12}{:>13}", "pod", "which", "demo sent", "veer pods", "Envoy");
-    writeln!(text, "{}", style.dim(&head)).ok();
-    for it in tallies {
-        writeln!(
-            text,
-            "  {:<9}{:<34}{:>13}{:>12}{:>13}  {}",
-            it.pod,
-            it.what,
-            it.sent,
-            it.veer,
-            it.envoy,
-            style.mark(it.adds_up())
-        )
-        .ok();
+    let columns = "pod     which                                 requests sent   veer pods   Envoy";
+    let mut text = table(style, "Connections, counted by everybody", columns);
+    for tally in tallies {
+        let Tally { pod, what, sent, veer, envoy } = tally;
+        // Between sidecars one connection carries several requests: as many as Envoy sees fit.
+        let sent = sent.map_or_else(|| "-".to_owned(), |sent| sent.to_string());
+        let mark = style.mark(tally.adds_up());
+        writeln!(text, "  {pod:<8}{what:<37}{sent:>14}{veer:>12}{envoy:>8}  {mark}").ok();
     }
     text
 }
@@ -224,11 +209,11 @@ pub(crate) fn tallies(style: Style, tallies: &[Tally]) -> String {
 pub(crate) fn verdict(style: Style, agent: &AgentFacts, faults: &[String], took_ms: u128) -> String {
     let mut text = format!("\n  {:<9}{} MB resident with both pods\n", "agent", agent.resident_kb / 1024);
     let seconds = format!("{}.{} s", took_ms / 1000, took_ms % 1000 / 100);
-    if faults.is_empty() {
-        writeln!(text, "\n{} everything above is true; {seconds}", style.mark(true)).ok();
-        return text;
-    }
-    writeln!(text, "\n{} {} of it; {seconds}", style.mark(false), faults.len()).ok();
+    let what = match faults.len() {
+        0 => "everything above is true".to_owned(),
+        count => format!("for {count} reasons"),
+    };
+    writeln!(text, "\n{}  {what}; {seconds}", style.mark(faults.is_empty())).ok();
     fault_lines(&mut text, faults);
     text
 }

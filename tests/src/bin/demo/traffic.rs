@@ -1,10 +1,11 @@
 //! The requests: sent as the app would send them, then found again in everybody's records.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use veer_tests::dial;
 use veer_tests::envoy::{Direction, MARK};
+use veer_tests::{dial, wait};
 
 use crate::node::{Node, OUTSIDE_V4, OUTSIDE_V6};
 use crate::pod::{APP_PORT, Pod};
@@ -13,6 +14,9 @@ use crate::trace::{Expected, Trace};
 
 /// Requests on each route and family: enough for each worker of a sidecar to get some.
 pub(crate) const ROUNDS: usize = 5;
+
+/// Envoy writes its access log every 100 ms.
+const LOGGED: Duration = Duration::from_secs(2);
 
 /// Who is on the stage.
 #[derive(Clone, Copy)]
@@ -39,11 +43,16 @@ pub(crate) fn travel(cast: Cast<'_>, route: Route, family: Family) -> Result<Jou
     let mut faults = Vec::new();
     let mut traces = Vec::new();
     for (mark, client) in marks.iter().zip(dialled) {
-        let entry = |takes_part: bool, pod: &Pod, direction| {
-            takes_part.then(|| pod.envoy.entry(direction, mark)).transpose()
+        let expected_entry = |takes_part: bool, pod: &Pod, direction| {
+            if !takes_part {
+                return pod.envoy.find_entry(direction, mark);
+            }
+            // One that does not come is a fault of the journey, not the end of the demo.
+            let found = || pod.envoy.find_entry(direction, mark).transpose();
+            wait::until_some("the access log", LOGGED, found).map_or(Ok(None), |entry| entry.map(Some))
         };
-        let outbound = entry(route.leaves_a_pod(), cast.cart, Direction::Outbound)?;
-        let inbound = entry(route.enters_a_pod(), cast.orders, Direction::Inbound)?;
+        let outbound = expected_entry(route.leaves_a_pod(), cast.cart, Direction::Outbound)?;
+        let inbound = expected_entry(route.enters_a_pod(), cast.orders, Direction::Inbound)?;
         let trace = Trace { client, outbound, inbound };
         faults.extend(trace.faults(&expected).into_iter().map(|fault| format!("{mark}: {fault}")));
         traces.push(trace);
