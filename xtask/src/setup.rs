@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::exec::{print, say};
-use crate::{FAILED, UNAVAILABLE, Unavailable};
+use crate::{FAILED, Unavailable};
 use machine::Machine;
 use needs::{Need, State};
 
@@ -48,16 +48,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::from(if missing(&needs).is_empty() { 0 } else { FAILED }));
     }
     let done = install_missing();
-    let needs = needs::of(&Machine::look()?);
-    report(&needs, options.json)?;
-    match done {
-        Ok(_) => Ok(ExitCode::SUCCESS),
-        Err(error) if error.is::<Unavailable>() => {
-            say(&format!("{error:#}"));
-            Ok(ExitCode::from(UNAVAILABLE))
-        }
-        Err(error) => Err(error),
+    let told = done.as_ref().is_err_and(anyhow::Error::is::<Unavailable>) && !options.json;
+    if !told {
+        report(&needs::of(&Machine::look()?), options.json)?;
     }
+    done.map(|_| ExitCode::SUCCESS)
 }
 
 /// For the verbs that build and run: installs what is missing, says nothing when nothing is.

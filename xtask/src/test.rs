@@ -4,25 +4,19 @@
 //! same dependencies, and the `veer` that it starts has its assertions. The release binaries are what
 //! `demo` and `bench` run. Nothing is skipped: who lacks a privilege is told before anything is built.
 
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use serde::Deserialize;
+use anyhow::Result;
 
 use crate::build::{self, Profile};
 use crate::exec::{self, say};
 use crate::{FAILED, Unavailable, setup, stage, workspace};
 
-/// The package whose integration tests need root.
-const SOCKET_TESTS: &str = "veer-tests";
-
 /// What to test.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// `unit` (no root needed), `netns` (on sockets), or a part of a test's name
+    /// `unit` (needs no root), `netns` (whole programs, on sockets), or a part of a test's name
     #[arg(value_name = "unit|netns|NAME")]
     part: Option<String>,
     /// A part of a test's name
@@ -58,14 +52,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let tools = setup::ensure()?;
     let binaries = build::executables(&root, Profile::Dev, &["--bins"])?.of_a_node()?;
-    let targets = Targets::read(&root)?;
 
     let mut total = Count::default();
     let mut failed = Vec::new();
-    for run in runs(&targets, &selection) {
+    for run in RUNS.iter().filter(|run| if run.needs_root { selection.netns } else { selection.unit }) {
         say(&format!("\n== {}", run.what));
         let mut command = workspace::cargo(&root);
-        command.args(["test", "--workspace", "--no-fail-fast"]).args(&run.targets);
+        command.args(["test", "--workspace", "--no-fail-fast"]).args(run.targets);
         command.args(["--"]).args(&selection.name);
         command.envs(stage::variables(&binaries, &tools));
         let mut count = Count::default();
@@ -95,72 +88,18 @@ fn summarize(total: Count, failed: &[String], started: Instant, name: Option<&st
 /// One call of cargo.
 struct Run {
     what: &'static str,
-    targets: Vec<String>,
+    targets: &'static [&'static str],
+    needs_root: bool,
 }
 
-/// In each call the packages are the whole workspace, so that features, and with them the compiled
-/// dependencies, are the same in all; the targets select.
-fn runs(targets: &Targets, selection: &Selection) -> Vec<Run> {
-    let named = |names: &BTreeSet<String>| {
-        names.iter().flat_map(|name| ["--test".to_owned(), name.clone()]).collect()
-    };
-    let mut runs = Vec::new();
-    if selection.unit {
-        let mut unit = vec!["--lib".to_owned(), "--bins".to_owned()];
-        unit.extend::<Vec<_>>(named(&targets.golden));
-        runs.push(Run { what: "unit and golden tests", targets: unit });
-        runs.push(Run { what: "examples of the documentation", targets: vec!["--doc".to_owned()] });
-    }
-    if selection.netns && !targets.on_sockets.is_empty() {
-        runs.push(Run { what: "tests on sockets", targets: named(&targets.on_sockets) });
-    }
-    runs
-}
-
-/// The integration tests of the workspace by name.
-#[derive(Default, Debug, PartialEq, Eq)]
-struct Targets {
-    golden: BTreeSet<String>,
-    on_sockets: BTreeSet<String>,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    targets: Vec<Target>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
-}
-
-impl Targets {
-    fn read(root: &Path) -> Result<Self> {
-        let mut command: Command = workspace::cargo(root);
-        let text = exec::output(command.args(["metadata", "--no-deps", "--format-version", "1"]))?;
-        Self::parse(&text).context("read what `cargo metadata` prints")
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        let metadata: Metadata = serde_json::from_str(text)?;
-        let mut targets = Self::default();
-        for package in metadata.packages {
-            let tests =
-                package.targets.into_iter().filter(|target| target.kind.iter().any(|kind| kind == "test"));
-            let names = tests.map(|target| target.name);
-            if package.name == SOCKET_TESTS { &mut targets.on_sockets } else { &mut targets.golden }
-                .extend(names);
-        }
-        Ok(targets)
-    }
-}
+/// The rule of the house: what is in `src` needs no privilege, what is in `tests` starts programs in
+/// network namespaces. In each call the packages are the whole workspace, so that features, and with them
+/// the compiled dependencies, are the same in all; the targets select.
+const RUNS: [Run; 3] = [
+    Run { what: "unit tests", targets: &["--lib", "--bins"], needs_root: false },
+    Run { what: "examples of the documentation", targets: &["--doc"], needs_root: false },
+    Run { what: "golden tests and tests on sockets", targets: &["--test", "*"], needs_root: true },
+];
 
 /// Tests of one or more runs.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -212,16 +151,6 @@ mod tests {
         count.add("test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s");
         assert_eq!(count, Count { passed: 17, failed: 2, ignored: 1 });
         assert_eq!(count.plus(count), Count { passed: 34, failed: 4, ignored: 2 });
-    }
-
-    #[test]
-    fn tests_on_sockets_are_those_of_the_package_that_needs_root() {
-        let text = r#"{"packages":[
-            {"name":"veer-cni","targets":[{"name":"veer-cni","kind":["bin"]},{"name":"stdio","kind":["test"]}]},
-            {"name":"veer-tests","targets":[{"name":"veer_tests","kind":["lib"]},{"name":"outbound","kind":["test"]}]}]}"#;
-        let targets = Targets::parse(text).unwrap();
-        assert_eq!(targets.golden, ["stdio".to_owned()].into());
-        assert_eq!(targets.on_sockets, ["outbound".to_owned()].into());
     }
 
     #[test]

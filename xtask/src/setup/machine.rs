@@ -15,6 +15,8 @@ use crate::workspace;
 
 /// The version that the demo and the tests are written against.
 pub(super) const ENVOY_VERSION: &str = "1.40.0";
+/// Where rust-src lies below a sysroot; `agent/build.rs` looks for the same file.
+const CORE_SOURCES: &str = "lib/rustlib/src/rust/library/core/Cargo.toml";
 /// Debian's compiler, for machines whose own has no sources of `core`.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// The Python that has pip once `python3-pip` is installed.
@@ -168,7 +170,7 @@ fn ask_compiler(path: &Path, repository: &Path) -> Result<Compiler> {
         path: path.to_path_buf(),
         release: field("release:").unwrap_or("unknown").to_owned(),
         llvm: llvm.with_context(|| format!("{} tells no LLVM version", path.display()))?,
-        has_sources: Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir(),
+        has_sources: Path::new(sysroot.trim()).join(CORE_SOURCES).is_file(),
     })
 }
 
