@@ -13,7 +13,9 @@ use crate::pod::{APP_PORT, Pod};
 /// The commands, ready to be copied.
 pub(crate) fn commands(node: &Node, cart: &Pod, orders: &Pod) -> Result<String> {
     let veer = veer_binary("VEER_BIN", "veer")?;
-    let run_dir = node.agent.run_dir();
+    let (run_dir, bpffs) = (node.agent.run_dir(), node.agent.bpffs());
+    let place = format!("--run-dir {} --bpffs {}", run_dir.display(), bpffs.display());
+    let veer = |verb: &str| format!("{} {verb} {place}", veer.display());
     let dial = kit_binary("dial")?;
     let to = SocketAddr::new(orders.v4, APP_PORT);
     let own = std::env::current_exe().context("find the running executable")?;
@@ -25,11 +27,8 @@ pub(crate) fn commands(node: &Node, cart: &Pod, orders: &Pod) -> Result<String> 
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
     let rows = [
-        (
-            "enrolled pods and their counters",
-            format!("{} pods --run-dir {}", veer.display(), run_dir.display()),
-        ),
-        ("decisions as they are made", format!("{} monitor --run-dir {}", veer.display(), run_dir.display())),
+        ("enrolled pods and their counters", veer("pods")),
+        ("decisions as they are made", veer("monitor")),
         ("a request from cart's app to orders", format!("{} {to}", from_app.join(" "))),
         ("a request from outside", format!("{} {} {to}", enter(node.outside.name()), dial.display())),
         ("cart's access log", format!("tail -f {}", place::path("cart/access.log").display())),

@@ -217,3 +217,65 @@ pub(crate) fn verdict(style: Style, agent: &AgentFacts, faults: &[String], took_
     fault_lines(&mut text, faults);
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Family, Route};
+    use crate::trace::tests::trace;
+
+    const PLAIN: Style = Style { colour: false };
+
+    fn pod_to_pod(faults: &[&str]) -> Journey {
+        let faults = faults.iter().map(ToString::to_string).collect();
+        Journey { route: Route::PodToPod, family: Family::V4, requests: 5, example: trace(), faults }
+    }
+
+    #[test]
+    fn a_journey_is_told_hop_by_hop() {
+        let expected = "
+1. pod to pod, IPv4       from                 dialled
+  cart app, uid 1000      10.88.0.2:40000      10.88.0.3:8080       sees peer 10.88.0.3:8080
+  cart Envoy, :15001      10.88.0.2:40000      10.88.0.3:8080       goes on from 10.88.0.2:40001
+  orders Envoy, :15006    10.88.0.2:40001      10.88.0.3:8080       goes on from 127.0.0.6:40002
+  orders app, uid 1000    127.0.0.6:40002      10.88.0.3:8080       answers 200
+  ok  5 requests went this way
+";
+        assert_eq!(journey(PLAIN, 1, &pod_to_pod(&[])), expected);
+    }
+
+    #[test]
+    fn what_is_not_true_is_told_and_long_lists_are_cut() {
+        let text = journey(PLAIN, 1, &pod_to_pod(&["a", "b", "c", "d", "e", "f", "g"]));
+        assert!(text.ends_with("  NOT TRUE  5 requests went this way\n      a\n      b\n      c\n      d\n      e\n      and 2 more\n"), "{text}");
+    }
+
+    #[test]
+    fn the_longest_addresses_fit_in_100_columns() {
+        let mut long = pod_to_pod(&[]);
+        let address: SocketAddr = "[2001:db8::1]:40000".parse().unwrap();
+        let entry = long.example.outbound.as_mut().unwrap();
+        (entry.client, entry.original_destination) = (Some(address), Some(address));
+        entry.upstream_source = Some(address);
+        long.example.client.peername = address;
+        let text = journey(PLAIN, 1, &long);
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    }
+
+    #[test]
+    fn colour_does_not_move_columns() {
+        let coloured = journey(Style { colour: true }, 1, &pod_to_pod(&[]));
+        let mut plain = String::new();
+        for part in coloured.split('\x1b') {
+            plain.push_str(
+                part.strip_prefix('[').and_then(|rest| rest.split_once('m')).map_or(part, |(_, rest)| rest),
+            );
+        }
+        assert_eq!(plain, journey(PLAIN, 1, &pod_to_pod(&[])));
+    }
+
+    #[test]
+    fn an_empty_set_is_a_zero_and_a_capability_is_seen() {
+        assert_eq!((without_zeros("0000000000000000"), without_zeros("0000000000000400")), ("0", "400"));
+    }
+}

@@ -105,7 +105,7 @@ fn hop(judge: &mut Judge, entry: &Entry, source: Option<SocketAddr>, to: SocketA
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use veer_tests::credentials::{Capabilities, Credentials};
     use veer_tests::envoy::Direction;
     use veer_tests::http::{Echo, Headers};
@@ -135,7 +135,8 @@ mod tests {
         }
     }
 
-    fn trace() -> Trace {
+    /// From pod to pod, as it must be.
+    pub(crate) fn trace() -> Trace {
         let none = || "0000000000000000".to_owned();
         let capabilities = Capabilities {
             inheritable: none(),
