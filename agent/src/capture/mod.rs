@@ -8,6 +8,8 @@
 mod addresses;
 mod map_entries;
 mod rules;
+#[cfg(test)]
+mod testing;
 
 pub use self::addresses::{InterfaceAddress, OwnAddresses};
 pub use self::map_entries::{MapEntries, map_entries};

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use thiserror::Error;
@@ -88,8 +89,8 @@ pub enum PodError {
     Annotation {
         /// Its name.
         annotation: &'static str,
-        /// All of its value.
-        value: String,
+        /// All of its value, shared by all that is wrong with it.
+        value: Arc<str>,
         /// What is wrong with it.
         problem: ValueError,
     },
@@ -326,7 +327,11 @@ impl Reader<'_> {
         match parse(value) {
             Ok(parsed) => Some(parsed),
             Err(problem) => {
-                self.errors.push(PodError::Annotation { annotation: name, value: value.clone(), problem });
+                self.errors.push(PodError::Annotation {
+                    annotation: name,
+                    value: value.as_str().into(),
+                    problem,
+                });
                 None
             }
         }
@@ -338,8 +343,9 @@ impl Reader<'_> {
         match parse(value) {
             Ok(parsed) => Some(parsed),
             Err(problems) => {
+                let value: Arc<str> = value.as_str().into();
                 let error =
-                    |problem| PodError::Annotation { annotation: name, value: value.clone(), problem };
+                    |problem| PodError::Annotation { annotation: name, value: Arc::clone(&value), problem };
                 self.errors.extend(problems.into_iter().map(error));
                 None
             }

@@ -8,6 +8,9 @@ use thiserror::Error;
 /// Longest manifest that is read: what etcd takes for one object, and far more than a pod needs.
 pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
 
+/// Most brackets that are open at one place of a YAML manifest.
+const MAX_OPEN_BRACKETS: usize = 512;
+
 /// Longest pod name and longest namespace; Kubernetes allows no more.
 const MAX_NAME: usize = 253;
 const MAX_NAMESPACE: usize = 63;
@@ -111,6 +114,9 @@ pub enum ManifestError {
     /// It is too long to be read.
     #[error("manifest is longer than {MAX_MANIFEST_BYTES} bytes")]
     TooLong,
+    /// No manifest has so many brackets inside of each other.
+    #[error("manifest has more than {MAX_OPEN_BRACKETS} brackets that are open at one place")]
+    TooDeep,
     /// It is neither JSON nor YAML, or a field has the wrong type.
     #[error("manifest is not a Pod in JSON: {0}")]
     Json(#[source] serde_json::Error),
@@ -171,16 +177,30 @@ impl Pod {
 fn decode(bytes: &[u8]) -> Result<Pod, ManifestError> {
     let looks_like_json = bytes.trim_ascii_start().starts_with(b"{");
     if !looks_like_json {
-        return serde_yaml_ng::from_slice(bytes).map_err(ManifestError::Yaml);
+        return decode_yaml(bytes);
     }
     match serde_json::from_slice(bytes) {
         Ok(pod) => Ok(pod),
         // A YAML flow mapping begins with a brace, too.
-        Err(json) => match serde_yaml_ng::from_slice(bytes) {
-            Ok(pod) => Ok(pod),
-            Err(_not_yaml_either) => Err(ManifestError::Json(json)),
-        },
+        Err(json) => decode_yaml(bytes).or(Err(ManifestError::Json(json))),
     }
+}
+
+/// For each token, the YAML scanner looks at every bracket that is open: a deep nest costs the square of
+/// its length. Brackets in texts are counted as well, so the limit is far beyond what anybody nests.
+fn decode_yaml(bytes: &[u8]) -> Result<Pod, ManifestError> {
+    let mut depth = 0_usize;
+    for byte in bytes {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_OPEN_BRACKETS {
+            return Err(ManifestError::TooDeep);
+        }
+    }
+    serde_yaml_ng::from_slice(bytes).map_err(ManifestError::Yaml)
 }
 
 fn check_name(field: &'static str, value: &str, most: usize) -> Result<(), ManifestError> {

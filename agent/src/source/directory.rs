@@ -86,8 +86,9 @@ impl PodSource for Directory {
 
 /// Brings what is known up to date with the directory.
 fn refresh(directory: &Path, files: &mut Files) -> io::Result<()> {
+    let entries = fs::read_dir(directory)?;
     let mut before = std::mem::take(files);
-    for entry in fs::read_dir(directory)? {
+    for entry in entries {
         let name = entry?.file_name();
         if !is_manifest(&name) {
             continue;

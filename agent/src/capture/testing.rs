@@ -1,0 +1,126 @@
+//! Captures and addresses for this module's tests.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use proptest::collection::{btree_set, vec};
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::{InterfaceAddress, OwnAddresses};
+use crate::model::{Capture, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port};
+
+/// What a pod without any annotation gets.
+pub(super) fn default_capture() -> Capture {
+    Capture {
+        proxy_uid: 1337,
+        proxy_gid: 1337,
+        ids: IdSpace::Node,
+        mode: InterceptionMode::Redirect,
+        inbound: InboundPorts::All { excluded: [15020, 15021, 15090].map(Port::new).into() },
+        outbound: OutboundRanges::All,
+        excluded_ranges: BTreeSet::new(),
+        included_outbound_ports: BTreeSet::new(),
+        excluded_outbound_ports: [Port::new(15020)].into(),
+        excluded_interfaces: BTreeSet::new(),
+        rerouted_interfaces: BTreeSet::new(),
+        dns_capture: false,
+        dual_stack: false,
+        drop_invalid: false,
+        owner_groups: OwnerGroups::AllExcept(BTreeSet::new()),
+        loopback: "127.0.0.1/32".parse().unwrap(),
+        warnings: vec![],
+    }
+}
+
+/// These addresses on `eth0`.
+pub(super) fn own_addresses(texts: &[&str]) -> OwnAddresses {
+    let on_eth0 = |text: &&str| InterfaceAddress {
+        interface: "eth0".into(),
+        address: text.parse().unwrap(),
+        scope: 0,
+        flags: 0,
+    };
+    OwnAddresses::choose(&texts.iter().map(on_eth0).collect::<Vec<_>>(), "eth0")
+}
+
+pub(super) fn any_own_addresses() -> impl Strategy<Value = OwnAddresses> {
+    let known = vec![
+        "127.0.0.1",
+        "10.0.0.5",
+        "192.168.7.5",
+        "169.254.172.3",
+        "::1",
+        "2001:db8::5",
+        "fd00::5",
+        "::6",
+        "fe80::5",
+    ];
+    let count = known.len();
+    subsequence(known, 0..=count).prop_map(|texts| own_addresses(&texts))
+}
+
+pub(super) fn any_capture() -> impl Strategy<Value = Capture> {
+    let inbound = prop_oneof![
+        ports().prop_map(|excluded| InboundPorts::All { excluded }),
+        ports().prop_map(InboundPorts::Only),
+    ];
+    let outbound = prop_oneof![Just(OutboundRanges::All), ranges().prop_map(OutboundRanges::Only)];
+    let ids = (select(vec![1337_u32, 2102]), select(vec![1337_u32, 2102]));
+    let mode = select(vec![InterceptionMode::Redirect, InterceptionMode::Tproxy]);
+    (ids, mode, any::<bool>(), inbound, outbound, ranges(), ports(), ports()).prop_map(
+        |(
+            (proxy_uid, proxy_gid),
+            mode,
+            dual_stack,
+            inbound,
+            outbound,
+            excluded_ranges,
+            included,
+            excluded,
+        )| {
+            Capture {
+                proxy_uid,
+                proxy_gid,
+                mode,
+                dual_stack,
+                inbound,
+                outbound,
+                excluded_ranges,
+                included_outbound_ports: included,
+                excluded_outbound_ports: excluded,
+                ..default_capture()
+            }
+        },
+    )
+}
+
+fn ports() -> impl Strategy<Value = BTreeSet<Port>> {
+    let port = prop_oneof![select(vec![0_u16, 53, 80, 443, 15001, 15008, 15020]), any::<u16>()];
+    btree_set(port.prop_map(Port::new), 0..20)
+}
+
+fn ranges() -> impl Strategy<Value = BTreeSet<IpNet>> {
+    let known = select(vec![
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "10.1.2.3/8",
+        "10.0.0.5/32",
+        "10.0.0.4/31",
+        "127.0.0.0/8",
+        "127.0.0.2/32",
+        "192.0.2.0/24",
+        "::/0",
+        "::1/128",
+        "::6/128",
+        "2001:db8::/32",
+        "2001:db8::5/128",
+        "fd00::/8",
+        "::ffff:10.0.0.0/104",
+    ]);
+    let known = known.prop_map(|text| text.parse::<IpNet>().unwrap());
+    let random = (any::<IpAddr>(), 0..=128_u8)
+        .prop_filter_map("too long for IPv4", |(address, length)| IpNet::new(address, length).ok());
+    vec(prop_oneof![3 => known, 1 => random], 0..10).prop_map(|ranges| ranges.into_iter().collect())
+}
