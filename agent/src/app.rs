@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -160,8 +161,10 @@ async fn serve(
 /// Makes the run directory and locks it.
 fn lock(place: &Place) -> Result<Flock<File>, AppError> {
     let directory = &place.run_dir;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|source| {
-        AppError::File { attempt: "make", path: directory.clone(), source }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|source| AppError::File {
+        attempt: "make",
+        path: directory.clone(),
+        source,
     })?;
     let path = place.lock();
     let file = File::options()
@@ -170,9 +173,12 @@ fn lock(place: &Place) -> Result<Flock<File>, AppError> {
         .write(true)
         .open(&path)
         .map_err(|source| AppError::File { attempt: "open", path: path.clone(), source })?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => AppError::Running { path },
-        errno => AppError::File { attempt: "lock", path, source: errno.into() },
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| {
+        if errno == Errno::EWOULDBLOCK {
+            AppError::Running { path }
+        } else {
+            AppError::File { attempt: "lock", path, source: errno.into() }
+        }
     })
 }
 

@@ -157,12 +157,11 @@ impl AgentConfig {
     /// Everything that is wrong.
     pub fn parse(flags: &AgentFlags) -> Result<Self, ConfigErrors> {
         let mut errors = Vec::new();
-        let pods_from = match flags.pods_from.as_deref() {
-            Some(path) => absolute(&PODS_FROM, path, &mut errors),
-            None => {
-                errors.push(PODS_FROM.missing());
-                PathBuf::new()
-            }
+        let pods_from = if let Some(path) = flags.pods_from.as_deref() {
+            absolute(&PODS_FROM, path, &mut errors)
+        } else {
+            errors.push(PODS_FROM.missing());
+            PathBuf::new()
         };
         let place = Place::collect(&flags.place, &mut errors);
         let cgroup = match flags.cgroup.as_str() {
@@ -240,7 +239,8 @@ mod tests {
 
     #[test]
     fn no_excluded_namespace_is_a_list_too() {
-        let config = AgentConfig::parse(&AgentFlags { exclude_namespaces: String::new(), ..flags() }).unwrap();
+        let config =
+            AgentConfig::parse(&AgentFlags { exclude_namespaces: String::new(), ..flags() }).unwrap();
         assert!(config.exclude_namespaces.is_empty());
     }
 

@@ -144,6 +144,7 @@ impl Address {
     }
 
     /// `127.0.0.1` for an IPv4 address, `::1` for an IPv6 address.
+    #[must_use]
     #[inline(always)]
     pub const fn localhost_of_same_family(&self) -> Self {
         if self.is_v4() { Self::LOOPBACK_V4 } else { Self::LOOPBACK_V6 }

@@ -39,19 +39,19 @@ pub mod name {
 }
 
 /// Most pods that one node holds; Kubernetes recommends 110, the largest platforms allow 512.
-pub const MAX_PODS: usize = 4096;
+pub const MAX_PODS: u32 = 4096;
 /// Entries of all port lists of all pods. Beyond it enrolment fails; no list is ever cut short.
-pub const MAX_PORTS: usize = 262_144;
+pub const MAX_PORTS: u32 = 262_144;
 /// Entries of all CIDR lists of all pods.
-pub const MAX_RANGES: usize = 262_144;
+pub const MAX_RANGES: u32 = 262_144;
 /// Addresses of all pods.
-pub const MAX_OWN_ADDRESSES: usize = 65_536;
+pub const MAX_OWN_ADDRESSES: u32 = 65_536;
 /// Listeners of all proxies: pods x ports x workers.
-pub const MAX_LISTENERS: usize = 65_536;
+pub const MAX_LISTENERS: u32 = 65_536;
 /// Connections that are being opened at one moment on the node.
-pub const MAX_HAND_OFFS: usize = 65_536;
+pub const MAX_HAND_OFFS: u32 = 65_536;
 /// Bytes of the ring buffer, a power of two.
-pub const EVENTS_BYTES: usize = 1 << 20;
+pub const EVENTS_BYTES: u32 = 1 << 20;
 /// Workers (`SO_REUSEPORT` listeners) of one proxy port that can be held.
 pub const MAX_LISTENER_SLOTS: u32 = 128;
 

@@ -113,7 +113,7 @@ macro_rules! address_at {
 pub fn current_uid_gid() -> (u32, u32) {
     // SAFETY: the helper takes no arguments.
     let both = unsafe { bpf_get_current_uid_gid() };
-    (both as u32, (both >> 32) as u32)
+    ((both & 0xffff_ffff) as u32, (both >> 32) as u32)
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC.
@@ -266,7 +266,7 @@ impl Sock {
     #[inline(always)]
     pub fn source_port(self) -> Port {
         // The one port in `bpf_sock` that is in host order.
-        Port::new(load::<44>(self.0.cast()) as u16)
+        Port::new((load::<44>(self.0.cast()) & 0xffff) as u16)
     }
 }
 
@@ -329,23 +329,23 @@ impl SockOps {
     /// The local port: host order in the context.
     #[inline(always)]
     pub fn local_port(self) -> Port {
-        Port::new(load::<68>(self.0.cast()) as u16)
+        Port::new((load::<68>(self.0.cast()) & 0xffff) as u16)
     }
 
     /// The peer's port: network order in the upper half of the field.
     #[inline(always)]
     pub fn remote_port(self) -> Port {
-        Port::new(u32::from_be(load::<64>(self.0.cast())) as u16)
+        Port::new((u32::from_be(load::<64>(self.0.cast())) & 0xffff) as u16)
     }
 
     /// Asks for `STATE_CB`, and keeps what others have asked for.
     #[inline(always)]
     pub fn watch_state(self) {
         const STATE_CB_FLAG: u32 = 1 << 2;
-        let flags = load::<84>(self.0.cast()) | STATE_CB_FLAG;
+        let flags = (load::<84>(self.0.cast()) | STATE_CB_FLAG).cast_signed();
         // SAFETY: the context is live; the flags are of the kernel's own set. It cannot fail for a full
         // socket, and without the callback only a hand-off entry outlives its aborted connection.
-        let _ = unsafe { bpf_sock_ops_cb_flags_set(self.0, flags as i32) };
+        let _ = unsafe { bpf_sock_ops_cb_flags_set(self.0, flags) };
     }
 }
 
@@ -462,7 +462,7 @@ impl SkLookup {
     /// The port that was dialled: host order in the context.
     #[inline(always)]
     pub fn local_port(self) -> Port {
-        Port::new(load::<60>(self.0.cast()) as u16)
+        Port::new((load::<60>(self.0.cast()) & 0xffff) as u16)
     }
 
     /// The client's port: network order, two bytes and two of padding.

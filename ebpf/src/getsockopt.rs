@@ -42,18 +42,23 @@ pub fn getsockopt(context: SockOpt) {
 #[inline(always)]
 fn answer(context: SockOpt, level: u32, destination: &Address, port: Port) {
     let [a, b, c, d] = destination.words();
-    let [high, low] = port.0;
     let written = if level == SOL_IP {
-        let family = (AF_INET as u16).to_ne_bytes();
-        let head = u32::from_ne_bytes([family[0], family[1], high, low]);
+        let head = head(AF_INET, port);
         if context.write(&[head, d, 0, 0]) { 16 } else { 0 }
     } else {
-        let family = (AF_INET6 as u16).to_ne_bytes();
-        let head = u32::from_ne_bytes([family[0], family[1], high, low]);
+        let head = head(AF_INET6, port);
         if context.write(&[head, 0, a, b, c, d, 0]) { 28 } else { 0 }
     };
     if written != 0 {
         context.set_length(written);
         context.succeed();
     }
+}
+
+/// The first word of a sockaddr: the family in host order, the port in network order.
+#[inline(always)]
+fn head(family: u32, port: Port) -> u32 {
+    let [high, low] = port.0;
+    let family = ((family & 0xffff) as u16).to_ne_bytes();
+    u32::from_ne_bytes([family[0], family[1], high, low])
 }

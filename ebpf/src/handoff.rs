@@ -101,8 +101,7 @@ pub fn accepted(context: SockOps) {
 #[inline(always)]
 fn from_network(context: SockOps, cookie: NetnsCookie) {
     let Some(pod) = maps::pod(cookie) else { return };
-    let connection =
-        Inbound { remote: context.remote(), local: context.local(), port: context.local_port() };
+    let connection = Inbound { remote: context.remote(), local: context.local(), port: context.local_port() };
     let reason = verdict::inbound(pod, &PodRules(cookie), &connection);
     // Anything else reached the proxy by being dialled there from within the pod, which connect() counted.
     if reason.action() == Action::ToInbound {

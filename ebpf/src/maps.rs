@@ -4,7 +4,10 @@
 //! Never does: decide. All keys are built here, in one place: a `SOCKHASH` takes listeners of any netns
 //! without a check, so a wrong key would be a silent black hole.
 
-#![expect(unsafe_code, reason = "map lookups hand out raw pointers; this is the room where they become references")]
+#![expect(
+    unsafe_code,
+    reason = "map lookups hand out raw pointers; this is the room where they become references"
+)]
 
 use core::ffi::c_void;
 use core::ptr;
@@ -20,31 +23,29 @@ use veer_common::address::{Address, Port};
 use veer_common::event::Event;
 use veer_common::maps::{
     Counters, EVENTS_BYTES, HandOff, HandOffKey, ListenerKey, MAX_HAND_OFFS, MAX_LISTENER_SLOTS,
-    MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORTS, MAX_RANGES, NetnsCookie, OwnAddressKey,
-    PodPolicy, PortKey, PortList, RangeList, RangeMatch, Settings, SocketRecord,
+    MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORTS, MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy,
+    PortKey, PortList, RangeList, RangeMatch, Settings, SocketRecord,
 };
 
 use crate::ctx::{SkLookup, SockOps};
 
 #[map]
-static PODS: HashMap<NetnsCookie, PodPolicy> = HashMap::with_max_entries(MAX_PODS as u32, BPF_F_NO_PREALLOC);
+static PODS: HashMap<NetnsCookie, PodPolicy> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
 #[map]
-static COUNTERS: HashMap<NetnsCookie, Counters> =
-    HashMap::with_max_entries(MAX_PODS as u32, BPF_F_NO_PREALLOC);
+static COUNTERS: HashMap<NetnsCookie, Counters> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
 #[map]
-static PORTS: HashMap<PortKey, u32> = HashMap::with_max_entries(MAX_PORTS as u32, BPF_F_NO_PREALLOC);
+static PORTS: HashMap<PortKey, u32> = HashMap::with_max_entries(MAX_PORTS, BPF_F_NO_PREALLOC);
 #[map]
-static RANGES: LpmTrie<RangeMatch, u32> = LpmTrie::with_max_entries(MAX_RANGES as u32, 0);
+static RANGES: LpmTrie<RangeMatch, u32> = LpmTrie::with_max_entries(MAX_RANGES, 0);
 #[map]
 static OWN_ADDRESSES: HashMap<OwnAddressKey, u32> =
-    HashMap::with_max_entries(MAX_OWN_ADDRESSES as u32, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
-static HAND_OFFS: HashMap<HandOffKey, HandOff> =
-    HashMap::with_max_entries(MAX_HAND_OFFS as u32, BPF_F_NO_PREALLOC);
+static HAND_OFFS: HashMap<HandOffKey, HandOff> = HashMap::with_max_entries(MAX_HAND_OFFS, BPF_F_NO_PREALLOC);
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
-static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES as u32, 0);
+static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
 /// A map definition in the BTF form, by hand: aya-ebpf's `SkStorage` cannot ask for `BPF_F_CLONE`, and its
 /// `SockHash` has values of 4 bytes, which user space cannot look up (the kernel wants 8 for that).
@@ -85,7 +86,7 @@ const STORAGE_FLAGS: usize = 0x201;
 #[btf_map]
 static SOCKETS: BtfMap<i32, SocketRecord, SK_STORAGE, 0, STORAGE_FLAGS> = BtfMap::new();
 #[btf_map]
-static LISTENERS: BtfMap<ListenerKey, u64, SOCKHASH, MAX_LISTENERS, 0> = BtfMap::new();
+static LISTENERS: BtfMap<ListenerKey, u64, SOCKHASH, { MAX_LISTENERS as usize }, 0> = BtfMap::new();
 
 /// The policy of an enrolled pod.
 #[inline(always)]
@@ -149,10 +150,11 @@ pub fn hand_off(key: &HandOffKey) -> Option<&'static HandOff> {
 /// Forgets a redirected connection; it may be gone already.
 #[inline(always)]
 pub fn remove_hand_off(key: &HandOffKey) {
-    let _ = HAND_OFFS.remove(key);
+    let _gone_already = HAND_OFFS.remove(key);
 }
 
 /// The record of a socket. `socket` comes from a context and is not null.
+#[expect(clippy::not_unsafe_ptr_arg_deref, reason = "the verifier proves what `unsafe` would ask of callers")]
 #[inline(always)]
 pub fn record(socket: *mut c_void) -> Option<&'static mut SocketRecord> {
     // SAFETY: the map is a socket storage with SocketRecord values, the socket comes from the kernel.
@@ -162,6 +164,7 @@ pub fn record(socket: *mut c_void) -> Option<&'static mut SocketRecord> {
 }
 
 /// The record of a socket, all zero where there was none; `None` when memory is short.
+#[expect(clippy::not_unsafe_ptr_arg_deref, reason = "the verifier proves what `unsafe` would ask of callers")]
 #[inline(always)]
 pub fn record_or_insert(socket: *mut c_void) -> Option<&'static mut SocketRecord> {
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);

@@ -30,8 +30,7 @@ pub fn sk_lookup(context: SkLookup, cookie: NetnsCookie) -> Answer {
         return Answer::Pass;
     }
     let Some(pod) = maps::pod(cookie) else { return Answer::Pass };
-    let connection =
-        Inbound { remote: context.remote(), local: context.local(), port: context.local_port() };
+    let connection = Inbound { remote: context.remote(), local: context.local(), port: context.local_port() };
     let reason = verdict::inbound(pod, &PodRules(cookie), &connection);
     if reason == Reason::WithinPod {
         let is_proxy_port = connection.port.get() == pod.outbound_port.get()
@@ -63,7 +62,8 @@ fn redirected_to_own_address(context: SkLookup, cookie: NetnsCookie, connection:
         listener_port: connection.port,
         _reserved: [0; 4],
     };
-    if maps::hand_off(&key).is_some() && maps::assign_listener(context, cookie, connection.port) == Assigned::Refused
+    if maps::hand_off(&key).is_some()
+        && maps::assign_listener(context, cookie, connection.port) == Assigned::Refused
     {
         count::fault(cookie, Fault::NotAssigned);
     }

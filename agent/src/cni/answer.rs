@@ -54,7 +54,11 @@ impl<S: PodSource> Answerer<S> {
             return Reply::Passed { reason: "no-kubernetes-pod".to_owned() };
         };
         let Some(netns) = netns else {
-            return failed(code::PROTOCOL, "ADD came without the pod's netns".to_owned(), "a bug of veer-cni");
+            return failed(
+                code::PROTOCOL,
+                "ADD came without the pod's netns".to_owned(),
+                "a bug of veer-cni",
+            );
         };
         let capture = match self.decide(&pod).await {
             Ok(capture) => capture,
@@ -91,7 +95,11 @@ impl<S: PodSource> Answerer<S> {
                 ));
             }
             Err(error) => {
-                return Err(failed(code::TRY_AGAIN, format!("look up pod {name}: {error}"), "the runtime tries again"));
+                return Err(failed(
+                    code::TRY_AGAIN,
+                    format!("look up pod {name}: {error}"),
+                    "the runtime tries again",
+                ));
             }
         };
         match decide(&pod, &self.settings) {

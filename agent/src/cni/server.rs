@@ -82,7 +82,8 @@ async fn converse<S: PodSource>(mut stream: UnixStream, answerer: &Answerer<S>) 
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Reply::Failed {
             code: code::PROTOCOL,
             msg: format!("the request is not one: {error}"),
-            details: "veer-cni and veer are of different releases, or something else wrote to the socket".to_owned(),
+            details: "veer-cni and veer are of different releases, or something else wrote to the socket"
+                .to_owned(),
         },
         Err(error) => return Err(error),
     };
@@ -93,18 +94,16 @@ async fn converse<S: PodSource>(mut stream: UnixStream, answerer: &Answerer<S>) 
 /// Receives a request, and the descriptor that came with its first byte.
 async fn receive(stream: &mut UnixStream) -> io::Result<(Request, Option<OwnedFd>)> {
     let mut prefix = [0; 4];
-    let (count, netns) = loop {
-        let attempt = stream.async_io(Interest::READABLE, || receive_first(stream, &mut prefix)).await?;
-        if attempt.0 > 0 {
-            break attempt;
-        }
+    let (count, netns) = stream.async_io(Interest::READABLE, || receive_first(stream, &mut prefix)).await?;
+    if count == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
-    };
+    }
     let rest = prefix.get_mut(count..).unwrap_or_default();
     stream.read_exact(rest).await?;
     let mut bytes = vec![0; cni::message_length(prefix)?];
     stream.read_exact(&mut bytes).await?;
-    let request = serde_json::from_slice(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let request =
+        serde_json::from_slice(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     Ok((request, netns))
 }
 
@@ -114,9 +113,8 @@ fn receive_first(stream: &UnixStream, prefix: &mut [u8; 4]) -> io::Result<(usize
     let mut parts = [IoSliceMut::new(prefix)];
     let received = recvmsg(stream.as_fd(), &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     // Owned at once, whatever is found wrong later; more than one are closed with the iterator.
-    let netns = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
+    let netns = ancillary.drain().find_map(|message| {
+        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message { descriptors.next() } else { None }
     });
     Ok((received.bytes, netns))
 }

@@ -73,7 +73,10 @@ fn datapath(place: &Place) -> Result<(Pins, Maps), Failure> {
 fn ask(place: &Place, question: &Question) -> Result<impl BufRead + use<>, Failure> {
     let path = place.control_socket();
     let unavailable = |error: io::Error| {
-        Failure::Unavailable(format!("no agent answers on {}: {error}; is `veer agent` running?", path.display()))
+        Failure::Unavailable(format!(
+            "no agent answers on {}: {error}; is `veer agent` running?",
+            path.display()
+        ))
     };
     let mut stream = UnixStream::connect(&path).map_err(unavailable)?;
     let mut line = serde_json::to_vec(question).map_err(|error| Failure::Failed(error.to_string()))?;

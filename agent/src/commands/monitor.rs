@@ -28,7 +28,10 @@ pub fn run(flags: &MonitorFlags) -> Result<(), Failure> {
         match line {
             Line::Watching => writeln!(io::stderr(), "watching; Ctrl-C ends it")?,
             Line::Missed { count } => {
-                writeln!(io::stderr(), "missed {count} decisions: they came faster than they could be shown")?;
+                writeln!(
+                    io::stderr(),
+                    "missed {count} decisions: they came faster than they could be shown"
+                )?;
             }
             Line::Decision(decided) if matches(flags, &decided) => {
                 left -= 1;

@@ -94,9 +94,11 @@ fn detail(pod: &PodView) -> String {
         })
         .collect();
     let faults = pod.faults.iter();
-    rows.extend(faults.map(|(name, count)| {
-        vec![(*name).to_owned(), String::new(), "fault".to_owned(), count.to_string()]
-    }));
+    rows.extend(
+        faults.map(|(name, count)| {
+            vec![(*name).to_owned(), String::new(), "fault".to_owned(), count.to_string()]
+        }),
+    );
     let counted = if rows.is_empty() {
         "no connection yet\n".to_owned()
     } else {

@@ -63,7 +63,10 @@ fn verdict(status: NodeStatus) -> Result<(), Failure> {
     if detached.is_empty() {
         return Ok(());
     }
-    Err(Failure::Failed(format!("not attached: {}; a restart of the agent attaches them", detached.join(", "))))
+    Err(Failure::Failed(format!(
+        "not attached: {}; a restart of the agent attaches them",
+        detached.join(", ")
+    )))
 }
 
 fn listens(pod: &PodView) -> bool {
@@ -85,12 +88,16 @@ fn render(status: &NodeStatus) -> String {
             lines.push(format!("pods from  {}", agent.pods_from));
             lines.push(format!("cgroup     {}", agent.cgroup));
         }
-        None => lines.push("agent      not running; enrolled pods stay redirected, new pods cannot start".to_owned()),
+        None => lines
+            .push("agent      not running; enrolled pods stay redirected, new pods cannot start".to_owned()),
     }
     let attached = status.programs.iter().filter(|program| program.attached).count();
     lines.push(format!("datapath   {attached} of {} programs attached", status.programs.len()));
     lines.push(format!("pins       {}", status.pins));
-    lines.push(format!("pods       {} enrolled, {} with a listening proxy", status.enrolled, status.listening));
+    lines.push(format!(
+        "pods       {} enrolled, {} with a listening proxy",
+        status.enrolled, status.listening
+    ));
     lines.push(format!("faults     {}", status.faults));
     lines.push(String::new());
     lines.join("\n")

@@ -16,9 +16,11 @@ fn line(row: &[String], widths: &[usize], numbers: &[bool]) -> String {
         .iter()
         .zip(widths)
         .zip(numbers)
-        .map(|((cell, width), number)| {
-            if *number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-        })
+        .map(
+            |((cell, width), number)| {
+                if *number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+            },
+        )
         .collect();
     format!("{}\n", cells.join("  ").trim_end())
 }

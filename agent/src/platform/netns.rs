@@ -5,6 +5,7 @@
 //! Never does: hold on to a namespace. A descriptor lives as long as the request that brought it.
 
 #![expect(unsafe_code, reason = "SO_NETNS_COOKIE and NS_GET_NSTYPE have no safe wrapper")]
+#![expect(clippy::disallowed_methods, reason = "this is the room where setns is called")]
 
 use std::fs::File;
 use std::io;

@@ -2,6 +2,7 @@
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(unsafe_code, reason = "the licence is a symbol that the loader finds by its section")]
+#![expect(clippy::needless_pass_by_value, reason = "aya's macros hand contexts over by value")]
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, cgroup_sockopt, map, sock_ops};
@@ -14,8 +15,7 @@ use veer_ebpf::{getpeername, getsockopt, handoff, listen, sock_create};
 
 /// Who the enrolled pods are. No program reads it: it is here because it lives and dies with the others.
 #[map]
-static ENROLMENTS: HashMap<NetnsCookie, Enrolment> =
-    HashMap::with_max_entries(MAX_PODS as u32, BPF_F_NO_PREALLOC);
+static ENROLMENTS: HashMap<NetnsCookie, Enrolment> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
 
 // Program names are what `bpftool prog` shows, 15 characters at most.
 

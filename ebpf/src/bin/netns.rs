@@ -2,6 +2,7 @@
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(unsafe_code, reason = "a global that the loader sets, and the licence: symbols the loader finds")]
+#![expect(clippy::needless_pass_by_value, reason = "aya's macros hand contexts over by value")]
 
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;

@@ -69,17 +69,20 @@ fn failed(attempt: &'static str, map: &'static str) -> impl FnOnce(MapError) -> 
 }
 
 /// The error of an insertion: a full map gets a text that says so.
-fn not_inserted(map: &'static str, capacity: usize) -> impl FnOnce(MapError) -> BpfError {
-    move |source| match &source {
-        MapError::SyscallError(error)
-            if [Errno::E2BIG, Errno::ENOSPC]
-                .iter()
-                .any(|errno| error.io_error.raw_os_error() == Some(*errno as i32)) =>
-        {
+fn not_inserted(map: &'static str, capacity: u32) -> impl FnOnce(MapError) -> BpfError {
+    move |source| {
+        let full = [Errno::E2BIG, Errno::ENOSPC].into_iter().any(|errno| is(&source, errno));
+        if full {
             BpfError::Full { map, capacity }
+        } else {
+            BpfError::Map { attempt: "write to", map, source }
         }
-        _ => BpfError::Map { attempt: "write to", map, source },
     }
+}
+
+/// Whether the kernel answered with this error.
+fn is(error: &MapError, errno: Errno) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(errno as i32))
 }
 
 fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
@@ -184,7 +187,7 @@ impl Maps {
 
     /// How many redirected connections have not reached the proxy yet.
     pub fn hand_offs(&self) -> usize {
-        self.hand_offs.keys().filter(Result::is_ok).count()
+        self.hand_offs.keys().flatten().count()
     }
 
     /// The list entries of a pod, found by looking at all: after a restart, and for `veer pods`.

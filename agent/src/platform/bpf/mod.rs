@@ -92,7 +92,7 @@ pub enum BpfError {
         /// Which map.
         map: &'static str,
         /// How much it holds.
-        capacity: usize,
+        capacity: u32,
     },
     /// The maps are of another agent.
     #[error("the maps in {path} have ABI version {found}, this agent has {ours}: remove the directory, or run the agent that made it", path = path.display())]
