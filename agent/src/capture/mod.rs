@@ -1,6 +1,6 @@
 //! From how a pod is to be captured to what the datapath is told.
 //!
-//! Owns: the map entries of a pod ([`map_entries`]), the choice among its addresses
+//! Owns: the map entries of a pod ([`map_entries()`]), the choice among its addresses
 //! ([`OwnAddresses`]) and the pod's lists as the verdict asks for them ([`CaptureRules`] from the
 //! parsed lists, [`MapRules`] from the entries). Never does: I/O; it neither reads addresses nor writes
 //! maps. Called by: enrolment and `veer explain`.
