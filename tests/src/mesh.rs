@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::agent::Agent;
@@ -95,14 +96,16 @@ impl Mesh {
 
     /// The pod's counters as `veer pods` has them: reasons and faults by name.
     pub fn counter(&self, group: &str, name: &str) -> Result<u64> {
-        let pod = self.agent.json(&["pods", &format!("test/{}", self.pod.name()), "--json"])?;
-        Ok(pod[group][name].as_u64().unwrap_or(0))
+        let pod = self.agent.json(&["pods", &format!("test/{}", self.pod.name())])?;
+        let counted = pod.get(group).and_then(|counters| counters.get(name)?.as_u64());
+        Ok(counted.unwrap_or_default())
     }
 
     /// Waits until no redirected connection is on its way any more.
     pub fn no_hand_off_left(&self) -> Result<()> {
         wait::until("the hand-off map to be empty", PATIENCE, || {
-            self.agent.json(&["status", "--json"]).is_ok_and(|status| status["handingOver"] == 0)
+            let status = self.agent.json(&["status"]);
+            status.is_ok_and(|status| status.get("handingOver").is_some_and(|count| *count == 0))
         })
     }
 }

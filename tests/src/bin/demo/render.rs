@@ -211,6 +211,7 @@ pub(crate) fn verdict(style: Style, agent: &AgentFacts, faults: &[String], took_
     let seconds = format!("{}.{} s", took_ms / 1000, took_ms % 1000 / 100);
     let what = match faults.len() {
         0 => "everything above is true".to_owned(),
+        1 => "for one reason".to_owned(),
         count => format!("for {count} reasons"),
     };
     writeln!(text, "\n{}  {what}; {seconds}", style.mark(faults.is_empty())).ok();
