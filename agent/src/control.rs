@@ -110,14 +110,14 @@ pub struct Control {
     node: NodeHandle,
     status: AgentStatus,
     lines: broadcast::Sender<Line>,
-    watchers: AtomicUsize,
+    watchers: Arc<AtomicUsize>,
 }
 
 impl Control {
     /// `status` is what does not change while the agent runs.
     pub fn new(node: NodeHandle, status: AgentStatus) -> Arc<Self> {
         let (lines, _nobody) = broadcast::channel(BACKLOG);
-        Arc::new(Self { node, status, lines, watchers: AtomicUsize::new(0) })
+        Arc::new(Self { node, status, lines, watchers: Arc::default() })
     }
 
     /// Serves questions until `stop`.
@@ -175,15 +175,15 @@ impl Control {
         AgentStatus { enrolled, ..self.status.clone() }
     }
 
-    /// Events are written exactly while somebody watches.
+    /// Events are written exactly while somebody watches. The node's thread looks at the number when it
+    /// turns the switch, so that one who comes while another leaves does not find it off.
     async fn watch(&self, change: isize) {
-        let before = self.watchers.fetch_add(change.cast_unsigned(), Ordering::SeqCst);
-        let now = before.wrapping_add_signed(change);
-        if (before == 0) != (now == 0) {
-            let watched = now != 0;
-            if let Ok(Err(error)) = self.node.run(move |node| node.set_watched(watched)).await {
-                tracing::error!(%error, watched, "switch events");
-            }
+        self.watchers.fetch_add(change.cast_unsigned(), Ordering::SeqCst);
+        let watchers = Arc::clone(&self.watchers);
+        let switched =
+            self.node.run(move |node| node.set_watched(watchers.load(Ordering::SeqCst) != 0)).await;
+        if let Ok(Err(error)) = switched {
+            tracing::error!(%error, "switch events");
         }
     }
 

@@ -246,8 +246,7 @@ fn o7_the_proxy_reaches_other_loopback_addresses_through_the_inbound_port() {
 fn o8_what_is_bound_to_the_passthrough_source_is_direct() {
     let mesh = Mesh::new().unwrap();
     let listeners = listeners(&mesh, 80);
-    // istio-init puts ::6 on lo; without it nothing could be bound to it.
-    veer_tests::veth::ip(mesh.pod.netns(), ["address add ::6/128 dev lo nodad".to_owned()]).unwrap();
+    // ::6 is on lo, because the agent puts it there, as istio-init does: else nothing could be bound to it.
     for family in families(&mesh) {
         for maker in [mesh.pod.app(), mesh.pod.proxy()] {
             for ip in [family.own, family.localhost] {

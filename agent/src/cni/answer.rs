@@ -4,7 +4,8 @@ use std::os::fd::OwnedFd;
 
 use veer_common::cni::{Attachment, PROTOCOL_VERSION, PodReference, Reply, Request, Verb, code};
 
-use crate::enrol::node::{EnrolError, Enrolling, NodeHandle};
+use crate::enrol::EnrolError;
+use crate::enrol::node::{Enrolling, NodeHandle};
 use crate::model::{Capture, Decision, NodeSettings, PodErrors, decide};
 use crate::source::PodSource;
 
@@ -39,7 +40,7 @@ impl<S: PodSource> Answerer<S> {
                 }
             }
             Verb::Del(attachment) => self.node.run(move |node| node.del(&attachment)).await,
-            Verb::Gc { valid } => self.node.run(move |node| node.keep_only(&valid)).await,
+            Verb::Gc { network, valid } => self.node.run(move |node| node.keep_only(&network, &valid)).await,
             Verb::Status => self.node.run(|_node| ()).await,
         };
         match done {
@@ -135,7 +136,8 @@ fn unsupported(capture: &Capture) -> Vec<&'static str> {
         (!capture.excluded_interfaces.is_empty(), "excludeInterfaces"),
         (!capture.rerouted_interfaces.is_empty(), "istio.io/reroute-virtual-interfaces"),
         (capture.ids == IdSpace::Pod, "hostUsers: false"),
-        (capture.drop_invalid, "INVALID_DROP"),
+        // INVALID_DROP is not among them: it is about packets that conntrack calls invalid, and nothing
+        // here makes conntrack look at the pod.
         (capture.owner_groups != OwnerGroups::AllExcept(std::collections::BTreeSet::new()), "owner groups"),
     ];
     rows.into_iter().filter_map(|(asked, name)| asked.then_some(name)).collect()
@@ -152,7 +154,6 @@ fn enrolment_failed(attempt: &str, pod: Option<&str>, error: &EnrolError) -> Rep
         EnrolError::NotEnrolled(_) => code::NOT_ENROLLED,
         EnrolError::Netns(_) => code::INVALID_ENVIRONMENT,
         EnrolError::Stopping => code::TRY_AGAIN,
-        EnrolError::Pod(_) => code::INVALID_ANNOTATIONS,
         EnrolError::Bpf(_)
         | EnrolError::TooLong(_)
         | EnrolError::Inspect { .. }

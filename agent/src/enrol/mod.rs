@@ -6,9 +6,11 @@
 //! Atomic: a step that fails is undone with all before it. A crash in between leaves entries that no
 //! program looks at, because the policy, which everything hangs on, is written last and removed first.
 
+pub mod error;
 pub mod node;
 pub mod registry;
 pub mod steps;
 
+pub use self::error::EnrolError;
 pub use self::node::{Node, NodeHandle};
 pub use self::registry::{Enrolled, Registry};

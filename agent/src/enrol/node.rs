@@ -9,64 +9,25 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot};
+use veer_common::address::{Address, Port};
 use veer_common::cni::{Attachment, PodReference, ValidAttachment};
-use veer_common::maps::{NetnsCookie, PodPolicy};
+use veer_common::maps::{NetnsCookie, PodPolicy, flag};
 
-use super::registry::{Enrolled, Registry, TooLong};
-use super::steps::{self, Target};
-use crate::capture::{InterfaceAddress, OwnAddresses, map_entries};
-use crate::model::{Capture, PodErrors};
+use super::error::EnrolError;
+use super::registry::{Enrolled, Registry, main_attachment};
+use super::steps::{self, Hands, Target};
+use crate::capture::{InterfaceAddress, MapEntries, OwnAddresses, map_entries};
+use crate::model::Capture;
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::load::Datapath;
 use crate::platform::bpf::maps::ListEntries;
-use crate::platform::listeners;
+use crate::platform::listeners::{self, Borrowed};
 use crate::platform::netlink::{self, Listener};
-use crate::platform::netns::{self, NetnsError, NetnsThread};
+use crate::platform::netns::{self, NetnsThread};
 
 /// Requests that wait for the thread: a node starts 16 pods at once at the most, the rest waits in
 /// the plugins.
 const QUEUE: usize = 64;
-
-/// Why a pod could not be enrolled or checked.
-#[derive(Debug, thiserror::Error)]
-pub enum EnrolError {
-    /// Its netns.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
-    /// The datapath.
-    #[error(transparent)]
-    Bpf(#[from] BpfError),
-    /// A name.
-    #[error(transparent)]
-    TooLong(#[from] TooLong),
-    /// Its annotations.
-    #[error(transparent)]
-    Pod(#[from] PodErrors),
-    /// Its netns could not be read.
-    #[error("{attempt} of the pod's netns: {source}")]
-    Inspect {
-        /// What was tried.
-        attempt: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// Another pod has this netns.
-    #[error(
-        "its netns is that of pod {other} (container {container}), which is enrolled: DEL that one first"
-    )]
-    NetnsTaken {
-        /// The other pod.
-        other: String,
-        /// Its container id.
-        container: String,
-    },
-    /// The pod is not, or not wholly, enrolled.
-    #[error("{0}")]
-    NotEnrolled(String),
-    /// The agent is stopping.
-    #[error("the agent is stopping")]
-    Stopping,
-}
 
 /// A pod that is to be enrolled.
 #[derive(Debug)]
@@ -130,22 +91,53 @@ impl Node {
     /// If the maps cannot be read.
     pub fn take_over(datapath: Datapath, netns: NetnsThread) -> Result<Self, BpfError> {
         let mut node = Self { datapath, netns, registry: Registry::default() };
+        let mut lists = node.datapath.maps.list_entries()?;
         for (cookie, record) in node.datapath.maps.enrolments()? {
-            let lists = node.datapath.maps.list_entries(cookie)?;
-            let pod = Enrolled::from_map(cookie, &record, lists);
-            let name = pod.full_name();
-            node.registry.insert(pod);
-            let policy = node.datapath.maps.policy(cookie)?;
-            // A netns that is gone, or a crash between the steps: away with all of it.
-            let alive = policy.is_some() && node.datapath.refresh_netns(cookie).unwrap_or(false);
-            if alive {
-                tracing::info!(pod = %name, cookie, "took over an enrolled pod");
-            } else {
-                tracing::info!(pod = %name, cookie, "removed what was left of a pod");
-                node.forget(cookie);
-            }
+            let pod = Enrolled::from_map(cookie, &record, lists.remove(&cookie).unwrap_or_default());
+            node.take_over_pod(pod)?;
+        }
+        // Lists without a name: nobody looks at them, but they take room.
+        for (cookie, orphan) in lists {
+            tracing::warn!(cookie, "removed the lists of a pod that nobody knows");
+            node.datapath.maps.remove_lists(&orphan)?;
         }
         Ok(node)
+    }
+
+    /// A pod goes only if its netns is gone, or if it never was enrolled to the end. Whatever else is wrong
+    /// is reported, and the pod keeps what it has: to forget it would be to let its traffic through.
+    fn take_over_pod(&mut self, pod: Enrolled) -> Result<(), BpfError> {
+        let (cookie, name) = (pod.cookie, pod.full_name());
+        let half = self.datapath.maps.policy(cookie)?.is_none();
+        self.registry.insert(pod);
+        if half {
+            tracing::warn!(pod = %name, cookie, "removed what was left of an enrolment");
+            self.forget(cookie);
+            return Ok(());
+        }
+        match self.datapath.refresh_netns(cookie) {
+            Ok(true) => tracing::info!(pod = %name, cookie, "took over"),
+            Ok(false) => {
+                tracing::info!(pod = %name, cookie, "its netns is gone");
+                self.forget(cookie);
+            }
+            Err(error) => match self.reattach(cookie) {
+                Ok(()) => tracing::warn!(pod = %name, cookie, %error, "attached its inbound program again"),
+                Err(second) => {
+                    tracing::error!(pod = %name, cookie, %error, %second, "its inbound program is not ours");
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// Attaches the inbound program of a pod whose link was lost, if its netns is where it was.
+    fn reattach(&mut self, cookie: NetnsCookie) -> Result<(), EnrolError> {
+        let Some(pod) = self.registry.get(cookie) else { return Ok(()) };
+        let netns = steps::open_netns(pod).ok_or_else(|| {
+            EnrolError::NotEnrolled(format!("{} is not the pod's netns any more", pod.netns_path))
+        })?;
+        Ok(self.datapath.attach_netns(cookie, netns.as_fd())?)
     }
 
     /// Starts the thread.
@@ -197,17 +189,14 @@ impl Node {
         {
             self.forget(old);
         }
-        let interface = known_interface(self.registry.get(cookie), &enrolling.attachment);
-        let own = OwnAddresses::choose(&inspection.addresses, &interface);
-        let entries = map_entries(cookie, &enrolling.capture, &own);
+        let attachment = main_attachment(self.registry.get(cookie), &enrolling.attachment);
+        let entries = entries(cookie, &enrolling.capture, inspection.addresses, &attachment.interface);
         let lists = ListEntries {
             ports: entries.ports,
             ranges: entries.ranges,
             own_addresses: entries.own_addresses,
         };
-        let mut pod =
-            Enrolled::new(cookie, id, &enrolling.attachment, enrolling.pod.clone(), lists, unix_time());
-        pod.interface = interface;
+        let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), lists, unix_time());
         self.enrol(pod, entries.policy, &enrolling.netns, &inspection.listeners)
     }
 
@@ -218,21 +207,14 @@ impl Node {
         netns: &OwnedFd,
         older: &[Listener],
     ) -> Result<(), EnrolError> {
-        let wanted = steps::proxy_ports(&policy);
-        let older: Vec<Listener> =
-            older.iter().copied().filter(|listener| wanted.contains(&listener.port)).collect();
-        let listeners = listeners::borrow(&older, pod.netns.inode)
-            .map_err(|source| EnrolError::Inspect { attempt: "find the listeners", source })?;
-        if listeners.len() < older.len() {
-            let missing = older.len() - listeners.len();
-            tracing::warn!(pod = %pod.full_name(), missing, "listeners whose process was not found");
-        }
+        let listeners = borrow(&pod, older)?;
         if let Some(before) = self.registry.get(pod.cookie).map(|before| before.lists.clone()) {
             return self.renew(pod, &policy, &before);
         }
         let record = pod.to_map()?;
         let target = Target { pod: &pod, record, policy, netns, listeners };
-        steps::enrol(&mut self.datapath, &target)?;
+        steps::enrol(&mut self.hands(), &target)?;
+        self.adopt_late(&pod, netns);
         tracing::info!(
             pod = %pod.full_name(), container = %pod.container_id, cookie = pod.cookie,
             netns = %pod.netns_path, "enrolled"
@@ -244,16 +226,28 @@ impl Node {
     /// Brings the lists of an enrolled pod up to date: what is new first, what is old after, and the rest
     /// untouched, so that no connection meets a gap.
     fn renew(&mut self, pod: Enrolled, policy: &PodPolicy, before: &ListEntries) -> Result<(), EnrolError> {
-        self.datapath.maps.insert_lists(&pod.lists)?;
+        let new = pod.lists.without(before);
+        if let Err(error) = self.datapath.maps.insert_lists(&new) {
+            self.datapath.maps.remove_lists(&new)?;
+            return Err(error.into());
+        }
         self.datapath.maps.insert_policy(pod.cookie, policy)?;
-        let mut gone = before.clone();
-        gone.ports.retain(|key| !pod.lists.ports.contains(key));
-        gone.ranges.retain(|key| !pod.lists.ranges.contains(key));
-        gone.own_addresses.retain(|key| !pod.lists.own_addresses.contains(key));
-        self.datapath.maps.remove_lists(&gone)?;
+        self.datapath.maps.remove_lists(&before.without(&pod.lists))?;
         tracing::info!(pod = %pod.full_name(), "already enrolled, lists brought up to date");
         self.registry.insert(pod);
         Ok(())
+    }
+
+    /// Looks for listeners once more: one that began to listen after the first look and before there was a
+    /// policy was seen by nobody. In a new pod there is no process yet, and so none.
+    fn adopt_late(&mut self, pod: &Enrolled, netns: &OwnedFd) {
+        let late = self
+            .inspect(netns)
+            .and_then(|inspection| borrow(pod, &inspection.listeners))
+            .and_then(|late| Ok(steps::adopt(&mut self.datapath, pod, &late)?));
+        if let Err(error) = late {
+            tracing::error!(pod = %pod.full_name(), %error, "look for late listeners");
+        }
     }
 
     /// Unenrols the pod of a container; one that is not known is fine. A DEL for a further interface of
@@ -266,16 +260,9 @@ impl Node {
         }
     }
 
-    /// Unenrols all pods but these.
-    pub fn keep_only(&mut self, valid: &[ValidAttachment]) {
-        let is_valid = |pod: &Enrolled| {
-            valid
-                .iter()
-                .any(|valid| valid.container_id == pod.container_id && valid.interface == pod.interface)
-        };
-        let gone: Vec<NetnsCookie> =
-            self.registry.iter().filter(|pod| !is_valid(pod)).map(|pod| pod.cookie).collect();
-        for cookie in gone {
+    /// Unenrols all pods of a network but these.
+    pub fn keep_only(&mut self, network: &str, valid: &[ValidAttachment]) {
+        for cookie in self.registry.gone(network, valid) {
             self.forget(cookie);
         }
     }
@@ -303,11 +290,15 @@ impl Node {
     fn forget(&mut self, cookie: NetnsCookie) {
         let Some(pod) = self.registry.remove(cookie) else { return };
         let policy = self.datapath.maps.policy(cookie).ok().flatten().unwrap_or(DEFAULT_PORTS);
-        let problems = steps::unenrol(&mut self.datapath, &pod, &policy);
+        let problems = steps::unenrol(&mut self.hands(), &pod, &policy);
         for problem in &problems {
             tracing::error!(pod = %pod.full_name(), %problem, "unenrolment");
         }
         tracing::info!(pod = %pod.full_name(), container = %pod.container_id, cookie, "unenrolled");
+    }
+
+    fn hands(&mut self) -> Hands<'_> {
+        Hands { datapath: &mut self.datapath, netns: &self.netns }
     }
 
     fn inspect(&self, netns: &OwnedFd) -> Result<Inspection, EnrolError> {
@@ -329,9 +320,35 @@ impl Node {
     }
 }
 
-/// The first ADD's interface stays the pod's main one.
-fn known_interface(known: Option<&Enrolled>, attachment: &Attachment) -> String {
-    known.map_or_else(|| attachment.interface.clone(), |pod| pod.interface.clone())
+/// The map entries of a pod. Where IPv6 is captured, ::6 is about to become one of its addresses.
+fn entries(
+    cookie: NetnsCookie,
+    capture: &Capture,
+    mut addresses: Vec<InterfaceAddress>,
+    interface: &str,
+) -> MapEntries {
+    let entries = map_entries(cookie, capture, &OwnAddresses::choose(&addresses, interface));
+    if entries.policy.flags & flag::CAPTURES_V6 == 0 {
+        return entries;
+    }
+    addresses.push(InterfaceAddress {
+        interface: "lo".to_owned(),
+        address: Address::PASSTHROUGH_V6.into(),
+        scope: 0,
+        flags: 0,
+    });
+    map_entries(cookie, capture, &OwnAddresses::choose(&addresses, interface))
+}
+
+/// Borrows the listeners that were found in a pod's netns.
+fn borrow(pod: &Enrolled, found: &[Listener]) -> Result<Vec<Borrowed>, EnrolError> {
+    let borrowed = listeners::borrow(found, pod.netns.inode)
+        .map_err(|source| EnrolError::Inspect { attempt: "find the listeners", source })?;
+    if borrowed.len() < found.len() {
+        let missing = found.len() - borrowed.len();
+        tracing::warn!(pod = %pod.full_name(), missing, "listeners whose process was not found");
+    }
+    Ok(borrowed)
 }
 
 fn unix_time() -> u64 {
@@ -343,10 +360,10 @@ const DEFAULT_PORTS: PodPolicy = PodPolicy {
     flags: 0,
     proxy_uid: 0,
     proxy_gid: 0,
-    outbound_port: veer_common::address::Port::new(15001),
-    inbound_port: veer_common::address::Port::new(15006),
-    tunnel_port: veer_common::address::Port::new(15008),
+    outbound_port: Port::new(15001),
+    inbound_port: Port::new(15006),
+    tunnel_port: Port::new(15008),
     _reserved: [0; 6],
-    source_v4: veer_common::address::Address::UNSPECIFIED,
-    source_v6: veer_common::address::Address::UNSPECIFIED,
+    source_v4: Address::UNSPECIFIED,
+    source_v6: Address::UNSPECIFIED,
 };

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use veer_common::cni::{Attachment, PodReference};
+use veer_common::cni::{Attachment, PodReference, ValidAttachment};
 use veer_common::maps::{Enrolment, NetnsCookie};
 
 use crate::platform::bpf::maps::ListEntries;
@@ -20,6 +20,8 @@ pub struct Enrolled {
     pub container_id: String,
     /// The interface that the runtime named at ADD.
     pub interface: String,
+    /// The CNI network of that interface.
+    pub network: String,
     /// Namespace and name.
     pub pod: PodReference,
     /// The netns as the runtime named it.
@@ -76,6 +78,18 @@ impl Registry {
         self.by_cookie.values()
     }
 
+    /// Whom a GC of `network` unenrols: its pods that are not `valid`. That list names attachments of the
+    /// one network alone, so pods of others are not on it and stay.
+    pub fn gone(&self, network: &str, valid: &[ValidAttachment]) -> Vec<NetnsCookie> {
+        let is_valid = |pod: &Enrolled| {
+            valid
+                .iter()
+                .any(|valid| valid.container_id == pod.container_id && valid.interface == pod.interface)
+        };
+        let gone = self.iter().filter(|pod| pod.network == network && !is_valid(pod));
+        gone.map(|pod| pod.cookie).collect()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.by_cookie.len()
@@ -101,6 +115,7 @@ impl Enrolled {
             cookie,
             container_id: attachment.container_id.clone(),
             interface: attachment.interface.clone(),
+            network: attachment.network.clone(),
             pod,
             netns_path: attachment.netns.clone(),
             netns,
@@ -125,6 +140,7 @@ impl Enrolled {
             namespace: padded("namespace", &self.pod.namespace)?,
             name: padded("pod name", &self.pod.name)?,
             interface: padded("interface name", &self.interface)?,
+            network: padded("network name", &self.network)?,
             netns_device: self.netns.device,
             netns_inode: self.netns.inode,
             enrolled_at: self.enrolled_at,
@@ -137,6 +153,7 @@ impl Enrolled {
             cookie,
             container_id: text(&map.container_id),
             interface: text(&map.interface),
+            network: text(&map.network),
             pod: PodReference { namespace: text(&map.namespace), name: text(&map.name), uid: None },
             netns_path: text(&map.netns_path),
             netns: NetnsId { device: map.netns_device, inode: map.netns_inode },
@@ -144,6 +161,17 @@ impl Enrolled {
             lists,
         }
     }
+}
+
+/// The attachment that a pod is known by: its first. A further one of an enrolled pod, which another network
+/// may have made (Multus), takes neither its interface nor its network from it.
+pub fn main_attachment(known: Option<&Enrolled>, attachment: &Attachment) -> Attachment {
+    let mut main = attachment.clone();
+    if let Some(pod) = known {
+        main.interface.clone_from(&pod.interface);
+        main.network.clone_from(&pod.network);
+    }
+    main
 }
 
 fn padded<const N: usize>(what: &'static str, value: &str) -> Result<[u8; N], TooLong> {
@@ -167,6 +195,7 @@ mod tests {
             cookie: 7,
             container_id: container_id.to_owned(),
             interface: "eth0".to_owned(),
+            network: "pods".to_owned(),
             pod: PodReference { namespace: "shop".to_owned(), name: "cart".to_owned(), uid: None },
             netns_path: "/var/run/netns/cni-1".to_owned(),
             netns: NetnsId { device: 4, inode: 4_026_532_000 },
@@ -177,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_pod_survives_the_map() {
-        let pod = pod(&"c".repeat(128));
+        let pod = Enrolled { network: "n".repeat(128), ..pod(&"c".repeat(128)) };
         assert_eq!(Enrolled::from_map(7, &pod.to_map().unwrap(), ListEntries::default()), pod);
     }
 
@@ -185,6 +214,54 @@ mod tests {
     fn a_text_that_does_not_fit_is_an_error_and_never_cut() {
         let error = pod(&"c".repeat(129)).to_map().unwrap_err();
         assert_eq!(error.to_string(), "container id has 129 bytes, 128 is the most that this agent takes");
+    }
+
+    /// Two pods of each of two networks.
+    fn two_networks() -> Registry {
+        let mut registry = Registry::default();
+        for (cookie, container_id, network) in
+            [(1, "a1", "a"), (2, "b1", "b"), (3, "a2", "a"), (4, "b2", "b")]
+        {
+            registry.insert(Enrolled { cookie, network: network.to_owned(), ..pod(container_id) });
+        }
+        registry
+    }
+
+    fn valid(container_id: &str, interface: &str) -> ValidAttachment {
+        ValidAttachment { container_id: container_id.to_owned(), interface: interface.to_owned() }
+    }
+
+    #[test]
+    fn gc_of_a_network_keeps_the_pods_of_another() {
+        let registry = two_networks();
+        assert_eq!(registry.gone("b", &[valid("b1", "eth0")]), [4]);
+        assert_eq!(registry.gone("a", &[valid("a2", "eth0"), valid("a1", "eth0")]), [0; 0]);
+        assert_eq!(registry.gone("a", &[]), [1, 3]);
+        assert_eq!(registry.gone("c", &[]), [0; 0]);
+        assert_eq!(registry.gone("", &[]), [0; 0]);
+    }
+
+    #[test]
+    fn gc_keeps_a_pod_by_container_and_interface_together() {
+        let registry = two_networks();
+        assert_eq!(registry.gone("a", &[valid("a1", "net1"), valid("a2", "eth0")]), [1]);
+        // The other network's attachment of that name keeps nobody here.
+        assert_eq!(registry.gone("a", &[valid("b1", "eth0"), valid("a2", "eth0")]), [1]);
+    }
+
+    #[test]
+    fn a_further_attachment_leaves_a_pod_in_its_first_network() {
+        let first = Attachment {
+            container_id: "c0ffee".to_owned(),
+            netns: "/var/run/netns/cni-1".to_owned(),
+            interface: "eth0".to_owned(),
+            network: "pods".to_owned(),
+            pod: None,
+        };
+        assert_eq!(main_attachment(None, &first), first);
+        let further =
+            Attachment { interface: "net1".to_owned(), network: "storage".to_owned(), ..first.clone() };
+        assert_eq!(main_attachment(Some(&pod("c0ffee")), &further), first);
     }
 
     #[test]

@@ -1,21 +1,28 @@
 //! The steps of an enrolment, each with its undo, and the one place that takes them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use veer_common::address::{Address, Port};
 use veer_common::event::NO_ID;
-use veer_common::maps::{Enrolment, PodPolicy, SocketRecord, role};
+use veer_common::maps::{Enrolment, PodPolicy, SocketRecord, flag, role};
 
+use super::error::EnrolError;
 use super::registry::Enrolled;
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::load::Datapath;
 use crate::platform::listeners::Borrowed;
+use crate::platform::netlink;
+use crate::platform::netns::{NetnsId, NetnsThread};
 
 /// A step of an enrolment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// Who the pod is; first in and last out, so that a crash leaves nothing without a name.
     Enrolment,
+    /// ::6 on its loopback interface, where IPv6 is captured.
+    Passthrough,
     /// Its counters.
     Counters,
     /// Its port, range and address lists.
@@ -29,8 +36,15 @@ pub enum Step {
 }
 
 /// The order of an enrolment. Unenrolment is the same backwards.
-pub const STEPS: [Step; 6] =
-    [Step::Enrolment, Step::Counters, Step::Lists, Step::Netns, Step::Listeners, Step::Policy];
+pub const STEPS: [Step; 7] = [
+    Step::Enrolment,
+    Step::Passthrough,
+    Step::Counters,
+    Step::Lists,
+    Step::Netns,
+    Step::Listeners,
+    Step::Policy,
+];
 
 /// What the steps need of a pod.
 #[derive(Debug)]
@@ -47,15 +61,24 @@ pub struct Target<'a> {
     pub listeners: Vec<Borrowed>,
 }
 
+/// What the steps act on.
+#[derive(Debug)]
+pub struct Hands<'a> {
+    /// The datapath.
+    pub datapath: &'a mut Datapath,
+    /// The way into a netns.
+    pub netns: &'a NetnsThread,
+}
+
 /// Enrols a pod, or leaves it as it was.
 ///
 /// # Errors
 /// What the failed step said; all steps before it are undone.
-pub fn enrol(datapath: &mut Datapath, target: &Target<'_>) -> Result<(), BpfError> {
+pub fn enrol(hands: &mut Hands<'_>, target: &Target<'_>) -> Result<(), EnrolError> {
     for (index, step) in STEPS.into_iter().enumerate() {
-        if let Err(error) = take(datapath, step, target) {
+        if let Err(error) = take(hands, step, target) {
             let taken = STEPS.get(..=index).unwrap_or_default();
-            for problem in undo_all(datapath, taken, target.pod, &target.policy) {
+            for problem in undo_all(hands, taken, target.pod, &target.policy) {
                 tracing::error!(pod = %target.pod.full_name(), %problem, "undo of a failed enrolment");
             }
             return Err(error);
@@ -65,38 +88,71 @@ pub fn enrol(datapath: &mut Datapath, target: &Target<'_>) -> Result<(), BpfErro
 }
 
 /// Takes everything of a pod away. Goes on after a failure and reports all of them.
-pub fn unenrol(datapath: &mut Datapath, pod: &Enrolled, policy: &PodPolicy) -> Vec<BpfError> {
-    undo_all(datapath, &STEPS, pod, policy)
+pub fn unenrol(hands: &mut Hands<'_>, pod: &Enrolled, policy: &PodPolicy) -> Vec<EnrolError> {
+    undo_all(hands, &STEPS, pod, policy)
 }
 
-fn undo_all(datapath: &mut Datapath, steps: &[Step], pod: &Enrolled, policy: &PodPolicy) -> Vec<BpfError> {
-    steps.iter().rev().filter_map(|step| undo(datapath, *step, pod, policy).err()).collect()
+fn undo_all(hands: &mut Hands<'_>, steps: &[Step], pod: &Enrolled, policy: &PodPolicy) -> Vec<EnrolError> {
+    steps.iter().rev().filter_map(|step| undo(hands, *step, pod, policy).err()).collect()
 }
 
-fn take(datapath: &mut Datapath, step: Step, target: &Target<'_>) -> Result<(), BpfError> {
+fn take(hands: &mut Hands<'_>, step: Step, target: &Target<'_>) -> Result<(), EnrolError> {
     let cookie = target.pod.cookie;
+    let maps = &mut hands.datapath.maps;
     match step {
-        Step::Enrolment => datapath.maps.insert_enrolment(cookie, &target.record),
-        Step::Counters => datapath.maps.insert_counters(cookie),
-        Step::Lists => datapath.maps.insert_lists(&target.pod.lists),
-        Step::Netns => datapath.attach_netns(cookie, target.netns.as_fd()),
-        Step::Listeners => adopt(datapath, target),
-        Step::Policy => datapath.maps.insert_policy(cookie, &target.policy),
+        Step::Enrolment => maps.insert_enrolment(cookie, &target.record)?,
+        Step::Passthrough => {
+            if captures_v6(&target.policy) {
+                inside(hands.netns, target.netns.as_fd(), netlink::add_passthrough_address)?;
+            }
+        }
+        Step::Counters => maps.insert_counters(cookie)?,
+        Step::Lists => maps.insert_lists(&target.pod.lists)?,
+        Step::Netns => hands.datapath.attach_netns(cookie, target.netns.as_fd())?,
+        Step::Listeners => adopt(hands.datapath, target.pod, &target.listeners)?,
+        Step::Policy => maps.insert_policy(cookie, &target.policy)?,
     }
+    Ok(())
 }
 
-fn undo(datapath: &mut Datapath, step: Step, pod: &Enrolled, policy: &PodPolicy) -> Result<(), BpfError> {
+fn undo(hands: &mut Hands<'_>, step: Step, pod: &Enrolled, policy: &PodPolicy) -> Result<(), EnrolError> {
     let cookie = pod.cookie;
+    let maps = &mut hands.datapath.maps;
     match step {
-        Step::Enrolment => datapath.maps.remove_enrolment(cookie),
-        Step::Counters => datapath.maps.remove_counters(cookie),
-        Step::Lists => datapath.maps.remove_lists(&pod.lists),
-        Step::Netns => datapath.detach_netns(cookie),
-        Step::Listeners => {
-            proxy_ports(policy).into_iter().try_for_each(|port| datapath.maps.remove_listeners(cookie, port))
+        Step::Enrolment => maps.remove_enrolment(cookie)?,
+        Step::Passthrough => {
+            // Mostly the netns is about to go, and the address with it.
+            if captures_v6(policy)
+                && let Some(netns) = open_netns(pod)
+            {
+                inside(hands.netns, netns.as_fd(), netlink::remove_passthrough_address)?;
+            }
         }
-        Step::Policy => datapath.maps.remove_policy(cookie),
+        Step::Counters => maps.remove_counters(cookie)?,
+        Step::Lists => maps.remove_lists(&pod.lists)?,
+        Step::Netns => hands.datapath.detach_netns(cookie)?,
+        Step::Listeners => {
+            for port in proxy_ports(policy) {
+                maps.remove_listeners(cookie, port)?;
+            }
+        }
+        Step::Policy => maps.remove_policy(cookie)?,
     }
+    Ok(())
+}
+
+const fn captures_v6(policy: &PodPolicy) -> bool {
+    policy.flags & flag::CAPTURES_V6 != 0
+}
+
+fn inside(netns: &NetnsThread, of: BorrowedFd<'_>, change: fn() -> io::Result<()>) -> Result<(), EnrolError> {
+    netns.run(of, change)?.map_err(|source| EnrolError::Inspect { attempt: "change ::6 on lo", source })
+}
+
+/// The pod's netns, if it is still where the runtime had it.
+pub fn open_netns(pod: &Enrolled) -> Option<File> {
+    let netns = File::open(&pod.netns_path).ok()?;
+    NetnsId::of(netns.as_fd()).is_ok_and(|id| id == pod.netns).then_some(netns)
 }
 
 /// The ports whose listeners are registered.
@@ -105,17 +161,20 @@ pub fn proxy_ports(policy: &PodPolicy) -> [Port; 2] {
 }
 
 /// Registers listeners that the TCP_LISTEN hook did not see.
-fn adopt(datapath: &mut Datapath, target: &Target<'_>) -> Result<(), BpfError> {
-    for borrowed in &target.listeners {
+///
+/// # Errors
+/// As the kernel says.
+pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, listeners: &[Borrowed]) -> Result<(), BpfError> {
+    for borrowed in listeners {
         let socket = borrowed.socket.as_fd();
         let known = datapath.maps.socket_record(socket);
         if known.is_some_and(|record| record.role == role::LISTENER) {
             continue;
         }
-        let record = listener_record(target.pod.cookie, known);
+        let record = listener_record(pod.cookie, known);
         datapath.maps.insert_listener(&record, borrowed.listener.port, socket)?;
         tracing::info!(
-            pod = %target.pod.full_name(),
+            pod = %pod.full_name(),
             port = borrowed.listener.port.get(),
             "took over a listener that is older than the enrolment"
         );

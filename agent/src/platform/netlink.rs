@@ -1,7 +1,7 @@
 //! rtnetlink and sock_diag of the netns that the calling thread is in: addresses, and who listens.
 //!
 //! Owns: the netlink crates, which change with each release and stay in this room. Never does: change
-//! anything. Called by: `enrol`, on the netns thread.
+//! anything but one address of `lo`. Called by: `enrol`, on the netns thread.
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "netlink's enums grow with the kernel")]
 
@@ -10,18 +10,18 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
-use veer_common::address::Port;
+use veer_common::address::{Address, Port};
 
 use crate::capture::InterfaceAddress;
 
@@ -116,24 +116,64 @@ pub fn listeners(ports: &[Port]) -> io::Result<Vec<Listener>> {
     Ok(found)
 }
 
+/// Gives `lo` the address ::6, from which a proxy dials its app over IPv6; istio-init does the same. For
+/// IPv4 there is nothing to do: all of 127/8 is there. An address that is there already is fine.
+///
+/// # Errors
+/// As the kernel says.
+pub fn add_passthrough_address() -> io::Result<()> {
+    let request = RouteNetlinkMessage::NewAddress(passthrough_address());
+    match change(request, NLM_F_CREATE | NLM_F_EXCL) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Takes it away again; one that is gone is fine.
+///
+/// # Errors
+/// As the kernel says.
+pub fn remove_passthrough_address() -> io::Result<()> {
+    match change(RouteNetlinkMessage::DelAddress(passthrough_address()), 0) {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(()),
+        other => other,
+    }
+}
+
+fn passthrough_address() -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.prefix_len = 128;
+    // The first interface of every netns is lo (`LOOPBACK_IFINDEX`, include/net/flow.h).
+    message.header.index = 1;
+    let address = IpAddr::from(Address::PASSTHROUGH_V6);
+    message.attributes = vec![
+        AddressAttribute::Address(address),
+        AddressAttribute::Local(address),
+        // On lo there is nobody to find it taken.
+        AddressAttribute::Flags(AddressFlags::Nodad),
+    ];
+    message
+}
+
+/// Sends a request that the kernel answers with yes or no.
+fn change(request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    let socket = send(NETLINK_ROUTE, request, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+    let (datagram, _kernel) = socket.recv_from_full()?;
+    // An acknowledgement is an error message with the number 0.
+    match read_datagram::<RouteNetlinkMessage>(&datagram, &mut Vec::new()) {
+        Err(error) if error.raw_os_error() == Some(0) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// Sends a dump request and collects the answers.
 fn dump<M>(protocol: isize, request: M) -> io::Result<Vec<M>>
 where
     M: NetlinkSerializable + NetlinkDeserializable,
     NetlinkPayload<M>: From<M>,
 {
-    let mut socket = Socket::new(protocol)?;
-    let _address: SocketAddr = socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(request));
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-
+    let socket = send(protocol, request, NLM_F_REQUEST | NLM_F_DUMP)?;
     let mut answers = Vec::new();
     for _ in 0..MOST_DATAGRAMS {
         let (datagram, _kernel) = socket.recv_from_full()?;
@@ -142,6 +182,25 @@ where
         }
     }
     Err(io::Error::other("the kernel does not end its answer"))
+}
+
+/// Sends one request on a socket of its own.
+fn send<M>(protocol: isize, request: M, flags: u16) -> io::Result<Socket>
+where
+    M: NetlinkSerializable,
+    NetlinkPayload<M>: From<M>,
+{
+    let mut socket = Socket::new(protocol)?;
+    let _address: SocketAddr = socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    Ok(socket)
 }
 
 /// Reads the messages of a datagram; true when the last one was there.

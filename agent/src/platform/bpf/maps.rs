@@ -3,7 +3,9 @@
 //! Owns: the map handles. Never does: build a policy (that is `capture`), or know the order in which
 //! entries must appear (that is `enrol`).
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::hash::Hash;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -55,6 +57,23 @@ pub struct ListEntries {
     pub ranges: Vec<(u32, RangeMatch)>,
     /// Addresses of the netns.
     pub own_addresses: Vec<OwnAddressKey>,
+}
+
+impl ListEntries {
+    /// What is in these and not in `other`.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self {
+            ports: difference(&self.ports, &other.ports),
+            ranges: difference(&self.ranges, &other.ranges),
+            own_addresses: difference(&self.own_addresses, &other.own_addresses),
+        }
+    }
+}
+
+fn difference<T: Copy + Eq + Hash>(these: &[T], others: &[T]) -> Vec<T> {
+    let others: HashSet<&T> = others.iter().collect();
+    these.iter().filter(|entry| !others.contains(entry)).copied().collect()
 }
 
 macro_rules! open {
@@ -190,32 +209,27 @@ impl Maps {
         self.hand_offs.keys().flatten().count()
     }
 
-    /// The list entries of a pod, found by looking at all: after a restart, and for `veer pods`.
+    /// All list entries by pod, in one pass: what a new agent remembers of the last one.
     ///
     /// # Errors
     /// As the kernel says.
-    pub fn list_entries(&self, cookie: NetnsCookie) -> Result<ListEntries, BpfError> {
-        let mut entries = ListEntries::default();
+    pub fn list_entries(&self) -> Result<BTreeMap<NetnsCookie, ListEntries>, BpfError> {
+        let mut pods: BTreeMap<NetnsCookie, ListEntries> = BTreeMap::new();
         for key in self.ports.keys() {
             let key = key.map_err(failed("list", name::PORTS))?;
-            if key.cookie == cookie {
-                entries.ports.push(key);
-            }
+            pods.entry(key.cookie).or_default().ports.push(key);
         }
         for key in self.ranges.keys() {
             let key = key.map_err(failed("list", name::RANGES))?;
             let data = key.data();
-            if data.cookie == cookie.to_ne_bytes() {
-                entries.ranges.push((key.prefix_len(), data));
-            }
+            let cookie = NetnsCookie::from_ne_bytes(data.cookie);
+            pods.entry(cookie).or_default().ranges.push((key.prefix_len(), data));
         }
         for key in self.own_addresses.keys() {
             let key = key.map_err(failed("list", name::OWN_ADDRESSES))?;
-            if key.cookie == cookie {
-                entries.own_addresses.push(key);
-            }
+            pods.entry(key.cookie).or_default().own_addresses.push(key);
         }
-        Ok(entries)
+        Ok(pods)
     }
 
     /// Writes the pod's lists. Without a policy nobody looks at them.

@@ -1,0 +1,45 @@
+//! Why an enrolment fails.
+
+use std::io;
+
+use super::registry::TooLong;
+use crate::platform::bpf::BpfError;
+use crate::platform::netns::NetnsError;
+
+/// Why a pod could not be enrolled or checked.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// Its netns.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The datapath.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// A name.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+    /// Its netns could not be read.
+    #[error("{attempt} of the pod's netns: {source}")]
+    Inspect {
+        /// What was tried.
+        attempt: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Another pod has this netns.
+    #[error(
+        "its netns is that of pod {other} (container {container}), which is enrolled: DEL that one first"
+    )]
+    NetnsTaken {
+        /// The other pod.
+        other: String,
+        /// Its container id.
+        container: String,
+    },
+    /// The pod is not, or not wholly, enrolled.
+    #[error("{0}")]
+    NotEnrolled(String),
+    /// The agent is stopping.
+    #[error("the agent is stopping")]
+    Stopping,
+}
