@@ -110,12 +110,13 @@ impl PodArgs {
 }
 
 impl Attachment {
-    /// As the agent is told.
-    pub(crate) fn message(self) -> cni::Attachment {
+    /// As the agent is told; `network` is what the configuration names.
+    pub(crate) fn message(self, network: String) -> cni::Attachment {
         cni::Attachment {
             container_id: self.container_id,
             netns: self.netns,
             interface: self.interface,
+            network,
             pod: self.pod.reference(),
         }
     }
@@ -141,9 +142,7 @@ pub(crate) fn attachment(variables: Variables<'_>, netns: Netns) -> Result<Attac
     let mut read = Reader { variables, problems: Vec::new() };
     let owned = |value: &str| Some(value.to_owned());
     let container_id =
-        read.required("CNI_CONTAINERID", "a letter or digit, then letters, digits, '_', '.' and '-'", |id| {
-            is_container_id(id).then(|| id.to_owned())
-        });
+        read.required("CNI_CONTAINERID", IDENTIFIER, |id| is_identifier(id).then(|| id.to_owned()));
     let interface = read.required(
         "CNI_IFNAME",
         "an interface name: 1 to 15 bytes, without '/', ':' and white space, not '.' or '..'",
@@ -195,7 +194,11 @@ fn failure(problems: &[Problem]) -> Failure {
     Failure::of_problems(code::INVALID_ENVIRONMENT, "environment", problems)
 }
 
-fn is_container_id(id: &str) -> bool {
+/// What [`is_identifier`] takes, for people.
+pub(crate) const IDENTIFIER: &str = "a letter or digit, then letters, digits, '_', '.' and '-'";
+
+/// The form that the specification gives container ids and names of networks.
+pub(crate) fn is_identifier(id: &str) -> bool {
     id.starts_with(|first: char| first.is_ascii_alphanumeric())
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use veer_common::cni::{SOCKET_NAME, ValidAttachment, code};
 
+use crate::environment::{IDENTIFIER, is_identifier};
 use crate::log::Level;
 use crate::output::{Failure, Object, Problem, SpecVersion, shortened};
 
@@ -144,6 +145,13 @@ impl<'a> NetConf<'a> {
             ),
         };
         (settings, problems)
+    }
+
+    /// `name`: the network, whose attachments alone a GC speaks of.
+    pub(crate) fn network(&self) -> Result<String, Problem> {
+        let Some(raw) = self.value("name") else { return Err(Problem::missing("name", IDENTIFIER)) };
+        let name = text(raw).filter(|name| is_identifier(name));
+        name.ok_or_else(|| Problem::wrong("name", raw.get(), IDENTIFIER))
     }
 
     /// What the previous plugin of the chain reported; `None` for the first one.
@@ -341,6 +349,22 @@ mod tests {
     }
 
     #[test]
+    fn a_network_has_a_name_of_the_form_of_the_specification() {
+        let network = |json: &str| NetConf::parse(json.as_bytes()).unwrap().network();
+        for name in ["pods", "0", "k8s-pod_network.v2"] {
+            assert_eq!(network(&format!(r#"{{"name":"{name}"}}"#)), Ok(name.to_owned()));
+        }
+        for missing in ["{}", r#"{"name":null}"#] {
+            assert_eq!(network(missing), Err(Problem::missing("name", IDENTIFIER)), "{missing}");
+        }
+        for wrong in ["\"\"", "5", "[\"pods\"]", "\"-pods\"", "\"a b\"", "\"a/b\"", "\"a\\u0000\"", "\"é\""]
+        {
+            let problem = Problem::wrong("name", wrong, IDENTIFIER);
+            assert_eq!(network(&format!(r#"{{"name":{wrong}}}"#)), Err(problem), "{wrong}");
+        }
+    }
+
+    #[test]
     fn nesting_costs_no_stack() {
         let deep =
             format!(r#"{{"a":{},"prevResult":{{"x":{}}}}}"#, "[".repeat(500_000), "{\"k\":".repeat(300_000));
@@ -362,10 +386,11 @@ mod tests {
 
         #[test]
         fn no_value_of_a_key_panics(value in "[\\[\\]{}\",:0-9a-z\\\\u.é-]{0,40}") {
-            for key in ["cniVersion", "runDir", "excludeNamespaces", "prevResult", "cni.dev/valid-attachments"] {
+            for key in ["cniVersion", "name", "runDir", "excludeNamespaces", "prevResult", "cni.dev/valid-attachments"] {
                 let json = format!("{{\"{key}\":{value}}}");
                 if let Ok(netconf) = NetConf::parse(json.as_bytes()) {
-                    drop((netconf.version(), netconf.settings(), netconf.prev_result(), netconf.valid_attachments()));
+                    drop((netconf.version(), netconf.network(), netconf.settings(), netconf.prev_result()));
+                    drop(netconf.valid_attachments());
                 }
             }
         }

@@ -19,7 +19,7 @@ use crate::environment::{self, Attachment, Command, Netns, Variables};
 use crate::log::{Level, Log};
 use crate::netconf::{MAX_LENGTH, NetConf, NetConfError, Settings};
 use crate::netns;
-use crate::output::{self, Failure, Object, SpecVersion};
+use crate::output::{self, Failure, Object, Problem, SpecVersion};
 
 /// DEL, GC and STATUS wait no longer than this: pods must be able to go without the agent.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -51,6 +51,13 @@ pub(crate) fn run(
     code
 }
 
+/// A configuration in which nothing is wrong.
+struct Configuration<'c> {
+    settings: Settings,
+    network: String,
+    previous: Option<Object<'c>>,
+}
+
 struct Plugin<'a, W> {
     variables: Variables<'a>,
     log: Log<W>,
@@ -79,13 +86,13 @@ impl<W: Write> Plugin<'_, W> {
     fn add(&mut self, bytes: &[u8]) -> Result<String, Failure> {
         let netconf = self.netconf(bytes)?;
         let attachment = self.attachment(Netns::Required)?;
-        let (settings, previous) = self.settings(&netconf)?;
+        let Configuration { settings, network, previous } = self.configuration(&netconf)?;
         let result = output::result(self.version, previous.as_ref()).map_err(|error| unprintable(&error))?;
         if self.is_excluded(&attachment, &settings) {
             return Ok(result);
         }
         let netns = netns::open(&attachment.netns)?;
-        let verb = Verb::Add(attachment.message());
+        let verb = Verb::Add(attachment.message(network));
         self.require(&settings, settings.timeout, verb, Some(netns.as_fd()), code::TRY_AGAIN)?;
         Ok(result)
     }
@@ -94,12 +101,12 @@ impl<W: Write> Plugin<'_, W> {
         let netconf = self.netconf(bytes)?;
         self.since(SpecVersion::V0_4_0, Command::Check)?;
         let attachment = self.attachment(Netns::Required)?;
-        let (settings, _) = self.settings(&netconf)?;
+        let Configuration { settings, network, .. } = self.configuration(&netconf)?;
         if self.is_excluded(&attachment, &settings) {
             return Ok(());
         }
         netns::open(&attachment.netns)?;
-        let verb = Verb::Check(attachment.message());
+        let verb = Verb::Check(attachment.message(network));
         self.require(&settings, settings.timeout, verb, None, code::TRY_AGAIN)
     }
 
@@ -107,24 +114,30 @@ impl<W: Write> Plugin<'_, W> {
         let netconf = self.netconf(bytes)?;
         let attachment = self.attachment(Netns::Optional)?;
         let settings = self.lenient_settings(&netconf);
+        let network = self.lenient_network(&netconf);
         // Also for excluded namespaces: the list may be younger than the pod.
-        self.tolerate(&settings, Verb::Del(attachment.message()))
+        self.tolerate(&settings, Verb::Del(attachment.message(network)))
     }
 
     fn gc(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let netconf = self.netconf(bytes)?;
         self.since(SpecVersion::V1_1_0, Command::Gc)?;
         let settings = self.lenient_settings(&netconf);
-        let valid = netconf.valid_attachments();
-        let valid =
-            valid.map_err(|problem| Failure::of_problems(code::INVALID_CONFIG, CONFIGURATION, &[problem]))?;
-        self.tolerate(&settings, Verb::Gc { valid })
+        // Without one of them the agent would have to guess who goes.
+        let verb = match (netconf.network(), netconf.valid_attachments()) {
+            (Ok(network), Ok(valid)) => Verb::Gc { network, valid },
+            (network, valid) => {
+                let problems: Vec<Problem> = network.err().into_iter().chain(valid.err()).collect();
+                return Err(Failure::of_problems(code::INVALID_CONFIG, CONFIGURATION, &problems));
+            }
+        };
+        self.tolerate(&settings, verb)
     }
 
     fn status(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let netconf = self.netconf(bytes)?;
         self.since(SpecVersion::V1_1_0, Command::Status)?;
-        let (settings, _) = self.settings(&netconf)?;
+        let Configuration { settings, .. } = self.configuration(&netconf)?;
         let timeout = settings.timeout.min(SHORT_TIMEOUT);
         self.require(&settings, timeout, Verb::Status, None, code::NOT_AVAILABLE)
     }
@@ -157,16 +170,15 @@ impl<W: Write> Plugin<'_, W> {
         Ok(attachment)
     }
 
-    /// The settings, or everything that is wrong with them.
-    fn settings<'c>(&mut self, netconf: &NetConf<'c>) -> Result<(Settings, Option<Object<'c>>), Failure> {
+    /// The whole configuration, or everything that is wrong with it.
+    fn configuration<'c>(&mut self, netconf: &NetConf<'c>) -> Result<Configuration<'c>, Failure> {
         let (settings, mut problems) = netconf.settings();
         self.log.set_level(settings.log_level);
-        let previous = netconf.prev_result().unwrap_or_else(|problem| {
-            problems.push(problem);
-            None
-        });
-        if problems.is_empty() {
-            return Ok((settings, previous));
+        match (netconf.network(), netconf.prev_result()) {
+            (Ok(network), Ok(previous)) if problems.is_empty() => {
+                return Ok(Configuration { settings, network, previous });
+            }
+            (network, previous) => problems.extend(network.err().into_iter().chain(previous.err())),
         }
         Err(Failure::of_problems(code::INVALID_CONFIG, CONFIGURATION, &problems))
     }
@@ -180,6 +192,14 @@ impl<W: Write> Plugin<'_, W> {
             self.log.line(Level::Warn, &format!("invalid {CONFIGURATION}: {problem}; using the default"));
         }
         settings
+    }
+
+    /// The network, or none: DEL finds the pod by its container and interface.
+    fn lenient_network(&mut self, netconf: &NetConf<'_>) -> String {
+        netconf.network().unwrap_or_else(|problem| {
+            self.log.line(Level::Warn, &format!("invalid {CONFIGURATION}: {problem}; going on without it"));
+            String::new()
+        })
     }
 
     fn is_excluded(&mut self, attachment: &Attachment, settings: &Settings) -> bool {

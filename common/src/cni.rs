@@ -66,9 +66,12 @@ pub enum Verb {
     Del(Attachment),
     /// Is the pod as ADD left it?
     Check(Attachment),
-    /// Forget all pods but these.
+    /// Forget all pods of a network but these. Pods of other networks are none of its business: each
+    /// network that chains the plugin has a GC of its own, which names its own attachments alone.
     Gc {
-        /// The attachments that are still in use.
+        /// `name` of the network configuration.
+        network: String,
+        /// The attachments of that network that are still in use.
         valid: Vec<ValidAttachment>,
     },
     /// Could an ADD succeed now?
@@ -85,6 +88,8 @@ pub struct Attachment {
     pub netns: String,
     /// CNI_IFNAME.
     pub interface: String,
+    /// `name` of the network configuration; DEL may lack it and is empty then.
+    pub network: String,
     /// K8S_POD_NAMESPACE and K8S_POD_NAME of CNI_ARGS; DEL may lack it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodReference>,
@@ -193,6 +198,7 @@ mod tests {
             container_id: "c0ffee".into(),
             netns: "/var/run/netns/cni-1".into(),
             interface: "eth0".into(),
+            network: "pods".into(),
             pod: Some(PodReference { namespace: "shop".into(), name: "cart".into(), uid: None }),
         }
     }
@@ -202,15 +208,15 @@ mod tests {
         let add = Request { version: PROTOCOL_VERSION, verb: Verb::Add(attachment()) };
         assert_eq!(
             serde_json::to_string(&add).unwrap(),
-            r#"{"version":1,"verb":"add","containerId":"c0ffee","netns":"/var/run/netns/cni-1","interface":"eth0","pod":{"namespace":"shop","name":"cart"}}"#
+            r#"{"version":1,"verb":"add","containerId":"c0ffee","netns":"/var/run/netns/cni-1","interface":"eth0","network":"pods","pod":{"namespace":"shop","name":"cart"}}"#
         );
         let status = Request { version: PROTOCOL_VERSION, verb: Verb::Status };
         assert_eq!(serde_json::to_string(&status).unwrap(), r#"{"version":1,"verb":"status"}"#);
         let valid = vec![ValidAttachment { container_id: "a".into(), interface: "eth0".into() }];
-        let gc = Request { version: PROTOCOL_VERSION, verb: Verb::Gc { valid } };
+        let gc = Request { version: PROTOCOL_VERSION, verb: Verb::Gc { network: "pods".into(), valid } };
         assert_eq!(
             serde_json::to_string(&gc).unwrap(),
-            r#"{"version":1,"verb":"gc","valid":[{"containerId":"a","interface":"eth0"}]}"#
+            r#"{"version":1,"verb":"gc","network":"pods","valid":[{"containerId":"a","interface":"eth0"}]}"#
         );
         let failed = Reply::Failed { code: 11, msg: "m".into(), details: "d".into() };
         assert_eq!(

@@ -302,6 +302,8 @@ pub struct Enrolment {
     pub name: [u8; 256],
     /// The interface that the runtime named.
     pub interface: [u8; 16],
+    /// The CNI network of that interface: a GC of another one leaves the pod alone.
+    pub network: [u8; 128],
     /// Device number of the netns file.
     pub netns_device: u64,
     /// Inode number of the netns file.
@@ -318,5 +320,5 @@ macro_rules! layout {
 
 layout! {
     PodPolicy: 56, PortKey: 16, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16, HandOffKey: 32,
-    HandOff: 24, SocketRecord: 64, Settings: 8, Counters: 320, Enrolment: 744,
+    HandOff: 24, SocketRecord: 64, Settings: 8, Counters: 320, Enrolment: 872,
 }

@@ -157,9 +157,10 @@ fn enrolment() -> Enrolment {
         namespace: [0x33; 64],
         name: [0x44; 256],
         interface: [0x55; 16],
-        netns_device: 0x6162_6364_6566_6768,
-        netns_inode: 0x7172_7374_7576_7778,
-        enrolled_at: 0x8182_8384_8586_8788,
+        network: [0x66; 128],
+        netns_device: 0x7172_7374_7576_7778,
+        netns_inode: 0x8182_8384_8586_8788,
+        enrolled_at: 0x9192_9394_9596_9798,
     }
 }
 

@@ -171,6 +171,7 @@ impl TestPod {
             container_id: self.netns.name().to_owned(),
             netns: self.netns.path().display().to_string(),
             interface: "eth0".to_owned(),
+            network: "test".to_owned(),
             pod: Some(PodReference { namespace: "test".to_owned(), name: self.name.clone(), uid: None }),
         }
     }

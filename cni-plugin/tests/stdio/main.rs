@@ -227,8 +227,9 @@ fn nesting_of_any_depth_passes_through() {
     let agent = node.agent();
     let nested = "[".repeat(1_000_000) + &"]".repeat(1_000_000);
     let run_dir = node.run_dir.path().display();
-    let netconf =
-        format!(r#"{{"cniVersion":"0.3.1","runDir":"{run_dir}","prevResult":{{"deep":{nested}}}}}"#);
+    let netconf = format!(
+        r#"{{"cniVersion":"0.3.1","name":"pods","runDir":"{run_dir}","prevResult":{{"deep":{nested}}}}}"#
+    );
     let outcome = node.run("ADD", netconf.as_bytes());
     assert_eq!(outcome.exit, 0, "{}", outcome.stderr);
     assert_eq!(outcome.stdout, format!("{{\"cniVersion\":\"0.3.1\",\"deep\":{nested}}}\n"));
