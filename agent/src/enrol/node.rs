@@ -209,6 +209,7 @@ impl Node {
     ) -> Result<(), EnrolError> {
         let listeners = borrow(&pod, older)?;
         if let Some(before) = self.registry.get(pod.cookie).map(|before| before.lists.clone()) {
+            self.repair(&pod, netns, &listeners)?;
             return self.renew(pod, &policy, &before);
         }
         let record = pod.to_map()?;
@@ -221,6 +222,15 @@ impl Node {
         );
         self.registry.insert(pod);
         Ok(())
+    }
+
+    /// Gives an enrolled pod back what it has lost: after a CHECK that failed, the way out is another ADD.
+    fn repair(&mut self, pod: &Enrolled, netns: &OwnedFd, listeners: &[Borrowed]) -> Result<(), EnrolError> {
+        if self.datapath.netns_of_link(pod.cookie) != Some(pod.netns.inode) {
+            self.datapath.attach_netns(pod.cookie, netns.as_fd())?;
+            tracing::warn!(pod = %pod.full_name(), "attached its inbound program again");
+        }
+        Ok(steps::adopt(&mut self.datapath, pod, listeners)?)
     }
 
     /// Brings the lists of an enrolled pod up to date: what is new first, what is old after, and the rest

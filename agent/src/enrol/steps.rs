@@ -165,17 +165,15 @@ pub fn proxy_ports(policy: &PodPolicy) -> [Port; 2] {
 /// # Errors
 /// As the kernel says.
 pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, listeners: &[Borrowed]) -> Result<(), BpfError> {
-    for borrowed in listeners {
-        let socket = borrowed.socket.as_fd();
-        let known = datapath.maps.socket_record(socket);
-        if known.is_some_and(|record| record.role == role::LISTENER) {
+    for Borrowed { listener, socket } in listeners {
+        // Its record does not tell: it outlives an enrolment, and the slots do not.
+        if datapath.maps.listeners(pod.cookie, listener.port).contains(&listener.cookie) {
             continue;
         }
-        let record = listener_record(pod.cookie, known);
-        datapath.maps.insert_listener(&record, borrowed.listener.port, socket)?;
+        let record = listener_record(pod.cookie, datapath.maps.socket_record(socket.as_fd()));
+        datapath.maps.insert_listener(&record, listener.port, socket.as_fd())?;
         tracing::info!(
-            pod = %pod.full_name(),
-            port = borrowed.listener.port.get(),
+            pod = %pod.full_name(), port = listener.port.get(),
             "took over a listener that is older than the enrolment"
         );
     }
