@@ -2,7 +2,8 @@
 //!
 //! Owns: network namespaces ([`netns`]), links and addresses ([`veth`]), cgroups ([`cgroup`]), processes
 //! in them without any privilege ([`launch`], [`socket_maker`]), the world around a pod ([`pod`]), the
-//! real agent ([`agent`]), a CNI runtime ([`cni`]), the real Envoy ([`envoy`]) and an app ([`http`]).
+//! real agent ([`agent`]) and what it pins ([`pinned`]), a CNI runtime ([`cni`]), the real Envoy
+//! ([`envoy`]), an app ([`http`]), and load ([`load`], [`dst_server`], [`jam`]).
 //! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
 //! Used by: the tests in `tests/`, the demo and the benchmarks. All of it needs root.
 //!
@@ -15,15 +16,19 @@ pub mod cgroup;
 pub mod cni;
 pub mod credentials;
 pub mod dial;
+pub mod dst_server;
 pub mod envoy;
 pub mod http;
 pub mod istio_init;
+pub mod jam;
 pub mod launch;
+pub mod load;
 pub mod manifest;
 pub mod mesh;
 pub mod netfilter;
 pub mod netns;
 pub mod original_dst;
+pub mod pinned;
 pub mod pod;
 pub mod process;
 pub mod scratch;

@@ -8,7 +8,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::agent::Agent;
