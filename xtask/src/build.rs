@@ -62,7 +62,7 @@ impl Executables {
 /// workspace: with those of a few packages, dependencies would be compiled once more for the tests.
 pub(crate) fn executables(root: &Path, profile: Profile, selection: &[&str]) -> Result<Executables> {
     let mut command = workspace::cargo(root);
-    command.args(["build", "--workspace"]).args(selection);
+    command.args(["build", "--workspace", "--exclude", workspace::KERNEL_CRATE]).args(selection);
     if profile == Profile::Release {
         command.arg("--release");
     }

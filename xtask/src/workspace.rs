@@ -6,6 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+/// The crate that is built for the eBPF machine, by the agent's build script. As a process of the host it
+/// is of no use, and its tests would run with the memcpy that aya-ebpf brings for that machine.
+pub(crate) const KERNEL_CRATE: &str = "veer-ebpf";
+
 /// Directories that hold what we start although a plain user's PATH, or that of `su`, lacks them.
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 
