@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-const OBJECTS: [&str; 2] = ["veer-cgroup", "veer-netns"];
+const OBJECTS: [&str; 2] = ["veer-node", "veer-netns"];
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// Where rust-src lives below a sysroot.
 const CORE_SOURCES: &str = "lib/rustlib/src/rust/library/core/Cargo.toml";

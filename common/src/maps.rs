@@ -32,6 +32,10 @@ pub mod name {
     pub const HAND_OFFS: &str = "HAND_OFFS";
     /// Socket storage with a [`SocketRecord`](super::SocketRecord), inherited by accepted sockets.
     pub const SOCKETS: &str = "SOCKETS";
+    /// At index 0 the inbound program, which the program of each netns jumps to.
+    pub const INBOUND: &str = "INBOUND";
+    /// For each CPU the cookie of the pod that the inbound program decides for.
+    pub const INBOUND_COOKIE: &str = "INBOUND_COOKIE";
     /// One [`Settings`](super::Settings) at index 0.
     pub const SETTINGS: &str = "SETTINGS";
     /// Ring buffer of [`Event`](crate::event::Event)s, filled only while somebody watches.

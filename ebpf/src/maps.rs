@@ -18,7 +18,8 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf};
+use aya_ebpf::programs::SkLookupContext;
 use veer_common::address::{Address, Port};
 use veer_common::event::Event;
 use veer_common::maps::{
@@ -44,6 +45,10 @@ static OWN_ADDRESSES: HashMap<OwnAddressKey, u32> =
 static HAND_OFFS: HashMap<HandOffKey, HandOff> = HashMap::with_max_entries(MAX_HAND_OFFS, BPF_F_NO_PREALLOC);
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+static INBOUND: ProgramArray = ProgramArray::with_max_entries(1, 0);
+#[map]
+static INBOUND_COOKIE: PerCpuArray<NetnsCookie> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
@@ -120,6 +125,30 @@ pub fn range_listed(cookie: NetnsCookie, list: RangeList, address: &Address) -> 
 #[inline(never)]
 pub fn own_address(cookie: NetnsCookie, address: &Address) -> bool {
     OWN_ADDRESSES.get_ptr(OwnAddressKey { cookie, address: *address }).is_some()
+}
+
+/// Says which pod the inbound program is about to decide for. Per CPU: the lookup of a listener runs to its
+/// end before another one begins on the same CPU. (inet_diag looks up with interrupts on, and what it is
+/// then told may be another pod's; it only reports.)
+#[inline(always)]
+pub fn set_inbound_cookie(cookie: NetnsCookie) -> bool {
+    let Some(slot) = INBOUND_COOKIE.get_ptr_mut(0) else { return false };
+    // SAFETY: a value of this CPU's own array.
+    unsafe { slot.write(cookie) };
+    true
+}
+
+/// The pod that the inbound program decides for.
+#[inline(always)]
+pub fn inbound_cookie() -> Option<NetnsCookie> {
+    INBOUND_COOKIE.get(0).copied()
+}
+
+/// Jumps to the inbound program of the node; comes back only if there is none.
+#[inline(always)]
+pub fn jump_to_inbound(context: &SkLookupContext) {
+    // SAFETY: nothing is held that would have to be dropped.
+    unsafe { INBOUND.tail_call(context, 0) };
 }
 
 /// Whether somebody reads events.

@@ -1,7 +1,7 @@
 //! sk_lookup: the inbound verdict, once for each connection that arrives in the pod's netns.
 //!
-//! The program has no helper for the netns cookie: each netns has an instance of its own with the cookie
-//! in `.rodata`.
+//! The kernel has no helper for the netns cookie here: each netns has a few instructions of its own, with the
+//! cookie as a constant, which say it and jump to this program (`bin/netns.rs`).
 
 use veer_common::address::Port;
 use veer_common::event::NO_ID;

@@ -1,4 +1,7 @@
-//! The object for a pod's netns: inbound.
+//! The object for a pod's netns: says which pod it is, and jumps to the inbound program of the node.
+//!
+//! It is loaded for each pod, so it is next to nothing: the verifier takes 60 ms for the inbound program with
+//! its loop over the listeners, and a pod's start waits for this one.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(unsafe_code, reason = "a global that the loader sets, and the licence: symbols the loader finds")]
@@ -6,22 +9,29 @@
 
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use veer_ebpf::ctx::SkLookup;
-use veer_ebpf::sk_lookup::{self, Answer};
+use veer_ebpf::ctx::{IPPROTO_TCP, SkLookup};
+use veer_ebpf::maps;
 
 /// The netns cookie of the pod that this instance is for; the loader writes it.
 #[unsafe(no_mangle)]
 static NETNS_COOKIE: u64 = 0;
 
-/// The inbound verdict.
+const SK_DROP: u32 = 0;
+const SK_PASS: u32 = 1;
+
+/// Names the pod and jumps.
 #[sk_lookup]
-fn veer_inbound(context: SkLookupContext) -> u32 {
+fn veer_netns(context: SkLookupContext) -> u32 {
+    if SkLookup::new(context.lookup).protocol() != IPPROTO_TCP {
+        return SK_PASS;
+    }
     // SAFETY: a global of ours; volatile, because the compiler would take the 0 above for its value.
     let cookie = unsafe { core::ptr::read_volatile(&raw const NETNS_COOKIE) };
-    match sk_lookup::sk_lookup(SkLookup::new(context.lookup), cookie) {
-        Answer::Drop => 0,
-        Answer::Pass => 1,
+    if maps::set_inbound_cookie(cookie) {
+        maps::jump_to_inbound(&context);
     }
+    // Only reached without a program to jump to. The pod is enrolled: nothing goes past its proxy.
+    SK_DROP
 }
 
 /// The kernel gives its GPL helpers to GPL-compatible objects only.

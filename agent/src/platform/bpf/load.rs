@@ -19,11 +19,13 @@ use super::maps::Maps;
 use super::pins::{Pins, unpin};
 use super::sys::{self, AttachType};
 
-static CGROUP_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-cgroup"));
+static NODE_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-node"));
 static NETNS_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-netns"));
 
 /// The program of a netns.
-const NETNS_PROGRAM: &str = "veer_inbound";
+const NETNS_PROGRAM: &str = "veer_netns";
+/// The program that it jumps to.
+const INBOUND_PROGRAM: &str = "veer_inbound";
 
 /// The programs of the cgroup, in the order in which they are attached: identity and hand-off are there
 /// before anything is redirected.
@@ -37,7 +39,7 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 7] = [
     ("veer_connect6", AttachType::Connect6),
 ];
 
-const SHARED_MAPS: [&str; 11] = [
+const SHARED_MAPS: [&str; 13] = [
     name::PODS,
     name::ENROLMENTS,
     name::COUNTERS,
@@ -47,6 +49,8 @@ const SHARED_MAPS: [&str; 11] = [
     name::LISTENERS,
     name::HAND_OFFS,
     name::SOCKETS,
+    name::INBOUND,
+    name::INBOUND_COOKIE,
     name::SETTINGS,
     name::EVENTS,
 ];
@@ -66,17 +70,20 @@ impl fmt::Debug for Datapath {
 }
 
 impl Datapath {
-    /// Loads the cgroup's programs and attaches them, in place of those of an earlier agent.
+    /// Loads the node's programs and attaches them, in place of those of an earlier agent.
     ///
     /// # Errors
     /// Whatever the kernel refuses; what was attached before stays attached.
     pub fn start(pins: Pins, cgroup: BorrowedFd<'_>, cgroup_id: u64) -> Result<Self, BpfError> {
         pins.create()?;
-        let mut ebpf = loader(&pins)
-            .load(CGROUP_OBJECT)
-            .map_err(|source| BpfError::Object { object: "cgroup", source })?;
+        let mut ebpf =
+            loader(&pins).load(NODE_OBJECT).map_err(|source| BpfError::Object { object: "node", source })?;
         let mut maps = Maps::open(&pins)?;
         maps.claim(&pins, ABI_VERSION)?;
+        // One write, and all pods have the new inbound program.
+        let inbound = load_program(&mut ebpf, INBOUND_PROGRAM)?;
+        maps.set_inbound(inbound.as_fd())?;
+        replace_pin(&pins.program(INBOUND_PROGRAM), inbound.as_fd())?;
         for (name, attach_type) in CGROUP_PROGRAMS {
             let program = load_program(&mut ebpf, name)?;
             attach_to_cgroup(&pins, name, attach_type, program.as_fd(), cgroup, cgroup_id)?;

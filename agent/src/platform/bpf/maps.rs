@@ -40,6 +40,7 @@ pub struct Maps {
     sockets: SkStorage<MapData, SocketRecord>,
     settings: Array<MapData, Settings>,
     listeners: MapData,
+    inbound: MapData,
 }
 
 impl fmt::Debug for Maps {
@@ -138,8 +139,8 @@ impl Maps {
             hand_offs: open!(pins, HashMap, name::HAND_OFFS),
             sockets: open!(pins, SkStorage, name::SOCKETS),
             settings: open!(pins, Array, name::SETTINGS),
-            listeners: MapData::from_pin(pins.map(name::LISTENERS))
-                .map_err(failed("open", name::LISTENERS))?,
+            listeners: open_untyped(pins, name::LISTENERS)?,
+            inbound: open_untyped(pins, name::INBOUND)?,
         })
     }
 
@@ -155,6 +156,18 @@ impl Maps {
         }
         // Nobody watches a new agent yet, whatever the last one was doing when it ended.
         self.set_settings(Settings { abi_version, watched: 0 })
+    }
+
+    /// Makes a program the one that all pods' netns jump to.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn set_inbound(&mut self, program: BorrowedFd<'_>) -> Result<(), BpfError> {
+        sys::set_program(self.inbound.fd().as_fd(), 0, program).map_err(|source| BpfError::RawMap {
+            attempt: "write to",
+            map: name::INBOUND,
+            source,
+        })
     }
 
     /// Turns events on or off for the whole node.
@@ -347,11 +360,13 @@ impl Maps {
             match sys::insert_socket(self.listeners_fd(), &key, socket) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(source) => return Err(BpfError::Listeners { attempt: "write to", source }),
+                Err(source) => {
+                    return Err(BpfError::RawMap { attempt: "write to", map: name::LISTENERS, source });
+                }
             }
         }
         let source = io::Error::from(Errno::ENOSPC);
-        Err(BpfError::Listeners { attempt: "write to", source })
+        Err(BpfError::RawMap { attempt: "write to", map: name::LISTENERS, source })
     }
 
     /// The record of a socket that we hold.
@@ -370,7 +385,11 @@ impl Maps {
                     if error.kind() != io::ErrorKind::NotFound
                         && error.raw_os_error() != Some(libc::EINVAL) =>
                 {
-                    return Err(BpfError::Listeners { attempt: "remove from", source: error });
+                    return Err(BpfError::RawMap {
+                        attempt: "remove from",
+                        map: name::LISTENERS,
+                        source: error,
+                    });
                 }
                 _ => {}
             }
@@ -381,6 +400,10 @@ impl Maps {
     fn listeners_fd(&self) -> BorrowedFd<'_> {
         self.listeners.fd().as_fd()
     }
+}
+
+fn open_untyped(pins: &Pins, name: &'static str) -> Result<MapData, BpfError> {
+    MapData::from_pin(pins.map(name)).map_err(failed("open", name))
 }
 
 fn listener_key(cookie: NetnsCookie, port: Port, slot: u32) -> ListenerKey {

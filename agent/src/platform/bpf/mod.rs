@@ -78,11 +78,13 @@ pub enum BpfError {
         /// What aya says.
         source: aya::maps::MapError,
     },
-    /// An operation on the listeners failed.
-    #[error("{attempt} map LISTENERS: {source}")]
-    Listeners {
+    /// A map operation that aya has no way to failed.
+    #[error("{attempt} map {map}: {source}")]
+    RawMap {
         /// What was tried.
         attempt: &'static str,
+        /// Which map.
+        map: &'static str,
         /// Why it failed.
         source: io::Error,
     },

@@ -223,7 +223,7 @@ pub fn lookup_u64<K: zerocopy::IntoBytes + zerocopy::Immutable>(
     Ok(value)
 }
 
-/// Puts a socket into a sockhash, where the key is free.
+/// Puts a socket into a sockhash, where the key is free. The value is the descriptor in 8 bytes.
 ///
 /// # Errors
 /// EEXIST when it is not.
@@ -233,11 +233,24 @@ pub fn insert_socket<K: zerocopy::IntoBytes + zerocopy::Immutable>(
     socket: BorrowedFd<'_>,
 ) -> io::Result<()> {
     let value = u64::from(number(socket));
+    update(map, key.as_bytes(), (&raw const value).expose_provenance() as u64, NOEXIST)
+}
+
+/// Puts a program into a program array. The value is the descriptor in 4 bytes.
+///
+/// # Errors
+/// As the kernel says.
+pub fn set_program(map: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let value = number(program);
+    update(map, &index.to_ne_bytes(), (&raw const value).expose_provenance() as u64, 0)
+}
+
+fn update(map: BorrowedFd<'_>, key: &[u8], value: u64, flags: u64) -> io::Result<()> {
     let mut attribute = MapElement {
         map: number(map),
-        key: key.as_bytes().as_ptr().expose_provenance() as u64,
-        value: (&raw const value).expose_provenance() as u64,
-        flags: NOEXIST,
+        key: key.as_ptr().expose_provenance() as u64,
+        value,
+        flags,
         ..MapElement::default()
     };
     bpf(MAP_UPDATE_ELEM, &mut attribute).map(drop)

@@ -1,17 +1,19 @@
-//! The object for the cgroup: everything but inbound.
+//! The object that is loaded once for the node: the programs of the pods' cgroup, and the inbound program
+//! that all pods' netns jump to.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(unsafe_code, reason = "the licence is a symbol that the loader finds by its section")]
 #![expect(clippy::needless_pass_by_value, reason = "aya's macros hand contexts over by value")]
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, cgroup_sockopt, map, sock_ops};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, cgroup_sockopt, map, sk_lookup, sock_ops};
 use aya_ebpf::maps::HashMap;
-use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext, SockoptContext};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, SockoptContext};
 use veer_common::maps::{Enrolment, MAX_PODS, NetnsCookie};
 use veer_ebpf::connect::{self, Answer};
-use veer_ebpf::ctx::{SockAddr, SockOps, SockOpt};
-use veer_ebpf::{getpeername, getsockopt, handoff, listen, sock_create};
+use veer_ebpf::ctx::{SkLookup, SockAddr, SockOps, SockOpt};
+use veer_ebpf::sk_lookup::{self as inbound, Answer as Inbound};
+use veer_ebpf::{getpeername, getsockopt, handoff, listen, maps, sock_create};
 
 /// Who the enrolled pods are. No program reads it: it is here because it lives and dies with the others.
 #[map]
@@ -80,6 +82,19 @@ fn veer_sockops(context: SockOpsContext) -> u32 {
     }
     1
 }
+
+/// The inbound verdict, for the pod that the program of its netns has named.
+#[sk_lookup]
+fn veer_inbound(context: SkLookupContext) -> u32 {
+    let Some(cookie) = maps::inbound_cookie() else { return SK_DROP };
+    match inbound::sk_lookup(SkLookup::new(context.lookup), cookie) {
+        Inbound::Drop => SK_DROP,
+        Inbound::Pass => SK_PASS,
+    }
+}
+
+const SK_DROP: u32 = 0;
+const SK_PASS: u32 = 1;
 
 /// The kernel gives its GPL helpers to GPL-compatible objects only.
 #[unsafe(no_mangle)]
