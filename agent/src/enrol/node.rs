@@ -251,9 +251,12 @@ impl Node {
     /// Looks for listeners once more: one that began to listen after the first look and before there was a
     /// policy was seen by nobody. In a new pod there is no process yet, and so none.
     fn adopt_late(&mut self, pod: &Enrolled, netns: &OwnedFd) {
+        let ports = steps::proxy_ports(&DEFAULT_PORTS);
         let late = self
-            .inspect(netns)
-            .and_then(|inspection| borrow(pod, &inspection.listeners))
+            .netns
+            .run(netns.as_fd(), move || netlink::listeners(&ports).unwrap_or_default())
+            .map_err(EnrolError::from)
+            .and_then(|found| borrow(pod, &found))
             .and_then(|late| Ok(steps::adopt(&mut self.datapath, pod, &late)?));
         if let Err(error) = late {
             tracing::error!(pod = %pod.full_name(), %error, "look for late listeners");
