@@ -46,13 +46,14 @@ fn list(pods: &[PodView]) -> String {
         .map(|pod| {
             let t = pod.totals;
             let faults: u64 = pod.faults.values().sum();
-            let mut row = vec![full_name(pod), state(pod)];
+            let mode = pod.policy.as_ref().map_or("-", |policy| policy.mode);
+            let mut row = vec![full_name(pod), mode.to_owned(), state(pod)];
             row.extend([t.to_outbound, t.to_inbound, t.direct, t.dropped, faults].map(|n| n.to_string()));
             row
         })
         .collect();
-    let heading = ["POD", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "DIRECT", "DROPPED", "FAULTS"];
-    table::render(&heading, &rows, &[false, false, true, true, true, true, true])
+    let heading = ["POD", "MODE", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "DIRECT", "DROPPED", "FAULTS"];
+    table::render(&heading, &rows, &[false, false, false, true, true, true, true, true])
 }
 
 /// One word on whether the pod's traffic flows.
@@ -75,6 +76,8 @@ fn detail(pod: &PodView) -> String {
     ];
     if let Some(policy) = &pod.policy {
         let port = |port: &view::ProxyPort| format!("port {}, {} listening", port.port, port.listeners);
+        let families = if policy.ipv6 { "IPv4 and IPv6" } else { "IPv4" };
+        lines.push(format!("mode           {}, {families}", policy.mode));
         lines.push(format!("identity       uid {}, gid {}", policy.proxy_uid, policy.proxy_gid));
         lines.push(format!("outbound       {}", port(&policy.outbound)));
         lines.push(format!("inbound        {}", port(&policy.inbound)));

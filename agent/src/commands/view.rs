@@ -46,6 +46,8 @@ pub struct PodView {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyView {
+    /// `redirect`, or `tproxy`, where the tunnel port is captured, too.
+    pub mode: &'static str,
     /// The proxy's uid.
     pub proxy_uid: u32,
     /// The proxy's gid.
@@ -58,6 +60,8 @@ pub struct PolicyView {
     pub all_outbound: bool,
     /// Whether all inbound ports are captured, or included ports alone.
     pub all_inbound: bool,
+    /// Whether IPv6 is captured, too.
+    pub ipv6: bool,
 }
 
 /// A port of the proxy.
@@ -138,12 +142,14 @@ fn inbound_attached(pins: &Pins, cookie: NetnsCookie) -> bool {
 fn policy_view(maps: &Maps, cookie: NetnsCookie, policy: &PodPolicy) -> PolicyView {
     let port = |port: Port| ProxyPort { port: port.get(), listeners: maps.listeners(cookie, port).len() };
     PolicyView {
+        mode: if policy.flags & flag::TPROXY == 0 { "redirect" } else { "tproxy" },
         proxy_uid: policy.proxy_uid,
         proxy_gid: policy.proxy_gid,
         outbound: port(policy.outbound_port),
         inbound: port(policy.inbound_port),
         all_outbound: policy.flags & flag::OUTBOUND_ALL != 0,
         all_inbound: policy.flags & flag::INBOUND_ALL != 0,
+        ipv6: policy.flags & flag::CAPTURES_V6 != 0,
     }
 }
 
