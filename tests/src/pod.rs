@@ -26,6 +26,9 @@ pub const REMOTE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const REMOTE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 const BRIDGE: &str = "br0";
+/// Fixed, because a bridge takes the lowest address of its ports else: the next pod may change it, and what
+/// the other pods send to the one that they know is lost.
+const BRIDGE_MAC: &str = "02:00:00:00:00:01";
 
 /// A netns with a bridge for the pods, which routes between them and everything else.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ impl World {
         let world = Self { netns: NetNs::new()?, pods: AtomicU8::new(0) };
         world.netns.set_sysctl("net/ipv4/ip_forward", "1")?;
         world.netns.set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        let mut commands = vec![format!("link add {BRIDGE} type bridge")];
+        let mut commands = vec![format!("link add {BRIDGE} address {BRIDGE_MAC} type bridge")];
         commands.extend(veth::up(BRIDGE, &[&format!("{ROUTER_V4}/24"), &format!("{ROUTER_V6}/64")]));
         ip(&world.netns, commands)?;
         world.add_address(&format!("{REMOTE_V4}/32"))?;

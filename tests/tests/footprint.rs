@@ -1,0 +1,73 @@
+//! What a node pays for the agent: memory, and no time at all when nothing is asked of it.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use veer_tests::agent::Agent;
+use veer_tests::dst_server::{self, DstServer};
+use veer_tests::mesh::{Mesh, OUTBOUND};
+use veer_tests::pinned::Pinned;
+use veer_tests::pod::REMOTE_V4;
+
+/// How long an agent is watched that has nothing to do.
+const IDLE: Duration = Duration::from_secs(3);
+
+fn proc(agent: &Agent) -> PathBuf {
+    Path::new("/proc").join(agent.process().pid().to_string())
+}
+
+/// A number behind a name in a status file of `/proc`.
+fn number(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// How often the agent's threads were given a CPU. A thread that sleeps is given none, so this tells a
+/// single wake-up, where the clock ticks of `utime` and `stime` do not.
+fn switches(agent: &Agent) -> u64 {
+    let tasks = fs::read_dir(proc(agent).join("task")).unwrap();
+    let of_task = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).unwrap();
+        number(&status, "voluntary_ctxt_switches") + number(&status, "nonvoluntary_ctxt_switches")
+    };
+    tasks.map(|task| of_task(task.unwrap())).sum()
+}
+
+/// `utime` and `stime`, in clock ticks.
+fn ticks(agent: &Agent) -> u64 {
+    let stat = fs::read_to_string(proc(agent).join("stat")).unwrap();
+    let after_name = stat.rsplit_once(") ").unwrap().1;
+    after_name.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn with_two_pods_the_agent_has_less_than_30_mb_resident() {
+    let mesh = Mesh::new().unwrap();
+    let _second = mesh.another_pod("second").unwrap();
+    let status = fs::read_to_string(proc(&mesh.agent).join("status")).unwrap();
+    let resident = number(&status, "VmRSS");
+    eprintln!("resident: {resident} kB");
+    assert!(resident < 30 << 10, "{resident} kB");
+}
+
+#[test]
+fn an_agent_with_nothing_to_do_does_nothing() {
+    let mut mesh = Mesh::new().unwrap();
+    // A thread that read manifests would end within the time, and be missed in the sum.
+    mesh.agent.stop().unwrap();
+    mesh.agent.start_again().unwrap();
+    let _proxy = DstServer::start(mesh.pod.proxy(), (Ipv4Addr::UNSPECIFIED, OUTBOUND)).unwrap();
+    let before = (switches(&mesh.agent), ticks(&mesh.agent));
+    // The pods' connections are none of its work, as long as nobody watches them.
+    for port in 1..500 {
+        dst_server::ask(mesh.pod.app(), SocketAddr::from((REMOTE_V4, port))).unwrap();
+    }
+    #[expect(clippy::disallowed_methods, reason = "that nothing happens shows only in time that passes")]
+    std::thread::sleep(IDLE);
+    assert_eq!((switches(&mesh.agent), ticks(&mesh.agent)), before);
+    assert!(!Pinned::of(&mesh.agent).watched().unwrap());
+}

@@ -1,0 +1,235 @@
+//! The agent ends and another one comes: killed, stopped, in the way of a second one. The pods must not
+//! notice, and the new agent must find everything.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Output;
+
+use serde_json::{Value, json};
+use veer_common::cni::{Reply, code};
+use veer_tests::agent::Agent;
+use veer_tests::dst_server::{self, DstServer};
+use veer_tests::launch::Identity;
+use veer_tests::load::{self, Progress};
+use veer_tests::mesh::{APP, INBOUND, Listeners, Mesh, OUTBOUND, PATIENCE, dial, dial_from_world};
+use veer_tests::pinned::Pinned;
+use veer_tests::pod::{REMOTE_V4, TestPod, World};
+use veer_tests::socket_maker::Maker;
+use veer_tests::wait;
+
+const REMOTE: SocketAddr = SocketAddr::new(IpAddr::V4(REMOTE_V4), 80);
+
+fn view(agent: &Agent, pod: &TestPod) -> Value {
+    agent.json(&["pods", &format!("test/{}", pod.name())]).unwrap()
+}
+
+/// Where connections of the pod and to the pod end.
+fn ends(mesh: &Mesh, listeners: &Listeners) -> (&'static str, &'static str) {
+    let (outbound, ..) = dial(mesh.pod.app(), REMOTE, listeners).unwrap();
+    let (inbound, ..) = dial_from_world(&mesh.world, (mesh.pod.v4(), APP), listeners).unwrap();
+    (outbound.at, inbound.at)
+}
+
+const CAPTURED: (&str, &str) = ("outbound", "inbound");
+
+/// Who dials: an app of the pod, or somebody in the world.
+enum Dialler<'a> {
+    App(Maker),
+    World(&'a World),
+}
+
+/// Dials out of the pod and into it for as long as `meanwhile` takes; every single connection must reach the
+/// proxy, which must know where it was dialled. Gives back how many were made in either direction.
+fn dial_during(pod: &TestPod, world: &World, meanwhile: impl FnOnce(&Progress)) -> [u64; 2] {
+    let servers =
+        [OUTBOUND, INBOUND].map(|port| DstServer::start(pod.proxy(), (Ipv4Addr::UNSPECIFIED, port)).unwrap());
+    let app = || Dialler::App(pod.maker(Identity::app()).unwrap());
+    let diallers = [app(), app(), Dialler::World(world)];
+    let work = |dialler: &Dialler<'_>, turn| {
+        let port = 20_000 + u16::try_from(turn % 40_000)?;
+        match dialler {
+            Dialler::App(maker) => dst_server::ask(maker, (REMOTE_V4, port)),
+            Dialler::World(world) => dst_server::confirm(world.tcp4()?, (pod.v4(), port).into()),
+        }
+    };
+    let made = load::during(&diallers, work, meanwhile).unwrap();
+    let accepted = servers.each_ref().map(DstServer::accepted);
+    assert_eq!(accepted.iter().sum::<u64>(), made);
+    accepted
+}
+
+#[test]
+fn killing_the_agent_while_connections_are_opened_changes_nothing() {
+    let mut mesh = Mesh::new().unwrap();
+    let Mesh { agent, pod, world, .. } = &mut mesh;
+    let [out, back] = dial_during(pod, world, |progress| {
+        progress.wait_for(500).unwrap();
+        agent.kill().unwrap();
+        progress.wait_for(2000).unwrap();
+        // The programs are replaced under the connections' feet.
+        agent.start_again().unwrap();
+        progress.wait_for(500).unwrap();
+    });
+    let pod = view(agent, pod);
+    assert_eq!(pod["reasons"], json!({"all-outbound": out, "all-inbound": back}));
+    assert_eq!(pod["faults"], json!({}));
+    mesh.no_hand_off_left().unwrap();
+}
+
+#[test]
+fn stopping_the_agent_while_connections_are_opened_changes_nothing() {
+    let mut mesh = Mesh::new().unwrap();
+    let Mesh { agent, pod, world, .. } = &mut mesh;
+    let made = dial_during(pod, world, |progress| {
+        progress.wait_for(500).unwrap();
+        agent.stop().unwrap();
+        progress.wait_for(1000).unwrap();
+    });
+    let pod = view(agent, pod);
+    assert_eq!(
+        pod["totals"],
+        json!({"direct": 0, "toOutbound": made[0], "toInbound": made[1], "dropped": 0})
+    );
+}
+
+#[test]
+fn a_new_agent_takes_over_what_a_killed_one_left() {
+    let mut mesh = Mesh::new().unwrap();
+    mesh.agent.kill().unwrap();
+    // The proxy comes up while there is no agent.
+    let mut listeners = mesh.proxy_listeners().unwrap();
+    assert_eq!(ends(&mesh, &listeners), CAPTURED);
+    let before = view(&mesh.agent, &mesh.pod);
+    let counts = Pinned::of(&mesh.agent).counts().unwrap();
+
+    mesh.agent.start_again().unwrap();
+
+    assert_eq!(view(&mesh.agent, &mesh.pod), before);
+    assert_eq!(Pinned::of(&mesh.agent).counts().unwrap(), counts);
+    assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
+    let status = mesh.agent.json(&["status"]).unwrap();
+    assert!(
+        status["programs"].as_array().unwrap().iter().all(|program| program["attached"] == true),
+        "{status}"
+    );
+    assert_eq!((&status["enrolled"], &status["agent"]["enrolled"]), (&1.into(), &1.into()));
+    assert_eq!(ends(&mesh, &listeners), CAPTURED);
+
+    let another = mesh.another_pod("another").unwrap();
+    listeners.extend(veer_tests::mesh::proxy_listeners(&another).unwrap());
+    let (arrival, ..) = dial(another.app(), REMOTE, &listeners).unwrap();
+    assert_eq!((arrival.at, arrival.peer.ip()), ("outbound", another.v4().into()));
+    mesh.agent.unenrol(&mesh.pod).unwrap();
+    let left = Pinned::of(&mesh.agent).of_pod(before["netnsCookie"].as_u64().unwrap()).unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(mesh.agent.check(&another).unwrap(), Reply::Done);
+}
+
+#[test]
+fn a_stopped_agent_removes_its_sockets_and_nothing_else() {
+    let mut mesh = Mesh::new().unwrap();
+    let listeners = mesh.proxy_listeners().unwrap();
+    let counts = Pinned::of(&mesh.agent).counts().unwrap();
+    for socket in ["cni.sock", "control.sock"] {
+        assert!(mesh.agent.run_dir().join(socket).exists(), "{socket}");
+    }
+    mesh.agent.stop().unwrap();
+    for socket in ["cni.sock", "control.sock"] {
+        assert!(!mesh.agent.run_dir().join(socket).exists(), "{socket}");
+    }
+    assert!(mesh.agent.log().contains("stopping; the pods stay as they are signal=\"SIGTERM\""));
+    assert_eq!(Pinned::of(&mesh.agent).counts().unwrap(), counts);
+    assert_eq!(ends(&mesh, &listeners), CAPTURED);
+    mesh.agent.start_again().unwrap();
+    assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
+}
+
+/// Another agent with the same directories.
+fn second_agent(mesh: &Mesh) -> Output {
+    let pods_from = format!("--pods-from={}", mesh.agent.run_dir().with_file_name("pods").display());
+    let cgroup = format!("--cgroup={}", mesh.cgroup.path().display());
+    mesh.agent.command(&["agent", &pods_from, &cgroup]).output().unwrap()
+}
+
+#[test]
+fn a_second_agent_on_the_same_directory_refuses_and_leaves_the_first_alone() {
+    let mesh = Mesh::new().unwrap();
+    let listeners = mesh.proxy_listeners().unwrap();
+    let second = second_agent(&mesh);
+    let errors = String::from_utf8(second.stderr).unwrap();
+    let lock = mesh.agent.run_dir().join("agent.lock");
+    assert_eq!(second.status.code(), Some(70), "{errors}");
+    assert_eq!(errors, format!("veer: another agent runs on {}: a node has one\n", lock.display()));
+    assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
+    assert!(mesh.agent.json(&["status"]).unwrap()["agentError"].is_null());
+    assert_eq!(ends(&mesh, &listeners), CAPTURED);
+    mesh.another_pod("another").unwrap();
+}
+
+#[test]
+fn a_netns_that_went_without_del_is_cleaned_up_by_the_next_agent() {
+    let mut mesh = Mesh::new().unwrap();
+    let listeners = mesh.proxy_listeners().unwrap();
+    let gone = mesh.another_pod("gone").unwrap();
+    let cookie = view(&mesh.agent, &gone)["netnsCookie"].as_u64().unwrap();
+    let name = gone.name().to_owned();
+    mesh.agent.kill().unwrap();
+    drop(gone);
+    let attached = || mesh.agent.json(&["pods", &format!("test/{name}")]).unwrap()["inboundAttached"] == true;
+    wait::until("the kernel to end the netns", wait::LIMIT, || !attached()).unwrap();
+    assert!(!Pinned::of(&mesh.agent).of_pod(cookie).unwrap().is_empty());
+
+    mesh.agent.start_again().unwrap();
+
+    let left = Pinned::of(&mesh.agent).of_pod(cookie).unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    let pods = mesh.agent.json(&["pods"]).unwrap();
+    assert_eq!((pods.as_array().unwrap().len(), &pods[0]["name"]), (1, &"pod".into()));
+    assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
+    assert_eq!(ends(&mesh, &listeners), CAPTURED);
+}
+
+#[test]
+fn what_a_crash_left_half_enrolled_is_removed_by_the_next_agent() {
+    let mut mesh = Mesh::new().unwrap();
+    let pinned = Pinned::of(&mesh.agent);
+    let cookie = view(&mesh.agent, &mesh.pod)["netnsCookie"].as_u64().unwrap();
+    mesh.agent.kill().unwrap();
+    // The policy is the last step of an ADD and the first of a DEL.
+    pinned.remove_policy(cookie).unwrap();
+    mesh.agent.start_again().unwrap();
+    let left = pinned.counts().unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(matches!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Failed { code: code::NOT_ENROLLED, .. }));
+    mesh.agent.enrol(&mesh.pod).unwrap();
+}
+
+#[test]
+fn a_pod_that_lives_is_never_let_go_by_a_new_agent() {
+    let mut mesh = Mesh::new().unwrap();
+    let listeners = mesh.proxy_listeners().unwrap();
+    let cookie = view(&mesh.agent, &mesh.pod)["netnsCookie"].as_u64().unwrap();
+    mesh.agent.kill().unwrap();
+    Pinned::of(&mesh.agent).remove_netns_link(cookie).unwrap();
+    mesh.agent.start_again().unwrap();
+    assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
+    assert_eq!(ends(&mesh, &listeners), CAPTURED);
+}
+
+#[test]
+fn programs_that_lost_their_place_are_attached_again_by_the_next_agent() {
+    let mut mesh = Mesh::new().unwrap();
+    let listeners = mesh.proxy_listeners().unwrap();
+    let link = mesh.agent.bpffs().join(format!("v{}/links/veer_connect4", veer_common::ABI_VERSION));
+    std::fs::remove_file(link).unwrap();
+    let status = || mesh.agent.command(&["status"]).output().unwrap();
+    wait::until("the kernel to take the program off", PATIENCE, || status().status.code() == Some(70))
+        .unwrap();
+    let errors = String::from_utf8(status().stderr).unwrap();
+    assert_eq!(errors, "veer: not attached: veer_connect4; a restart of the agent attaches them\n");
+    mesh.agent.stop().unwrap();
+    mesh.agent.start_again().unwrap();
+    assert_eq!(status().status.code(), Some(0));
+    assert_eq!(ends(&mesh, &listeners), CAPTURED);
+}
