@@ -29,6 +29,7 @@ use crate::platform::bpf::load::Datapath;
 use crate::platform::bpf::pins::Pins;
 use crate::platform::cgroup::{Cgroup, CgroupError};
 use crate::platform::netns::{NetnsError, NetnsThread};
+use crate::socket;
 use crate::source::{Directory, PodSource, SourceError};
 
 /// Why the agent does not run.
@@ -125,7 +126,7 @@ async fn serve(
     answerer: Arc<Answerer<Directory>>,
 ) -> Result<(), AppError> {
     let listen = |path: PathBuf| {
-        server::listen(&path).map_err(|source| AppError::File { attempt: "listen on", path, source })
+        socket::listen(&path).map_err(|source| AppError::File { attempt: "listen on", path, source })
     };
     let system = |attempt| move |source| AppError::System { attempt, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for SIGTERM"))?;

@@ -141,7 +141,7 @@ impl Place {
 
     /// The socket of the commands.
     pub fn control_socket(&self) -> PathBuf {
-        self.run_dir.join("control.sock")
+        self.run_dir.join(crate::control::SOCKET_NAME)
     }
 
     /// What a running agent holds locked.

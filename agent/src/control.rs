@@ -18,15 +18,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use veer_common::event::{Event, NO_ID};
 use veer_common::maps::NetnsCookie;
 use veer_common::reason::Reason;
 
-use crate::cni::server::is_root;
 use crate::enrol::NodeHandle;
 use crate::platform::bpf::events::Events;
+use crate::socket;
 
+/// The socket's name below the run directory.
+pub const SOCKET_NAME: &str = "control.sock";
 /// Longest question in bytes.
 const LONGEST_QUESTION: u64 = 4096;
 /// How long a question may take to arrive.
@@ -122,30 +123,11 @@ impl Control {
 
     /// Serves questions until `stop`.
     pub async fn serve(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
-        let connections = TaskTracker::new();
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _address)) if is_root(&stream) => {
-                    let (control, stop) = (Arc::clone(&self), stop.clone());
-                    connections.spawn(async move {
-                        if let Err(error) = control.converse(stream, stop).await {
-                            tracing::debug!(%error, "a command's conversation broke off");
-                        }
-                    });
-                }
-                Ok(_) => tracing::warn!("refused a connection to the control socket: the peer is not root"),
-                Err(error) => {
-                    tracing::error!(%error, "accept on the control socket");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-        connections.close();
-        connections.wait().await;
+        socket::serve(listener, SOCKET_NAME, stop.clone(), |stream| {
+            let (control, stop) = (Arc::clone(&self), stop.clone());
+            async move { control.converse(stream, stop).await }
+        })
+        .await;
     }
 
     async fn converse(&self, stream: UnixStream, stop: CancellationToken) -> io::Result<()> {

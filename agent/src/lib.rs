@@ -2,7 +2,7 @@
 //!
 //! Pure rooms, which import nothing that does I/O: [`model`] (what a pod asks for) and [`capture`] (what the
 //! maps hold for it). Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`enrol`] (the node's
-//! state), [`cni`] and [`control`] (sockets), [`commands`] (terminal). [`app`] puts them together.
+//! state), [`socket`], [`cni`] and [`control`] (who talks to the agent), [`commands`] (terminal). [`app`] puts them together.
 
 pub mod app;
 pub mod capture;
@@ -14,5 +14,6 @@ pub mod control;
 pub mod enrol;
 pub mod model;
 pub mod platform;
+pub mod socket;
 pub mod source;
 pub mod telemetry;

@@ -1,11 +1,8 @@
-//! The plugin's socket: who may speak, how long, and how much.
+//! The plugin's socket: how long a request may take, how long it may be, and the descriptor with it.
 
-use std::fs;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,65 +11,25 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use veer_common::cni::{self, Reply, Request, code};
 
 use super::answer::Answerer;
+use crate::socket;
 use crate::source::PodSource;
 
 /// How long a plugin may take to send its request: it has it ready when it connects.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Makes a socket that only root can use, in place of one that an earlier agent left.
-///
-/// # Errors
-/// As the file system says.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    // The run directory is locked: whoever made this socket is gone.
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-/// Whether the peer is root: the socket's mode says so already, and modes get changed.
-pub fn is_root(stream: &UnixStream) -> bool {
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0)
-}
 
 /// Serves requests until `stop`; those that are under way are finished.
 pub async fn serve<S>(listener: UnixListener, answerer: Arc<Answerer<S>>, stop: CancellationToken)
 where
     S: PodSource + Send + Sync + 'static,
 {
-    let connections = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _address)) if is_root(&stream) => {
-                let answerer = Arc::clone(&answerer);
-                connections.spawn(async move {
-                    if let Err(error) = converse(stream, &answerer).await {
-                        tracing::warn!(%error, "a conversation with the CNI plugin broke off");
-                    }
-                });
-            }
-            Ok(_) => tracing::warn!("refused a connection to the CNI socket: the peer is not root"),
-            Err(error) => {
-                // Out of descriptors, most likely: those that are under way give some back.
-                tracing::error!(%error, "accept on the CNI socket");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-    connections.close();
-    connections.wait().await;
+    socket::serve(listener, cni::SOCKET_NAME, stop, |stream| {
+        let answerer = Arc::clone(&answerer);
+        async move { converse(stream, &answerer).await }
+    })
+    .await;
 }
 
 async fn converse<S: PodSource>(mut stream: UnixStream, answerer: &Answerer<S>) -> io::Result<()> {
