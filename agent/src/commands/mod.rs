@@ -8,8 +8,9 @@ pub mod status;
 mod table;
 pub mod view;
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -19,6 +20,9 @@ use crate::control::Question;
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::maps::Maps;
 use crate::platform::bpf::pins::Pins;
+
+/// How long the agent may take to say something: it takes milliseconds, or it is stuck.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a command ends when it does not succeed.
 #[derive(Debug)]
@@ -62,15 +66,16 @@ fn datapath(place: &Place) -> Result<(Pins, Maps), Failure> {
     if !pins.root().exists() {
         let path = pins.root().display();
         return Err(Failure::Unavailable(format!(
-            "no datapath in {path}: no agent of this release has run here since the node started"
+            "no datapath in {path}: no agent of this release has run here since the node started; \
+             start `veer agent`, or name its directory with --bpffs"
         )));
     }
     let maps = Maps::open(&pins)?;
     Ok((pins, maps))
 }
 
-/// Asks the running agent.
-fn ask(place: &Place, question: &Question) -> Result<impl BufRead + use<>, Failure> {
+/// Asks the running agent, which must begin its answer within [`PATIENCE`].
+fn ask(place: &Place, question: &Question) -> Result<BufReader<UnixStream>, Failure> {
     let path = place.control_socket();
     let unavailable = |error: io::Error| {
         Failure::Unavailable(format!(
@@ -79,10 +84,22 @@ fn ask(place: &Place, question: &Question) -> Result<impl BufRead + use<>, Failu
         ))
     };
     let mut stream = UnixStream::connect(&path).map_err(unavailable)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_vec(question).map_err(|error| Failure::Failed(error.to_string()))?;
     line.push(b'\n');
-    stream.write_all(&line)?;
+    // It hangs up on whoever is not root, who must not take that for the end of his own output.
+    stream.write_all(&line).map_err(unavailable)?;
     Ok(BufReader::new(stream))
+}
+
+/// What it means that the answer cannot be read.
+fn broken_off(error: &io::Error) -> Failure {
+    let text = if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+        format!("the agent says nothing for {} s: it is stuck, or stopped", PATIENCE.as_secs())
+    } else {
+        format!("the agent broke off: {error}")
+    };
+    Failure::Unavailable(text)
 }
 
 fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {

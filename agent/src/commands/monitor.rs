@@ -4,8 +4,9 @@ use std::io::{self, BufRead, Write};
 
 use veer_common::reason::{Action, Reason};
 
-use super::{Failure, ask, place};
+use super::{Failure, ask, broken_off};
 use crate::cli::MonitorFlags;
+use crate::config::Place;
 use crate::control::{Decided, Line, Question};
 
 /// Runs the command, until the agent or the reader ends it.
@@ -13,20 +14,24 @@ use crate::control::{Decided, Line, Question};
 /// # Errors
 /// If a filter is no name, or no agent answers.
 pub fn run(flags: &MonitorFlags) -> Result<(), Failure> {
-    check_filters(flags)?;
-    let place = place(&flags.read.place)?;
+    let place = check(flags)?;
     let answer = ask(&place, &Question::Monitor)?;
+    let stream = answer.get_ref().try_clone()?;
     let mut out = io::stdout().lock();
     let mut left = flags.count.unwrap_or(u64::MAX);
     for line in answer.lines() {
         if left == 0 {
             return Ok(());
         }
-        let text = line?;
+        let text = line.map_err(|error| broken_off(&error))?;
         let line: Line = serde_json::from_str(&text)
             .map_err(|error| Failure::Failed(format!("the agent's answer: {error}")))?;
         match line {
-            Line::Watching => writeln!(io::stderr(), "watching; Ctrl-C ends it")?,
+            Line::Watching => {
+                // From here on silence means that nothing is decided.
+                stream.set_read_timeout(None)?;
+                writeln!(io::stderr(), "watching; Ctrl-C ends it")?;
+            }
             Line::Missed { count } => {
                 writeln!(
                     io::stderr(),
@@ -52,20 +57,28 @@ pub fn run(flags: &MonitorFlags) -> Result<(), Failure> {
     Err(Failure::Unavailable("the agent has ended".to_owned()))
 }
 
-fn check_filters(flags: &MonitorFlags) -> Result<(), Failure> {
+/// Checks the filters and where things are, all of it at once.
+fn check(flags: &MonitorFlags) -> Result<Place, Failure> {
     let actions = [Action::Direct, Action::ToOutbound, Action::ToInbound, Action::Drop].map(Action::name);
     let reasons = Reason::ALL.map(Reason::name);
-    one_of("--action", flags.action.as_deref(), &actions)?;
-    one_of("--reason", flags.reason.as_deref(), &reasons)
+    let filters = [
+        wrong("--action", flags.action.as_deref(), &actions),
+        wrong("--reason", flags.reason.as_deref(), &reasons),
+    ];
+    let mut errors: Vec<String> = filters.into_iter().flatten().collect();
+    match Place::parse(&flags.read.place) {
+        Ok(place) if errors.is_empty() => Ok(place),
+        Ok(_) => Err(Failure::Usage(errors.join("\n"))),
+        Err(others) => {
+            errors.push(others.to_string());
+            Err(Failure::Usage(errors.join("\n")))
+        }
+    }
 }
 
-fn one_of(flag: &str, value: Option<&str>, names: &[&str]) -> Result<(), Failure> {
-    match value {
-        Some(value) if !names.contains(&value) => {
-            Err(Failure::Usage(format!("{flag}: {value:?} is not one of {}", names.join(", "))))
-        }
-        _ => Ok(()),
-    }
+fn wrong(flag: &str, value: Option<&str>, names: &[&str]) -> Option<String> {
+    let value = value.filter(|value| !names.contains(value))?;
+    Some(format!("{flag}: {value:?} is not one of {}", names.join(", ")))
 }
 
 fn matches(flags: &MonitorFlags, decided: &Decided) -> bool {

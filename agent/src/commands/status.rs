@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::view::{self, PodView, ProgramView};
-use super::{Failure, ask, datapath, place, print_json};
+use super::{Failure, ask, broken_off, datapath, place, print_json};
 use crate::cli::ReadFlags;
 use crate::control::{AgentStatus, Question};
 
@@ -75,7 +75,7 @@ fn listens(pod: &PodView) -> bool {
 
 fn read_status(mut answer: impl BufRead) -> Result<AgentStatus, Failure> {
     let mut line = String::new();
-    answer.read_line(&mut line)?;
+    answer.read_line(&mut line).map_err(|error| broken_off(&error))?;
     serde_json::from_str(&line).map_err(|error| Failure::Failed(format!("the agent's answer: {error}")))
 }
 
