@@ -51,7 +51,7 @@ fn full() -> Full {
     }
     let before = Pinned::of(&mesh.agent).counts().unwrap();
     // The pod of every mesh has its default list besides: 15020, outbound.
-    assert_eq!(before[name::PORTS], large.len() * each + OWN_PORTS + 1);
+    assert_eq!(before.get(name::PORTS).copied().unwrap(), large.len() * each + OWN_PORTS + 1);
     Full { mesh, large, listeners, before }
 }
 

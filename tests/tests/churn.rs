@@ -1,8 +1,6 @@
 //! Tens of thousands of short connections, ended in every way that there is: nothing stays in any map, and
 //! every single one is counted.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
 use std::time::Duration;
@@ -117,7 +115,7 @@ fn a_connection_that_is_given_up_on_its_way_leaves_nothing() {
 /// Dials from the world, to the end or not.
 fn dial_in(world: &World, to: Ipv4Addr, number: u16) -> Result<()> {
     let to = remote(to, number);
-    if number % 4 != 0 {
+    if !number.is_multiple_of(4) {
         return dst_server::confirm(world.tcp4()?, to);
     }
     let socket = world.tcp4()?;

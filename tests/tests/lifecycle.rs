@@ -1,6 +1,11 @@
 //! The life of an enrolment: ADD, again and again; CHECK; DEL; GC; and what each of them leaves.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests panic as tests do")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests panic as tests do"
+)]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -59,10 +64,9 @@ const DIRECT: (&str, &str) = ("outside", "app");
 
 #[track_caller]
 fn assert_failed(reply: &Reply, expected: u32, text: &str) {
-    match reply {
-        Reply::Failed { code, msg, .. } if *code == expected && msg.contains(text) => {}
-        other => panic!("wanted code {expected} with {text:?}: {other:?}"),
-    }
+    let Reply::Failed { code, msg, .. } = reply else { panic!("{reply:?}") };
+    assert_eq!(*code, expected, "{msg}");
+    assert!(msg.contains(text), "{msg}");
 }
 
 /// ADD of an attachment that is not quite the pod's own.

@@ -223,13 +223,13 @@ fn programs_that_lost_their_place_are_attached_again_by_the_next_agent() {
     let listeners = mesh.proxy_listeners().unwrap();
     let link = mesh.agent.bpffs().join(format!("v{}/links/veer_connect4", veer_common::ABI_VERSION));
     std::fs::remove_file(link).unwrap();
-    let status = || mesh.agent.command(&["status"]).output().unwrap();
-    wait::until("the kernel to take the program off", PATIENCE, || status().status.code() == Some(70))
-        .unwrap();
-    let errors = String::from_utf8(status().stderr).unwrap();
+    let status = |agent: &Agent| agent.command(&["status"]).output().unwrap();
+    let is_off = || status(&mesh.agent).status.code() == Some(70);
+    wait::until("the kernel to take the program off", PATIENCE, is_off).unwrap();
+    let errors = String::from_utf8(status(&mesh.agent).stderr).unwrap();
     assert_eq!(errors, "veer: not attached: veer_connect4; a restart of the agent attaches them\n");
     mesh.agent.stop().unwrap();
     mesh.agent.start_again().unwrap();
-    assert_eq!(status().status.code(), Some(0));
+    assert_eq!(status(&mesh.agent).status.code(), Some(0));
     assert_eq!(ends(&mesh, &listeners), CAPTURED);
 }
