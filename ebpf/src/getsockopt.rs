@@ -21,26 +21,29 @@ const LONGEST_BUFFER: u32 = 4096;
 /// Runs after the kernel's own getsockopt(); the call's result stands unless it is changed here.
 #[inline(always)]
 pub fn getsockopt(context: SockOpt) {
-    if context.length() > LONGEST_BUFFER {
+    if !original_destination(context) && context.length() > LONGEST_BUFFER {
         context.set_length(0);
-        return;
-    }
-    let level = context.level();
-    if context.option() != ORIGINAL_DST || (level != SOL_IP && level != SOL_IPV6) {
-        return;
-    }
-    let Some(record) = maps::record(context.socket()) else { return };
-    if record.role != role::ACCEPTED {
-        return;
-    }
-    // A dual-stack listener has v4 connections on v6 sockets: the address decides, not the socket.
-    if record.destination.is_v4() == (level == SOL_IP) {
-        answer(context, level, &record.destination, record.port);
     }
 }
 
+/// Answers if the question and the socket are the proxy's.
 #[inline(always)]
-fn answer(context: SockOpt, level: u32, destination: &Address, port: Port) {
+fn original_destination(context: SockOpt) -> bool {
+    let level = context.level();
+    if context.option() != ORIGINAL_DST || (level != SOL_IP && level != SOL_IPV6) {
+        return false;
+    }
+    let Some(record) = maps::record(context.socket()) else { return false };
+    if record.role != role::ACCEPTED {
+        return false;
+    }
+    // A dual-stack listener has v4 connections on v6 sockets: the address decides, not the socket.
+    record.destination.is_v4() == (level == SOL_IP)
+        && answer(context, level, &record.destination, record.port)
+}
+
+#[inline(always)]
+fn answer(context: SockOpt, level: u32, destination: &Address, port: Port) -> bool {
     let [a, b, c, d] = destination.words();
     let written = if level == SOL_IP {
         let head = head(AF_INET, port);
@@ -53,6 +56,7 @@ fn answer(context: SockOpt, level: u32, destination: &Address, port: Port) {
         context.set_length(written);
         context.succeed();
     }
+    written != 0
 }
 
 /// The first word of a sockaddr: the family in host order, the port in network order.
