@@ -52,11 +52,15 @@ pub const MAX_RANGES: u32 = 262_144;
 pub const MAX_OWN_ADDRESSES: u32 = 65_536;
 /// Listeners of all proxies: pods x ports x workers.
 pub const MAX_LISTENERS: u32 = 65_536;
-/// Connections that are being opened at one moment on the node.
-pub const MAX_HAND_OFFS: u32 = 65_536;
+/// Redirected connections that have not reached their proxy, on the node.
+pub const MAX_HAND_OFFS: u32 = 262_144;
+/// Redirected connections that have not reached their proxy, of one pod; further ones are refused. It takes
+/// microseconds to get there, unless the proxy does not accept: then one pod's diallers would fill the map
+/// for all.
+pub const MAX_HAND_OFFS_OF_POD: i64 = 4096;
 /// Bytes of the ring buffer, a power of two.
 pub const EVENTS_BYTES: u32 = 1 << 20;
-/// Workers (`SO_REUSEPORT` listeners) of one proxy port that can be held.
+/// Listeners of one proxy port that can be held: the first half for the proxy's own identity.
 pub const MAX_LISTENER_SLOTS: u32 = 128;
 
 /// Bits of [`PodPolicy::flags`].
@@ -221,8 +225,9 @@ pub struct HandOffKey {
     pub source_port: Port,
     /// The proxy's port that was dialled instead.
     pub listener_port: Port,
-    /// Zero.
-    pub _reserved: [u8; 4],
+    /// 0 if the proxy was dialled at 127.0.0.1 or ::1, 1 if at the pod's own address: the kernel may give
+    /// one source to a connection of each kind.
+    pub to_own_address: u32,
 }
 
 /// What the proxy must learn of a redirected connection.

@@ -54,6 +54,8 @@ pub enum Reason {
     NotTcp = 22,
     /// Inbound: the pod's proxy serves IPv4 alone (no `ISTIO_DUAL_STACK`), so IPv6 is left alone.
     Ipv6NotCapturedInbound = 23,
+    /// Outbound: too many connections of the pod wait for a proxy that does not accept them; refused.
+    ProxyBacklog = 24,
 }
 
 /// What a verdict does with a connection.
@@ -88,10 +90,13 @@ pub enum Fault {
 
 /// Number of counters that each pod has: reasons from 0, faults from 32.
 pub const COUNTERS: usize = 40;
+/// The one counter that goes down, too: redirected connections that have not reached the proxy yet. A
+/// signed number; an enrolment that begins while some are on their way takes it below zero for a moment.
+pub const HAND_OFFS_NOW: usize = COUNTERS - 1;
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ExcludedPort,
         Self::PassthroughSource,
         Self::ProxyToOwnAddress,
@@ -116,6 +121,7 @@ impl Reason {
         Self::WithinPod,
         Self::NotTcp,
         Self::Ipv6NotCapturedInbound,
+        Self::ProxyBacklog,
     ];
 
     /// The reason with this number, as events and counters carry it.
@@ -129,7 +135,7 @@ impl Reason {
         match self {
             Self::IncludedPort | Self::IncludedRange | Self::AllOutbound => Action::ToOutbound,
             Self::ProxyToOwnAddress | Self::AllInbound | Self::IncludedInboundPort => Action::ToInbound,
-            Self::NoMemory | Self::NoListener => Action::Drop,
+            Self::NoMemory | Self::NoListener | Self::ProxyBacklog => Action::Drop,
             Self::ExcludedPort
             | Self::PassthroughSource
             | Self::AppToOwnAddress
@@ -151,7 +157,7 @@ impl Reason {
 
     /// Whether the connection came from outside of the pod.
     pub const fn is_inbound(self) -> bool {
-        self as u32 >= Self::AllInbound as u32
+        self as u32 >= Self::AllInbound as u32 && self as u32 <= Self::Ipv6NotCapturedInbound as u32
     }
 
     /// The name that commands, logs and metrics show.
@@ -171,6 +177,7 @@ impl Reason {
             Self::NotIncluded => "not-included",
             Self::NoAddressOfFamily => "no-address-of-family",
             Self::NoMemory => "no-memory",
+            Self::ProxyBacklog => "proxy-backlog",
             Self::Ipv6NotCaptured => "ipv6-not-captured",
             Self::AllInbound => "all-inbound",
             Self::IncludedInboundPort => "included-inbound-port",

@@ -92,7 +92,7 @@ fn bytes(lines: &mut Lines) {
             source: address(0xa0),
             source_port: port(0),
             listener_port: port(1),
-            _reserved: [0; 4],
+            to_own_address: 1,
         },
     );
     record(lines, "HandOff", &HandOff { destination: address(0xa0), port: port(0), _reserved: [0; 6] });

@@ -63,7 +63,11 @@ fn connect(context: SockAddr, v6: bool) -> Answer {
         destination: facts.destination,
         port: facts.port,
     };
-    let reason = verdict::outbound(pod, &PodRules(cookie), &connection);
+    let mut reason = verdict::outbound(pod, &PodRules(cookie), &connection);
+    let to_proxy = matches!(reason.action(), Action::ToOutbound | Action::ToInbound);
+    if to_proxy && count::proxy_is_behind(cookie) {
+        reason = Reason::ProxyBacklog;
+    }
     count::decision(cookie, reason, &facts);
     match reason.action() {
         Action::Direct => {

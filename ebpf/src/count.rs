@@ -4,8 +4,8 @@
 
 use veer_common::address::{Address, Port};
 use veer_common::event::Event;
-use veer_common::maps::NetnsCookie;
-use veer_common::reason::{COUNTERS, Fault, Reason};
+use veer_common::maps::{MAX_HAND_OFFS_OF_POD, NetnsCookie};
+use veer_common::reason::{COUNTERS, Fault, HAND_OFFS_NOW, Reason};
 
 use crate::{ctx, maps};
 
@@ -30,7 +30,7 @@ pub struct Facts {
 /// stack counts only while it runs, and all frames together have 512 bytes.
 #[inline(never)]
 pub fn decision(cookie: NetnsCookie, reason: Reason, facts: &Facts) {
-    add(cookie, reason as u32);
+    add(cookie, reason as usize, 1);
     if !maps::watched() {
         return;
     }
@@ -54,33 +54,49 @@ pub fn decision(cookie: NetnsCookie, reason: Reason, facts: &Facts) {
     event.submit(0);
 }
 
+/// Notes that a redirected connection is on its way to the proxy (1), or not any more (-1).
+#[inline(always)]
+pub fn hand_off(cookie: NetnsCookie, change: i64) {
+    add(cookie, HAND_OFFS_NOW, change);
+}
+
+/// Whether so many connections wait for the pod's proxy that no further one may.
+#[inline(always)]
+pub fn proxy_is_behind(cookie: NetnsCookie) -> bool {
+    let Some(counters) = maps::counters(cookie) else { return false };
+    // SAFETY: the index is below the array's length.
+    let counter = unsafe { counters.cast::<i64>().add(HAND_OFFS_NOW) };
+    // SAFETY: an aligned 8-byte value; volatile, because other CPUs change it.
+    let now = unsafe { counter.read_volatile() };
+    now >= MAX_HAND_OFFS_OF_POD
+}
+
 /// Counts a fault.
 #[inline(always)]
 pub fn fault(cookie: NetnsCookie, fault: Fault) {
-    add(cookie, fault as u32);
+    add(cookie, fault as usize, 1);
 }
 
 #[inline(always)]
-fn add(cookie: NetnsCookie, index: u32) {
-    let index = index as usize;
+fn add(cookie: NetnsCookie, index: usize, change: i64) {
     let Some(counters) = maps::counters(cookie) else { return };
     if index >= COUNTERS {
         return;
     }
     // SAFETY: the index is below the array's length.
     let counter = unsafe { counters.cast::<u64>().add(index) };
-    increment(counter);
+    add_atomically(counter, change);
 }
 
-/// Adds 1 atomically. As an instruction: Rust has no atomics for this target, and a fetching add, which
+/// As an instruction: Rust has no atomics for this target, and a fetching add, which
 /// the intrinsic would be, exists on kernels from 5.12 only.
 #[inline(always)]
-fn increment(counter: *mut u64) {
+fn add_atomically(counter: *mut u64, change: i64) {
     #[cfg(target_arch = "bpf")]
     // SAFETY: an aligned u64 inside of a map value, which all programs only add to.
     unsafe {
-        core::arch::asm!("lock *(u64 *)({p} + 0) += {one}", p = in(reg) counter, one = in(reg) 1u64);
+        core::arch::asm!("lock *(u64 *)({p} + 0) += {c}", p = in(reg) counter, c = in(reg) change);
     }
     #[cfg(not(target_arch = "bpf"))]
-    let _ = counter;
+    let _ = (counter, change);
 }

@@ -4,6 +4,7 @@
 //! SYN not sent: the entry is filed under it. At `PASSIVE_ESTABLISHED` it moves into the accepted
 //! socket's storage. `STATE_CB` removes what never got there.
 
+use veer_common::address::Address;
 use veer_common::event::NO_ID;
 use veer_common::maps::{HandOff, HandOffKey, NetnsCookie, SocketRecord, role};
 use veer_common::reason::{Action, Fault};
@@ -11,7 +12,7 @@ use veer_common::verdict::{self, Inbound};
 
 use crate::count::{self, Facts};
 use crate::ctx::SockOps;
-use crate::maps;
+use crate::maps::{self, Filed};
 use crate::rules::PodRules;
 
 /// `TCP_CLOSE` as a state.
@@ -25,7 +26,7 @@ fn key_of_dialler(context: SockOps, record: &SocketRecord) -> HandOffKey {
         source: context.local(),
         source_port: context.local_port(),
         listener_port: record.target_port,
-        _reserved: [0; 4],
+        to_own_address: to_own_address(&record.target),
     }
 }
 
@@ -44,9 +45,13 @@ pub fn connecting(context: SockOps) {
     let Some(record) = dialler(context) else { return };
     let key = key_of_dialler(context, record);
     let value = HandOff { destination: record.destination, port: record.port, _reserved: [0; 6] };
-    if !maps::put_hand_off(&key, &value) {
-        count::fault(record.cookie, Fault::HandOff);
-        return;
+    match maps::put_hand_off(&key, &value) {
+        Filed::New => count::hand_off(record.cookie, 1),
+        Filed::Replaced => {}
+        Filed::Refused => {
+            count::fault(record.cookie, Fault::HandOff);
+            return;
+        }
     }
     context.watch_state();
 }
@@ -59,8 +64,21 @@ pub fn state_changed(context: SockOps) {
         return;
     }
     if let Some(record) = dialler(context) {
-        maps::remove_hand_off(&key_of_dialler(context, record));
+        forget(&key_of_dialler(context, record));
     }
+}
+
+#[inline(always)]
+fn forget(key: &HandOffKey) {
+    if maps::remove_hand_off(key) {
+        count::hand_off(key.cookie, -1);
+    }
+}
+
+/// The part of the key that says where the proxy was dialled.
+#[inline(always)]
+fn to_own_address(target: &Address) -> u32 {
+    u32::from(!target.is_loopback())
 }
 
 /// `PASSIVE_ESTABLISHED`: on the proxy's side. The socket has its listener's record by inheritance.
@@ -81,12 +99,12 @@ pub fn accepted(context: SockOps) {
         source: context.remote(),
         source_port: context.remote_port(),
         listener_port: context.local_port(),
-        _reserved: [0; 4],
+        to_own_address: to_own_address(&context.local()),
     };
     if let Some(hand_off) = maps::hand_off(&key) {
         record.destination = hand_off.destination;
         record.port = hand_off.port;
-        maps::remove_hand_off(&key);
+        forget(&key);
     } else {
         // It was dialled where it arrived: by the network, and sk_lookup chose the listener, or from
         // within the pod, to the proxy itself.

@@ -1,7 +1,7 @@
 //! The datapath: gathers facts from the kernel's hooks, asks the shared verdict, acts on it.
 //!
 //! Owns: one module for each hook family ([`connect`], [`handoff`], [`listen`], [`getsockopt`],
-//! [`getpeername`], [`sock_create`], [`sk_lookup`]), the maps behind accessors ([`maps`]), and every
+//! [`getpeername`], [`setsockopt`], [`sock_create`], [`sk_lookup`]), the maps behind accessors ([`maps`]), and every
 //! access to a kernel context ([`ctx`]).
 //! Never does: decide. What goes where is `veer_common::verdict`; a test on a laptop runs the same code.
 //! Called by: the entry points in `bin/`, which the kernel calls. Nothing runs for a packet, only for a
@@ -19,6 +19,7 @@ pub mod handoff;
 pub mod listen;
 pub mod maps;
 pub mod rules;
+pub mod setsockopt;
 pub mod sk_lookup;
 pub mod sock_create;
 

@@ -3,7 +3,8 @@
 //! Every worker of a `SO_REUSEPORT` group has a slot of its own: an entry dies with its socket, and with
 //! one slot for the group its closing would refuse connections although the other workers live.
 
-use veer_common::maps::role;
+use veer_common::address::Address;
+use veer_common::maps::{MAX_LISTENER_SLOTS, NetnsCookie, PodPolicy, SocketRecord, flag, role};
 use veer_common::reason::Fault;
 
 use crate::count;
@@ -23,8 +24,30 @@ pub fn listening(context: SockOps) {
     if port.get() != pod.inbound_port.get() && port.get() != pod.outbound_port.get() {
         return;
     }
+    if !may_be_redirected_to(pod, record.cookie, &context.local()) {
+        return;
+    }
     record.role = role::LISTENER;
-    if !maps::register_listener(context, record.cookie, port) {
+    if !maps::register_listener(context, record.cookie, port, first_slot(pod, record)) {
         count::fault(record.cookie, Fault::ListenerNotRegistered);
     }
+}
+
+/// Whether iptables would have sent a connection to a socket bound to this address: 127.0.0.9, or an
+/// address of a family that is not captured, is somebody else's business.
+#[inline(always)]
+fn may_be_redirected_to(pod: &PodPolicy, cookie: NetnsCookie, local: &Address) -> bool {
+    if local.is_unspecified() {
+        return true;
+    }
+    let captured = local.is_v4() || pod.flags & flag::CAPTURES_V6 != 0;
+    captured && (local.is_localhost() || maps::own_address(cookie, local))
+}
+
+/// The proxy's own listeners have the first half of the slots for themselves, and are tried first: an app
+/// cannot take their room.
+#[inline(always)]
+fn first_slot(pod: &PodPolicy, record: &SocketRecord) -> u32 {
+    let is_proxys = record.uid == pod.proxy_uid || record.gid == pod.proxy_gid;
+    if is_proxys { 0 } else { MAX_LISTENER_SLOTS / 2 }
 }

@@ -163,10 +163,27 @@ pub fn event() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<Event>> {
     EVENTS.reserve::<Event>(0)
 }
 
-/// Files a redirected connection until the proxy accepts it. Overwrites: a source port comes back.
+/// What became of a redirected connection that was to be filed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Filed {
+    /// It is one more.
+    New,
+    /// It took the place of one that had the same source.
+    Replaced,
+    /// The map is full.
+    Refused,
+}
+
+/// Files a redirected connection until the proxy accepts it.
 #[inline(always)]
-pub fn put_hand_off(key: &HandOffKey, value: &HandOff) -> bool {
-    HAND_OFFS.insert(key, value, 0).is_ok()
+pub fn put_hand_off(key: &HandOffKey, value: &HandOff) -> Filed {
+    if HAND_OFFS.insert(key, value, u64::from(BPF_NOEXIST)).is_ok() {
+        Filed::New
+    } else if HAND_OFFS.insert(key, value, 0).is_ok() {
+        Filed::Replaced
+    } else {
+        Filed::Refused
+    }
 }
 
 /// The redirected connection that has this source, if there is one.
@@ -176,10 +193,10 @@ pub fn hand_off(key: &HandOffKey) -> Option<&'static HandOff> {
     unsafe { HAND_OFFS.get(key) }
 }
 
-/// Forgets a redirected connection; it may be gone already.
+/// Forgets a redirected connection; false if it is gone already.
 #[inline(always)]
-pub fn remove_hand_off(key: &HandOffKey) {
-    let _gone_already = HAND_OFFS.remove(key);
+pub fn remove_hand_off(key: &HandOffKey) -> bool {
+    HAND_OFFS.remove(key).is_ok()
 }
 
 /// The record of a socket. `socket` comes from a context and is not null.
@@ -203,10 +220,10 @@ pub fn record_or_insert(socket: *mut c_void) -> Option<&'static mut SocketRecord
     unsafe { record.cast::<SocketRecord>().as_mut() }
 }
 
-/// Registers the listener of a TCP_LISTEN callback in the first free slot of its port.
+/// Registers the listener of a TCP_LISTEN callback in the first free slot of its port from `first` on.
 #[inline(always)]
-pub fn register_listener(context: SockOps, cookie: NetnsCookie, port: Port) -> bool {
-    let mut slot = 0;
+pub fn register_listener(context: SockOps, cookie: NetnsCookie, port: Port, first: u32) -> bool {
+    let mut slot = first;
     while slot < MAX_LISTENER_SLOTS {
         let mut key = ListenerKey { cookie, port, _reserved: [0; 2], slot };
         let (map, key) = (LISTENERS.pointer(), ptr::from_mut(&mut key).cast());

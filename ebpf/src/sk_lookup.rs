@@ -60,7 +60,7 @@ fn redirected_to_own_address(context: SkLookup, cookie: NetnsCookie, connection:
         source: connection.remote,
         source_port: context.remote_port(),
         listener_port: connection.port,
-        _reserved: [0; 4],
+        to_own_address: 1,
     };
     if maps::hand_off(&key).is_some()
         && maps::assign_listener(context, cookie, connection.port) == Assigned::Refused

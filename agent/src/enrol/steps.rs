@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use veer_common::address::{Address, Port};
 use veer_common::event::NO_ID;
@@ -151,7 +152,8 @@ fn inside(netns: &NetnsThread, of: BorrowedFd<'_>, change: fn() -> io::Result<()
 
 /// The pod's netns, if it is still where the runtime had it.
 pub fn open_netns(pod: &Enrolled) -> Option<File> {
-    let netns = File::open(&pod.netns_path).ok()?;
+    // Whatever is there now must not be able to hold us up, as a FIFO would.
+    let netns = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&pod.netns_path).ok()?;
     NetnsId::of(netns.as_fd()).is_ok_and(|id| id == pod.netns).then_some(netns)
 }
 

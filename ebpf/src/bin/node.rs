@@ -13,7 +13,7 @@ use veer_common::maps::{Enrolment, MAX_PODS, NetnsCookie};
 use veer_ebpf::connect::{self, Answer};
 use veer_ebpf::ctx::{SkLookup, SockAddr, SockOps, SockOpt};
 use veer_ebpf::sk_lookup::{self as inbound, Answer as Inbound};
-use veer_ebpf::{getpeername, getsockopt, handoff, listen, maps, sock_create};
+use veer_ebpf::{getpeername, getsockopt, handoff, listen, maps, setsockopt, sock_create};
 
 /// Who the enrolled pods are. No program reads it: it is here because it lives and dies with the others.
 #[map]
@@ -59,6 +59,12 @@ fn veer_peername6(context: SockAddrContext) -> i32 {
 fn veer_getsockopt(context: SockoptContext) -> i32 {
     getsockopt::getsockopt(SockOpt::new(context.sockopt));
     1
+}
+
+/// No routing headers.
+#[cgroup_sockopt(setsockopt)]
+fn veer_setsockopt(context: SockoptContext) -> i32 {
+    i32::from(setsockopt::setsockopt(SockOpt::new(context.sockopt)))
 }
 
 const TCP_CONNECT_CB: u32 = 3;

@@ -29,8 +29,9 @@ const INBOUND_PROGRAM: &str = "veer_inbound";
 
 /// The programs of the cgroup, in the order in which they are attached: identity and hand-off are there
 /// before anything is redirected.
-pub const CGROUP_PROGRAMS: [(&str, AttachType); 7] = [
+pub const CGROUP_PROGRAMS: [(&str, AttachType); 8] = [
     ("veer_sock_new", AttachType::SockCreate),
+    ("veer_setsockopt", AttachType::SetSockOpt),
     ("veer_sockops", AttachType::SockOps),
     ("veer_getsockopt", AttachType::GetSockOpt),
     ("veer_peername4", AttachType::GetPeerName4),

@@ -38,6 +38,8 @@ pub enum AttachType {
     Connect6 = 11,
     /// cgroup/getsockopt
     GetSockOpt = 21,
+    /// cgroup/setsockopt
+    SetSockOpt = 22,
     /// cgroup/getpeername4
     GetPeerName4 = 29,
     /// cgroup/getpeername6
