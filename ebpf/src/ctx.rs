@@ -32,7 +32,6 @@ const _: () = {
     assert!(offset_of!(bpf_sock_addr, user_port) == 24 && offset_of!(bpf_sock_addr, protocol) == 36);
     assert!(offset_of!(bpf_sock, protocol) == 12 && offset_of!(bpf_sock, src_ip4) == 24);
     assert!(offset_of!(bpf_sock, src_ip6) == 28 && offset_of!(bpf_sock, src_port) == 44);
-    assert!(offset_of!(bpf_sock, state) == 72);
     assert!(offset_of!(bpf_sock_ops, family) == 20 && offset_of!(bpf_sock_ops, remote_ip4) == 24);
     assert!(offset_of!(bpf_sock_ops, local_ip4) == 28 && offset_of!(bpf_sock_ops, remote_ip6) == 32);
     assert!(offset_of!(bpf_sock_ops, local_ip6) == 48 && offset_of!(bpf_sock_ops, remote_port) == 64);
@@ -249,13 +248,6 @@ impl Sock {
     #[inline(always)]
     pub fn protocol(self) -> u32 {
         load::<12>(self.0.cast())
-    }
-
-    /// `TCP_LISTEN` or another state.
-    #[inline(always)]
-    pub fn is_listening(self) -> bool {
-        const TCP_LISTEN: u32 = 10;
-        load::<72>(self.0.cast()) == TCP_LISTEN
     }
 
     /// The address that an `AF_INET` socket is bound to; 0.0.0.0 for none.

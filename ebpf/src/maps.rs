@@ -28,7 +28,7 @@ use veer_common::maps::{
     PortKey, PortList, RangeList, RangeMatch, Settings, SocketRecord,
 };
 
-use crate::ctx::{SkLookup, Sock, SockOps};
+use crate::ctx::{SkLookup, SockOps};
 
 #[map]
 static PODS: HashMap<NetnsCookie, PodPolicy> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
@@ -261,12 +261,6 @@ pub fn assign_listener(context: SkLookup, cookie: NetnsCookie, port: Port) -> As
         // SAFETY: the map is a sockhash and the key is of its type.
         let socket = unsafe { bpf_map_lookup_elem(LISTENERS.pointer(), ptr::from_ref(&key).cast()) };
         if socket.is_null() {
-            continue;
-        }
-        // A socket that paused by shutdown() keeps its slot, and would swallow every connection.
-        if !Sock::new(socket).is_listening() {
-            // SAFETY: gives back what the lookup took; the socket is not used after this.
-            let _ = unsafe { bpf_sk_release(socket) };
             continue;
         }
         // SAFETY: the socket is the one that was just looked up and is held.
