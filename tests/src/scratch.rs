@@ -69,8 +69,9 @@ impl Drop for BpfFs {
 }
 
 /// Removes everything named `veer-test-PID-…` of processes that are gone. What cannot be removed is
-/// left for the next time: leftovers must not fail a test that has nothing to do with them.
-fn remove_leftovers() {
+/// left for the next time: leftovers must not fail a test that has nothing to do with them. Every process
+/// that names something does this once; a supervisor does it again after what it supervised.
+pub fn remove_leftovers() {
     for name in netns::names().into_iter().filter(|name| is_orphan(name)) {
         report(&name, netns::remove(&name));
     }

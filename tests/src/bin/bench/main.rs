@@ -1,0 +1,83 @@
+//! `bench`: what a connection and an enrolment cost, against istio-init's rules and against nothing.
+//!
+//! Owns: the measurements and how they are told. Never does: touch the machine's own network (pods and
+//! world are namespaces), or compare what did not run in the same minute. `cargo xtask bench` builds
+//! everything for release and runs it.
+//!
+//! Three pods in one world: `direct` is left alone, `iptables` has the rules that istio-init programs, in
+//! `veer` the real agent redirects. In each the same server ([`server`]) and the same client ([`client`])
+//! do the same system calls; only the path between them differs ([`scene`]). Rounds take turns
+//! ([`paths`]), so that whatever else the machine does meets all three. Then pods are enrolled, by the
+//! agent and by whole processes ([`joining`]), and the agent is looked at ([`footprint`]). Numbers become
+//! medians and ratios in [`statistics`] and [`report`], which are pure, as are [`table`] and [`plot`].
+//!
+//! The process that is started ([`supervise`]) runs another one, which does all of this, and removes what
+//! that one leaves, however it ends.
+
+mod client;
+mod end;
+mod footprint;
+mod joining;
+mod order;
+mod paths;
+mod plot;
+mod progress;
+mod report;
+mod run;
+mod scene;
+mod server;
+mod statistics;
+mod supervise;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Direct, iptables and veer in one run: a connection, a request, throughput, and enrolment.
+///
+/// Prints a table, and writes bench.json and bench.svg.
+#[derive(Parser)]
+#[command(name = "bench")]
+struct Options {
+    /// A short run: fewer rounds and samples
+    #[arg(long)]
+    quick: bool,
+    /// Where bench.json and bench.svg go
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    out: PathBuf,
+    /// CPUs of client and server, as `2,3` [default: the last one for both]
+    #[arg(long, value_name = "CLIENT,SERVER")]
+    cpus: Option<order::Cpus>,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+/// What a process of the bench is, besides the one that was started.
+#[derive(Subcommand)]
+enum Role {
+    /// Measures
+    #[command(hide = true)]
+    Run,
+    /// Serves the measured connections
+    #[command(hide = true)]
+    Server(server::Options),
+    /// Opens the measured connections
+    #[command(hide = true)]
+    Client(client::Options),
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let outcome = match &options.role {
+        None => supervise::supervise(),
+        Some(Role::Run) => run::run(&options).map(|()| ExitCode::SUCCESS),
+        Some(Role::Server(server)) => server::serve(server).map(|()| ExitCode::SUCCESS),
+        Some(Role::Client(client)) => client::obey(client).map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("bench: {error:#}");
+        ExitCode::FAILURE
+    })
+}
