@@ -162,6 +162,11 @@ impl Listeners {
         Ok(())
     }
 
+    /// Leaves room for one connection that waits to be accepted.
+    pub fn shorten_queues(&self) -> Result<()> {
+        self.sockets.iter().try_for_each(|(label, socket)| socket.listen(0).context(*label))
+    }
+
     /// Adds all of another set.
     pub fn extend(&mut self, other: Self) {
         self.sockets.extend(other.sockets);
