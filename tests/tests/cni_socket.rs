@@ -303,7 +303,11 @@ fn as_nobody(program: &Path, arguments: &[&str], variables: &[(&str, &str)], inp
     command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let in_time = wait::until_some("the program to end", wait::LIMIT, || child.try_wait().unwrap());
+    // One that would never end must not stay.
+    child.kill().unwrap();
     let output = child.wait_with_output().unwrap();
+    in_time.unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.code().unwrap(), String::from_utf8(text).unwrap())
 }
@@ -336,8 +340,8 @@ fn who_is_not_root_is_refused_by_the_mode_and_by_the_agent() {
     assert_eq!((code, text.contains("watching")), (69, false), "{text}");
     let (code, text) = status(&plugin);
     assert_eq!(code, 1, "{text}");
-    for socket in ["CNI", "control"] {
-        let line = format!("refused a connection to the {socket} socket: the peer is not root");
+    for socket in ["cni.sock", "control.sock"] {
+        let line = format!("refused a connection: the peer is not root socket=\"{socket}\"");
         assert!(unharmed.agent().log().contains(&line), "{}", unharmed.agent().log());
     }
     unharmed.assert();

@@ -157,6 +157,19 @@ fn del_of_a_pod_that_is_not_known_is_fine_any_number_of_times() {
 }
 
 #[test]
+fn del_after_the_netns_went_leaves_nothing_either() {
+    let mesh = Mesh::new().unwrap();
+    let gone = mesh.another_pod("gone").unwrap();
+    let its_cookie = cookie(&mesh.agent, &gone);
+    let attachment = Attachment { netns: String::new(), pod: None, ..gone.attachment() };
+    drop(gone);
+    assert_eq!(mesh.agent.ask(Verb::Del(attachment)).unwrap(), Reply::Done);
+    let left = Pinned::of(&mesh.agent).of_pod(its_cookie).unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(enrolled(&mesh.agent), ["pod"]);
+}
+
+#[test]
 fn a_pod_that_is_enrolled_again_finds_the_listeners_that_it_had() {
     let mesh = Mesh::new().unwrap();
     let listeners = listeners(&mesh, &mesh.pod);

@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::process::Output;
 
 use serde_json::{Value, json};
 use veer_common::cni::{Reply, code};
@@ -15,6 +14,7 @@ use veer_tests::load::{self, Progress};
 use veer_tests::mesh::{APP, INBOUND, Listeners, Mesh, OUTBOUND, PATIENCE, dial, dial_from_world};
 use veer_tests::pinned::Pinned;
 use veer_tests::pod::{REMOTE_V4, TestPod, World};
+use veer_tests::process::Process;
 use veer_tests::socket_maker::Maker;
 use veer_tests::wait;
 
@@ -145,22 +145,19 @@ fn a_stopped_agent_removes_its_sockets_and_nothing_else() {
     assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
 }
 
-/// Another agent with the same directories.
-fn second_agent(mesh: &Mesh) -> Output {
-    let pods_from = format!("--pods-from={}", mesh.agent.run_dir().with_file_name("pods").display());
-    let cgroup = format!("--cgroup={}", mesh.cgroup.path().display());
-    mesh.agent.command(&["agent", &pods_from, &cgroup]).output().unwrap()
-}
-
 #[test]
 fn a_second_agent_on_the_same_directory_refuses_and_leaves_the_first_alone() {
     let mesh = Mesh::new().unwrap();
     let listeners = mesh.proxy_listeners().unwrap();
-    let second = second_agent(&mesh);
-    let errors = String::from_utf8(second.stderr).unwrap();
-    let lock = mesh.agent.run_dir().join("agent.lock");
-    assert_eq!(second.status.code(), Some(70), "{errors}");
-    assert_eq!(errors, format!("veer: another agent runs on {}: a node has one\n", lock.display()));
+    let place = mesh.agent.run_dir();
+    let pods_from = format!("--pods-from={}", place.with_file_name("pods").display());
+    let cgroup = format!("--cgroup={}", mesh.cgroup.path().display());
+    let command = mesh.agent.command(&["agent", &pods_from, &cgroup]);
+    let mut second = Process::start("a second agent", command, &place.with_file_name("second.log")).unwrap();
+    assert_eq!(second.wait().unwrap().code(), Some(70), "{}", second.log());
+    let text =
+        format!("veer: another agent runs on {}: a node has one\n", place.join("agent.lock").display());
+    assert_eq!(second.log(), text);
     assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
     assert!(mesh.agent.json(&["status"]).unwrap()["agentError"].is_null());
     assert_eq!(ends(&mesh, &listeners), CAPTURED);
