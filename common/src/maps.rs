@@ -19,7 +19,7 @@ pub mod name {
     pub const ENROLMENTS: &str = "ENROLMENTS";
     /// `cookie -> `[`Counters`](super::Counters).
     pub const COUNTERS: &str = "COUNTERS";
-    /// [`PortKey`](super::PortKey)` -> u32`: membership in a port list.
+    /// [`PortListKey`](super::PortListKey)` -> `[`PortSet`](super::PortSet): the lists that are not empty.
     pub const PORTS: &str = "PORTS";
     /// [`RangeMatch`](super::RangeMatch)` -> u32`, a longest-prefix trie: membership in a CIDR list.
     pub const RANGES: &str = "RANGES";
@@ -44,10 +44,12 @@ pub mod name {
 
 /// Most pods that one node holds; Kubernetes recommends 110, the largest platforms allow 512.
 pub const MAX_PODS: u32 = 4096;
-/// Entries of all port lists of all pods. Beyond it enrolment fails; no list is ever cut short.
-pub const MAX_PORTS: u32 = 262_144;
-/// Entries of all CIDR lists of all pods.
-pub const MAX_RANGES: u32 = 262_144;
+/// Port lists of all pods: one of each [`PortList`] for every pod, so that pods run out before lists do. A
+/// list is one entry however long it is: no pod can take another's room.
+pub const MAX_PORT_LISTS: u32 = MAX_PODS * 4;
+/// Entries of all CIDR lists of all pods. Beyond it enrolment fails; no list is ever cut short. It takes more
+/// than a hundred pods whose annotations are full of ranges to get there; the trie takes no room in advance.
+pub const MAX_RANGES: u32 = 4_194_304;
 /// Addresses of all pods.
 pub const MAX_OWN_ADDRESSES: u32 = 65_536;
 /// Listeners of all proxies: pods x ports x workers.
@@ -125,18 +127,68 @@ pub enum PortList {
     IncludedInbound = 4,
 }
 
-/// Key of a port in a list.
+/// Key of a list of ports.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct PortKey {
+pub struct PortListKey {
     /// The pod.
     pub cookie: NetnsCookie,
     /// A [`PortList`].
     pub list: u32,
-    /// The port.
-    pub port: Port,
     /// Zero.
-    pub _reserved: [u8; 2],
+    pub _reserved: u32,
+}
+
+impl PortListKey {
+    /// The key of a pod's list.
+    #[inline(always)]
+    pub const fn new(cookie: NetnsCookie, list: PortList) -> Self {
+        Self { cookie, list: list as u32, _reserved: 0 }
+    }
+}
+
+/// The ports of a list, a bit for each: port `p` is bit `p % 64` of word `p / 64`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PortSet(pub [u64; Self::WORDS]);
+
+impl PortSet {
+    /// Words of a set.
+    pub const WORDS: usize = 1024;
+    /// Without any port.
+    pub const EMPTY: Self = Self([0; Self::WORDS]);
+
+    /// The word that holds a port.
+    #[inline(always)]
+    pub const fn word(port: Port) -> usize {
+        (port.get() >> 6) as usize
+    }
+
+    /// The port's bit in its word.
+    #[inline(always)]
+    pub const fn bit(port: Port) -> u64 {
+        1 << (port.get() & 63)
+    }
+
+    /// Whether the port is one of them.
+    pub fn contains(&self, port: Port) -> bool {
+        self.0.get(Self::word(port)).is_some_and(|word| word & Self::bit(port) != 0)
+    }
+
+    /// Adds a port.
+    pub fn insert(&mut self, port: Port) {
+        if let Some(word) = self.0.get_mut(Self::word(port)) {
+            *word |= Self::bit(port);
+        }
+    }
+}
+
+impl FromIterator<Port> for PortSet {
+    fn from_iter<T: IntoIterator<Item = Port>>(ports: T) -> Self {
+        let mut set = Self::EMPTY;
+        ports.into_iter().for_each(|port| set.insert(port));
+        set
+    }
 }
 
 /// A list of address ranges of a pod, for one family: `::/0` must not hold the v4-mapped addresses.
@@ -328,6 +380,21 @@ macro_rules! layout {
 }
 
 layout! {
-    PodPolicy: 56, PortKey: 16, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16, HandOffKey: 32,
-    HandOff: 24, SocketRecord: 64, Settings: 8, Counters: 320, Enrolment: 872,
+    PodPolicy: 56, PortListKey: 16, PortSet: 8192, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16,
+    HandOffKey: 32, HandOff: 24, SocketRecord: 64, Settings: 8, Counters: 320, Enrolment: 872,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_set_holds_what_was_put_in_and_nothing_else() {
+        let ports = [0, 1, 63, 64, 65, 15001, 32768, 65534, 65535];
+        let set: PortSet = ports.map(Port::new).into_iter().collect();
+        let held: Vec<u16> = (0..=u16::MAX).filter(|port| set.contains(Port::new(*port))).collect();
+        assert_eq!(held, ports);
+        let all: PortSet = (0..=u16::MAX).map(Port::new).collect();
+        assert_eq!(all, PortSet([u64::MAX; PortSet::WORDS]));
+    }
 }

@@ -18,7 +18,8 @@ macro_rules! pod {
 
 pod!(
     maps::PodPolicy,
-    maps::PortKey,
+    maps::PortListKey,
+    maps::PortSet,
     maps::RangeMatch,
     maps::OwnAddressKey,
     maps::ListenerKey,

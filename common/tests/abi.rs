@@ -10,8 +10,8 @@ use veer_common::ABI_VERSION;
 use veer_common::address::{Address, Port};
 use veer_common::event::Event;
 use veer_common::maps::{
-    self, Counters, Enrolment, HandOff, HandOffKey, ListenerKey, OwnAddressKey, PodPolicy, PortKey, PortList,
-    RangeList, RangeMatch, Settings, SocketRecord, flag, name, role,
+    self, Counters, Enrolment, HandOff, HandOffKey, ListenerKey, OwnAddressKey, PodPolicy, PortList,
+    PortListKey, PortSet, RangeList, RangeMatch, Settings, SocketRecord, flag, name, role,
 };
 use veer_common::reason::{COUNTERS, Fault, Reason};
 use zerocopy::{Immutable, IntoBytes};
@@ -68,11 +68,8 @@ type Lines = Vec<String>;
 
 fn bytes(lines: &mut Lines) {
     record(lines, "PodPolicy", &policy());
-    record(
-        lines,
-        "PortKey",
-        &PortKey { cookie: COOKIE, list: 0x1112_1314, port: port(0), _reserved: [0; 2] },
-    );
+    record(lines, "PortListKey", &PortListKey { cookie: COOKIE, list: 0x1112_1314, _reserved: 0 });
+    port_set(lines);
     record(
         lines,
         "RangeMatch",
@@ -101,6 +98,17 @@ fn bytes(lines: &mut Lines) {
     record(lines, "Counters", &counters());
     record(lines, "Enrolment", &enrolment());
     record(lines, "Event", &event());
+}
+
+/// The ports at the ends of the set and of its words: each with the bytes that alone are not zero for it.
+fn port_set(lines: &mut Lines) {
+    lines.push(format!("PortSet: {} bytes, aligned to {}", size_of::<PortSet>(), align_of::<PortSet>()));
+    for number in [0, 7, 8, 63, 64, 15001, 65535] {
+        let set: PortSet = [Port::new(number)].into_iter().collect();
+        for (at, byte) in set.as_bytes().iter().enumerate().filter(|(_, byte)| **byte != 0) {
+            lines.push(format!("PortSet {number} {at:04x} {byte:02x}"));
+        }
+    }
 }
 
 const COOKIE: u64 = 0x0102_0304_0506_0708;
@@ -185,7 +193,7 @@ fn numbers(lines: &mut Lines) {
         (name::PODS, maps::MAX_PODS),
         (name::ENROLMENTS, maps::MAX_PODS),
         (name::COUNTERS, maps::MAX_PODS),
-        (name::PORTS, maps::MAX_PORTS),
+        (name::PORTS, maps::MAX_PORT_LISTS),
         (name::RANGES, maps::MAX_RANGES),
         (name::OWN_ADDRESSES, maps::MAX_OWN_ADDRESSES),
         (name::LISTENERS, maps::MAX_LISTENERS),

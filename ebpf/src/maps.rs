@@ -10,6 +10,7 @@
 )]
 
 use core::ffi::c_void;
+use core::hint::black_box;
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
@@ -24,8 +25,8 @@ use veer_common::address::{Address, Port};
 use veer_common::event::Event;
 use veer_common::maps::{
     Counters, EVENTS_BYTES, HandOff, HandOffKey, ListenerKey, MAX_HAND_OFFS, MAX_LISTENER_SLOTS,
-    MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORTS, MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy,
-    PortKey, PortList, RangeList, RangeMatch, Settings, SocketRecord,
+    MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie, OwnAddressKey,
+    PodPolicy, PortList, PortListKey, PortSet, RangeList, RangeMatch, Settings, SocketRecord,
 };
 
 use crate::ctx::{SkLookup, SockOps};
@@ -35,7 +36,7 @@ static PODS: HashMap<NetnsCookie, PodPolicy> = HashMap::with_max_entries(MAX_POD
 #[map]
 static COUNTERS: HashMap<NetnsCookie, Counters> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
 #[map]
-static PORTS: HashMap<PortKey, u32> = HashMap::with_max_entries(MAX_PORTS, BPF_F_NO_PREALLOC);
+static PORTS: HashMap<PortListKey, PortSet> = HashMap::with_max_entries(MAX_PORT_LISTS, BPF_F_NO_PREALLOC);
 #[map]
 static RANGES: LpmTrie<RangeMatch, u32> = LpmTrie::with_max_entries(MAX_RANGES, 0);
 #[map]
@@ -112,7 +113,13 @@ pub fn counters(cookie: NetnsCookie) -> Option<*mut Counters> {
 /// Whether a port is in a list of the pod.
 #[inline(never)]
 pub fn port_listed(cookie: NetnsCookie, list: PortList, port: Port) -> bool {
-    PORTS.get_ptr(PortKey { cookie, list: list as u32, port, _reserved: [0; 2] }).is_some()
+    let Some(set) = PORTS.get_ptr(PortListKey::new(cookie, list)) else { return false };
+    // The verifier must see the bound, and the compiler, who knows that a port is below 65536, would drop it.
+    let index = black_box(PortSet::word(port)) & (PortSet::WORDS - 1);
+    // SAFETY: the set is words and nothing else, and the index is one of theirs.
+    let word = unsafe { set.cast::<u64>().add(index) };
+    // SAFETY: as for `pod`.
+    unsafe { *word & PortSet::bit(port) != 0 }
 }
 
 /// Whether a range in a list of the pod holds the address.

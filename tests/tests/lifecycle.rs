@@ -122,7 +122,7 @@ fn del_leaves_nothing_of_the_pod_in_any_map() {
         (name::PODS, 1),
         (name::ENROLMENTS, 1),
         (name::COUNTERS, 1),
-        (name::PORTS, 4),
+        (name::PORTS, 2),
         (name::RANGES, 2),
         (name::LISTENERS, 1),
         (name::HAND_OFFS, 1),
@@ -207,7 +207,7 @@ fn a_second_add_of_a_container_brings_its_lists_up_to_date_and_keeps_its_counter
     let reasons = &view(&mesh.agent, pod)["reasons"];
     assert_eq!((&reasons["all-outbound"], &reasons["excluded-port"]), (&3.into(), &2.into()), "{reasons}");
     let counts = Pinned::of(&mesh.agent).of_pod(cookie(&mesh.agent, pod)).unwrap();
-    assert_eq!((counts[name::PORTS], counts[name::ENROLMENTS]), (5, 1));
+    assert_eq!((counts[name::PORTS], counts[name::ENROLMENTS]), (2, 1));
 }
 
 #[test]

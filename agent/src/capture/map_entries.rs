@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use veer_common::address::{Address, Port};
 use veer_common::maps::{
-    NetnsCookie, OwnAddressKey, PodPolicy, PortKey, PortList, RangeList, RangeMatch, flag,
+    NetnsCookie, OwnAddressKey, PodPolicy, PortList, PortListKey, PortSet, RangeList, RangeMatch, flag,
 };
 
 use super::addresses::OwnAddresses;
@@ -25,8 +25,8 @@ const TUNNEL_PORT: u16 = 15008;
 pub struct MapEntries {
     /// Value in `PODS`.
     pub policy: PodPolicy,
-    /// Keys in `PORTS`.
-    pub ports: Vec<PortKey>,
+    /// Entries in `PORTS`: the lists that are not empty.
+    pub ports: Vec<(PortListKey, Box<PortSet>)>,
     /// Keys in `RANGES`: how many bits of the entry must match, and the entry.
     pub ranges: Vec<(u32, RangeMatch)>,
     /// Keys in `OWN_ADDRESSES`.
@@ -38,7 +38,7 @@ pub struct MapEntries {
 pub fn map_entries(cookie: NetnsCookie, capture: &Capture, own: &OwnAddresses) -> MapEntries {
     MapEntries {
         policy: policy(capture, own),
-        ports: port_keys(cookie, capture),
+        ports: port_lists(cookie, capture),
         ranges: range_keys(cookie, capture),
         own_addresses: own_address_keys(cookie, own),
     }
@@ -79,7 +79,7 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
     conditions.into_iter().filter(|(_, holds)| *holds).fold(0, |flags, (bit, _)| flags | bit)
 }
 
-fn port_keys(cookie: NetnsCookie, capture: &Capture) -> Vec<PortKey> {
+fn port_lists(cookie: NetnsCookie, capture: &Capture) -> Vec<(PortListKey, Box<PortSet>)> {
     let (inbound_list, inbound) = match &capture.inbound {
         InboundPorts::All { excluded } => (PortList::ExcludedInbound, excluded),
         InboundPorts::Only(included) => (PortList::IncludedInbound, included),
@@ -89,13 +89,12 @@ fn port_keys(cookie: NetnsCookie, capture: &Capture) -> Vec<PortKey> {
         (PortList::IncludedOutbound, &capture.included_outbound_ports),
         (inbound_list, inbound),
     ];
-    let key = |list: PortList, port: model::Port| PortKey {
-        cookie,
-        list: list as u32,
-        port: port.into(),
-        _reserved: [0; 2],
+    let not_empty = lists.into_iter().filter(|(_, ports)| !ports.is_empty());
+    let entry = |(list, ports): (PortList, &BTreeSet<model::Port>)| {
+        let set: PortSet = ports.iter().copied().map(Port::from).collect();
+        (PortListKey::new(cookie, list), Box::new(set))
     };
-    lists.into_iter().flat_map(|(list, ports)| ports.iter().map(move |port| key(list, *port))).collect()
+    not_empty.map(entry).collect()
 }
 
 fn range_keys(cookie: NetnsCookie, capture: &Capture) -> Vec<(u32, RangeMatch)> {

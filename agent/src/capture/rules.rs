@@ -3,12 +3,12 @@
 //! The two know nothing of each other, so that a test can hold one against the other: what was parsed,
 //! and what the kernel would find in the maps.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use veer_common::address::{Address, Port};
-use veer_common::maps::{NetnsCookie, OwnAddressKey, PortKey, PortList, RangeList, RangeMatch};
+use veer_common::maps::{NetnsCookie, OwnAddressKey, PortList, PortListKey, PortSet, RangeList, RangeMatch};
 use veer_common::verdict::Rules;
 use zerocopy::IntoBytes;
 
@@ -27,7 +27,7 @@ pub struct CaptureRules<'a> {
 #[derive(Clone, Debug)]
 pub struct MapRules {
     cookie: NetnsCookie,
-    ports: HashSet<PortKey>,
+    ports: HashMap<PortListKey, Box<PortSet>>,
     ranges: Vec<(u32, RangeMatch)>,
     own_addresses: HashSet<OwnAddressKey>,
 }
@@ -76,7 +76,7 @@ impl MapRules {
     pub fn new(cookie: NetnsCookie, entries: &MapEntries) -> Self {
         Self {
             cookie,
-            ports: entries.ports.iter().copied().collect(),
+            ports: entries.ports.iter().cloned().collect(),
             ranges: entries.ranges.clone(),
             own_addresses: entries.own_addresses.iter().copied().collect(),
         }
@@ -85,7 +85,7 @@ impl MapRules {
 
 impl Rules for MapRules {
     fn port_listed(&self, list: PortList, port: Port) -> bool {
-        self.ports.contains(&PortKey { cookie: self.cookie, list: list as u32, port, _reserved: [0; 2] })
+        self.ports.get(&PortListKey::new(self.cookie, list)).is_some_and(|set| set.contains(port))
     }
 
     fn range_listed(&self, list: RangeList, address: &Address) -> bool {

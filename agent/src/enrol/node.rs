@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
 use veer_common::address::{Address, Port};
 use veer_common::cni::{Attachment, PodReference, ValidAttachment};
-use veer_common::maps::{NetnsCookie, PodPolicy, flag};
+use veer_common::maps::{NetnsCookie, PodPolicy, PortListKey, PortSet, flag};
 
 use super::error::EnrolError;
 use super::registry::{Enrolled, Registry, main_attachment};
@@ -192,28 +192,29 @@ impl Node {
         let attachment = main_attachment(self.registry.get(cookie), &enrolling.attachment);
         let entries = entries(cookie, &enrolling.capture, inspection.addresses, &attachment.interface);
         let lists = ListEntries {
-            ports: entries.ports,
+            ports: entries.ports.iter().map(|(key, _)| *key).collect(),
             ranges: entries.ranges,
             own_addresses: entries.own_addresses,
         };
         let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), lists, unix_time());
-        self.enrol(pod, entries.policy, &enrolling.netns, &inspection.listeners)
+        self.enrol(pod, entries.policy, &entries.ports, &enrolling.netns, &inspection.listeners)
     }
 
     fn enrol(
         &mut self,
         pod: Enrolled,
         policy: PodPolicy,
+        ports: &[(PortListKey, Box<PortSet>)],
         netns: &OwnedFd,
         older: &[Listener],
     ) -> Result<(), EnrolError> {
         let listeners = borrow(&pod, older)?;
         if let Some(before) = self.registry.get(pod.cookie).map(|before| before.lists.clone()) {
             self.repair(&pod, netns, &listeners)?;
-            return self.renew(pod, &policy, &before);
+            return self.renew(pod, &policy, ports, &before);
         }
         let record = pod.to_map()?;
-        let target = Target { pod: &pod, record, policy, netns, listeners };
+        let target = Target { pod: &pod, record, policy, ports, netns, listeners };
         steps::enrol(&mut self.hands(), &target)?;
         self.adopt_late(&pod, netns);
         tracing::info!(
@@ -234,11 +235,19 @@ impl Node {
     }
 
     /// Brings the lists of an enrolled pod up to date: what is new first, what is old after, and the rest
-    /// untouched, so that no connection meets a gap.
-    fn renew(&mut self, pod: Enrolled, policy: &PodPolicy, before: &ListEntries) -> Result<(), EnrolError> {
+    /// untouched, so that no connection meets a gap. A port list that changes does so at once.
+    fn renew(
+        &mut self,
+        pod: Enrolled,
+        policy: &PodPolicy,
+        ports: &[(PortListKey, Box<PortSet>)],
+        before: &ListEntries,
+    ) -> Result<(), EnrolError> {
         let new = pod.lists.without(before);
-        if let Err(error) = self.datapath.maps.insert_lists(&new) {
-            self.datapath.maps.remove_lists(&new)?;
+        let ports_before = self.datapath.maps.port_lists(&before.ports)?;
+        if let Err(error) = self.datapath.maps.insert_lists(ports, &new) {
+            let removed = self.datapath.maps.remove_lists(&new);
+            self.datapath.maps.insert_port_lists(&ports_before).and(removed)?;
             return Err(error.into());
         }
         self.datapath.maps.insert_policy(pod.cookie, policy)?;

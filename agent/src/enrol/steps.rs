@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use veer_common::address::{Address, Port};
 use veer_common::event::NO_ID;
-use veer_common::maps::{Enrolment, PodPolicy, SocketRecord, flag, role};
+use veer_common::maps::{Enrolment, PodPolicy, PortListKey, PortSet, SocketRecord, flag, role};
 
 use super::error::EnrolError;
 use super::registry::Enrolled;
@@ -56,6 +56,8 @@ pub struct Target<'a> {
     pub record: Enrolment,
     /// Its policy.
     pub policy: PodPolicy,
+    /// Its port lists.
+    pub ports: &'a [(PortListKey, Box<PortSet>)],
     /// Its netns.
     pub netns: &'a OwnedFd,
     /// Listeners that are older than the enrolment.
@@ -108,7 +110,7 @@ fn take(hands: &mut Hands<'_>, step: Step, target: &Target<'_>) -> Result<(), En
             }
         }
         Step::Counters => maps.insert_counters(cookie)?,
-        Step::Lists => maps.insert_lists(&target.pod.lists)?,
+        Step::Lists => maps.insert_lists(target.ports, &target.pod.lists)?,
         Step::Netns => hands.datapath.attach_netns(cookie, target.netns.as_fd())?,
         Step::Listeners => adopt(hands.datapath, target.pod, &target.listeners)?,
         Step::Policy => maps.insert_policy(cookie, &target.policy)?,

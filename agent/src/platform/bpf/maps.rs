@@ -17,8 +17,8 @@ use nix::errno::Errno;
 use veer_common::address::Port;
 use veer_common::maps::{
     Counters, Enrolment, HandOff, HandOffKey, ListenerKey, MAX_LISTENER_SLOTS, MAX_OWN_ADDRESSES, MAX_PODS,
-    MAX_PORTS, MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy, PortKey, RangeMatch, Settings,
-    SocketRecord, name,
+    MAX_PORT_LISTS, MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy, PortListKey, PortSet, RangeMatch,
+    Settings, SocketRecord, name,
 };
 use veer_common::reason::COUNTERS;
 
@@ -33,7 +33,7 @@ pub struct Maps {
     pods: HashMap<MapData, NetnsCookie, PodPolicy>,
     enrolments: HashMap<MapData, NetnsCookie, Enrolment>,
     counters: HashMap<MapData, NetnsCookie, Counters>,
-    ports: HashMap<MapData, PortKey, u32>,
+    ports: HashMap<MapData, PortListKey, PortSet>,
     ranges: LpmTrie<MapData, RangeMatch, u32>,
     own_addresses: HashMap<MapData, OwnAddressKey, u32>,
     hand_offs: HashMap<MapData, HandOffKey, HandOff>,
@@ -49,11 +49,11 @@ impl fmt::Debug for Maps {
     }
 }
 
-/// All list entries of a pod, as they are in the maps.
+/// The keys of all list entries of a pod, as they are in the maps.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ListEntries {
-    /// Entries of the port lists.
-    pub ports: Vec<PortKey>,
+    /// The port lists. Only which there are: the sets are 8 KiB each, and are kept in the map alone.
+    pub ports: Vec<PortListKey>,
     /// Entries of the range lists, each with its prefix length in bits.
     pub ranges: Vec<(u32, RangeMatch)>,
     /// Addresses of the netns.
@@ -245,14 +245,39 @@ impl Maps {
         Ok(pods)
     }
 
-    /// Writes the pod's lists. Without a policy nobody looks at them.
+    /// Port lists with their sets; those that are not there are left out.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn port_lists(&self, keys: &[PortListKey]) -> Result<Vec<(PortListKey, Box<PortSet>)>, BpfError> {
+        let set = |key: &PortListKey| {
+            let set = none_if_missing(self.ports.get(key, 0)).map_err(failed("read", name::PORTS));
+            set.map(|set| Some((*key, Box::new(set?)))).transpose()
+        };
+        keys.iter().filter_map(set).collect()
+    }
+
+    /// Writes port lists, each whole at once: who looks meanwhile sees the old one or the new one.
+    ///
+    /// # Errors
+    /// `Full`, or as the kernel says.
+    pub fn insert_port_lists(&mut self, lists: &[(PortListKey, Box<PortSet>)]) -> Result<(), BpfError> {
+        lists.iter().try_for_each(|(key, set)| {
+            self.ports.insert(key, set.as_ref(), 0).map_err(not_inserted(name::PORTS, MAX_PORT_LISTS))
+        })
+    }
+
+    /// Writes the pod's lists: the sets of `ports`, and of `entries` the rest. Without a policy nobody looks
+    /// at them.
     ///
     /// # Errors
     /// `Full`, or as the kernel says; the caller removes what was written.
-    pub fn insert_lists(&mut self, entries: &ListEntries) -> Result<(), BpfError> {
-        for key in &entries.ports {
-            self.ports.insert(key, MEMBER, 0).map_err(not_inserted(name::PORTS, MAX_PORTS))?;
-        }
+    pub fn insert_lists(
+        &mut self,
+        ports: &[(PortListKey, Box<PortSet>)],
+        entries: &ListEntries,
+    ) -> Result<(), BpfError> {
+        self.insert_port_lists(ports)?;
         for (prefix, range) in &entries.ranges {
             self.ranges
                 .insert(&Key::new(*prefix, *range), MEMBER, 0)
