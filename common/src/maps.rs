@@ -62,8 +62,12 @@ pub const MAX_HAND_OFFS: u32 = 262_144;
 pub const MAX_HAND_OFFS_OF_POD: i64 = 4096;
 /// Bytes of the ring buffer, a power of two.
 pub const EVENTS_BYTES: u32 = 1 << 20;
-/// Listeners of one proxy port that can be held: the first half for the proxy's own identity.
-pub const MAX_LISTENER_SLOTS: u32 = 128;
+/// Listeners of one proxy port that can be held.
+pub const MAX_LISTENER_SLOTS: u32 = 192;
+/// Where the slots begin of the proxy's own `AF_INET` sockets, of its `AF_INET6` sockets, and of anybody
+/// else's. Envoy listens with a worker for each core, and with all of IPv4's before the first of IPv6:
+/// those must not be left without a slot.
+pub const LISTENER_SLOTS: [u32; 3] = [0, 64, 128];
 
 /// Bits of [`PodPolicy::flags`].
 pub mod flag {

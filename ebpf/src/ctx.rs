@@ -305,6 +305,12 @@ impl SockOps {
         load_pointer::<184>(self.0.cast())
     }
 
+    /// Whether the socket is an `AF_INET6` one.
+    #[inline(always)]
+    pub fn is_v6(self) -> bool {
+        load::<20>(self.0.cast()) == AF_INET6
+    }
+
     /// The local address.
     #[inline(always)]
     pub fn local(self) -> Address {
@@ -437,6 +443,12 @@ impl SkLookup {
     #[inline(always)]
     pub fn protocol(self) -> u32 {
         load::<12>(self.0.cast())
+    }
+
+    /// Whether the connection is one of IPv6.
+    #[inline(always)]
+    pub fn is_v6(self) -> bool {
+        load::<8>(self.0.cast()) == AF_INET6
     }
 
     /// The address that was dialled.

@@ -4,7 +4,9 @@
 //! one slot for the group its closing would refuse connections although the other workers live.
 
 use veer_common::address::Address;
-use veer_common::maps::{MAX_LISTENER_SLOTS, NetnsCookie, PodPolicy, SocketRecord, flag, role};
+use veer_common::maps::{
+    LISTENER_SLOTS, MAX_LISTENER_SLOTS, NetnsCookie, PodPolicy, SocketRecord, flag, role,
+};
 use veer_common::reason::Fault;
 
 use crate::count;
@@ -28,7 +30,7 @@ pub fn listening(context: SockOps) {
         return;
     }
     record.role = role::LISTENER;
-    if !maps::register_listener(context, record.cookie, port, first_slot(pod, record)) {
+    if !maps::register_listener(context, record.cookie, port, slots(pod, record, context.is_v6())) {
         count::fault(record.cookie, Fault::ListenerNotRegistered);
     }
 }
@@ -44,10 +46,14 @@ fn may_be_redirected_to(pod: &PodPolicy, cookie: NetnsCookie, local: &Address) -
     captured && (local.is_localhost() || maps::own_address(cookie, local))
 }
 
-/// The proxy's own listeners have the first half of the slots for themselves, and are tried first: an app
-/// cannot take their room.
+/// The proxy's own listeners have slots for themselves, and are tried first: an app cannot take their room.
 #[inline(always)]
-fn first_slot(pod: &PodPolicy, record: &SocketRecord) -> u32 {
+fn slots(pod: &PodPolicy, record: &SocketRecord, v6: bool) -> (u32, u32) {
+    let [v4s, v6s, others] = LISTENER_SLOTS;
     let is_proxys = record.uid == pod.proxy_uid || record.gid == pod.proxy_gid;
-    if is_proxys { 0 } else { MAX_LISTENER_SLOTS / 2 }
+    match (is_proxys, v6) {
+        (true, false) => (v4s, v6s),
+        (true, true) => (v6s, others),
+        (false, _) => (others, MAX_LISTENER_SLOTS),
+    }
 }

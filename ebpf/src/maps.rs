@@ -24,9 +24,9 @@ use aya_ebpf::programs::SkLookupContext;
 use veer_common::address::{Address, Port};
 use veer_common::event::Event;
 use veer_common::maps::{
-    Counters, EVENTS_BYTES, HandOff, HandOffKey, ListenerKey, MAX_HAND_OFFS, MAX_LISTENER_SLOTS,
-    MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie, OwnAddressKey,
-    PodPolicy, PortList, PortListKey, PortSet, RangeList, RangeMatch, Settings, SocketRecord,
+    Counters, EVENTS_BYTES, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_HAND_OFFS,
+    MAX_LISTENER_SLOTS, MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie,
+    OwnAddressKey, PodPolicy, PortList, PortListKey, PortSet, RangeList, RangeMatch, Settings, SocketRecord,
 };
 
 use crate::ctx::{SkLookup, SockOps};
@@ -227,11 +227,15 @@ pub fn record_or_insert(socket: *mut c_void) -> Option<&'static mut SocketRecord
     unsafe { record.cast::<SocketRecord>().as_mut() }
 }
 
-/// Registers the listener of a TCP_LISTEN callback in the first free slot of its port from `first` on.
+/// Registers the listener of a TCP_LISTEN callback in the first free slot of its port from `slot` on, before `end`.
 #[inline(always)]
-pub fn register_listener(context: SockOps, cookie: NetnsCookie, port: Port, first: u32) -> bool {
-    let mut slot = first;
-    while slot < MAX_LISTENER_SLOTS {
+pub fn register_listener(
+    context: SockOps,
+    cookie: NetnsCookie,
+    port: Port,
+    (mut slot, end): (u32, u32),
+) -> bool {
+    while slot < end {
         let mut key = ListenerKey { cookie, port, _reserved: [0; 2], slot };
         let (map, key) = (LISTENERS.pointer(), ptr::from_mut(&mut key).cast());
         // SAFETY: the context is live, the map is a sockhash, the key is of its type and on our stack.
@@ -261,7 +265,9 @@ pub enum Assigned {
 #[inline(always)]
 pub fn assign_listener(context: SkLookup, cookie: NetnsCookie, port: Port) -> Assigned {
     let mut outcome = Assigned::NoListener;
-    let mut slot = 0;
+    // A v6 connection needs a v6 socket; a v4 connection may go to one, too, if it serves both families.
+    let [v4s, v6s, _] = LISTENER_SLOTS;
+    let mut slot = if context.is_v6() { v6s } else { v4s };
     while slot < MAX_LISTENER_SLOTS {
         let key = ListenerKey { cookie, port, _reserved: [0; 2], slot };
         slot += 1;

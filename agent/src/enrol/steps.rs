@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use socket2::SockRef;
 use veer_common::address::{Address, Port};
 use veer_common::event::NO_ID;
 use veer_common::maps::{Enrolment, PodPolicy, PortListKey, PortSet, SocketRecord, flag, role};
@@ -174,6 +175,9 @@ pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, listeners: &[Borrowed]) ->
         if datapath.maps.listeners(pod.cookie, listener.port).contains(&listener.cookie) {
             continue;
         }
+        if !may_be_redirected_to(pod, socket) {
+            continue;
+        }
         let record = listener_record(pod.cookie, datapath.maps.socket_record(socket.as_fd()));
         datapath.maps.insert_listener(&record, listener.port, socket.as_fd())?;
         tracing::info!(
@@ -182,6 +186,17 @@ pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, listeners: &[Borrowed]) ->
         );
     }
     Ok(())
+}
+
+/// Whether iptables would have sent a connection to where the socket is bound, as the TCP_LISTEN hook asks.
+fn may_be_redirected_to(pod: &Enrolled, socket: &OwnedFd) -> bool {
+    let bound = SockRef::from(socket).local_addr().ok().and_then(|address| address.as_socket());
+    bound.is_some_and(|bound| {
+        let address = Address::from(bound.ip());
+        address.is_unspecified()
+            || address.is_localhost()
+            || pod.lists.own_addresses.iter().any(|own| own.address == address)
+    })
 }
 
 fn listener_record(cookie: u64, known: Option<SocketRecord>) -> SocketRecord {

@@ -13,7 +13,7 @@ use veer_common::maps::{Enrolment, MAX_PODS, NetnsCookie};
 use veer_ebpf::connect::{self, Answer};
 use veer_ebpf::ctx::{SkLookup, SockAddr, SockOps, SockOpt};
 use veer_ebpf::sk_lookup::{self as inbound, Answer as Inbound};
-use veer_ebpf::{getpeername, getsockopt, handoff, listen, maps, setsockopt, sock_create};
+use veer_ebpf::{bind, getpeername, getsockopt, handoff, listen, maps, setsockopt, sock_create};
 
 /// Who the enrolled pods are. No program reads it: it is here because it lives and dies with the others.
 #[map]
@@ -25,6 +25,20 @@ static ENROLMENTS: HashMap<NetnsCookie, Enrolment> = HashMap::with_max_entries(M
 #[cgroup_sock(sock_create)]
 fn veer_sock_new(context: SockContext) -> i32 {
     sock_create::sock_create(&context);
+    1
+}
+
+/// A record for MPTCP's listeners, `AF_INET`.
+#[cgroup_sock_addr(bind4)]
+fn veer_bind4(context: SockAddrContext) -> i32 {
+    bind::bind(SockAddr::new(context.sock_addr));
+    1
+}
+
+/// A record for MPTCP's listeners, `AF_INET6`.
+#[cgroup_sock_addr(bind6)]
+fn veer_bind6(context: SockAddrContext) -> i32 {
+    bind::bind(SockAddr::new(context.sock_addr));
     1
 }
 

@@ -12,7 +12,7 @@ struct Options {
     /// What the app is called in its answers
     #[arg(long)]
     name: String,
-    /// Address and port to listen on; [::] serves IPv4, too
+    /// Address and port to listen on; `[::]` serves IPv4, too
     #[arg(long, default_value = "[::]:8080")]
     listen: SocketAddr,
 }

@@ -2,11 +2,12 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use socket2::{Domain, Protocol, Type};
 use veer_tests::istio_init;
 use veer_tests::mesh::{APP, INBOUND, Listeners, Mesh, OUTBOUND, connect, dial, dial_from_world, tcp};
-use veer_tests::pod::{TestPod, World};
+use veer_tests::pod::{REMOTE_V4, REMOTE_V6, TestPod, World};
 
-use crate::{PROXY_PORTS, assert_inbound, assert_meshed, refused, registered, v4, v6};
+use crate::{PORT, PROXY_PORTS, assert_inbound, assert_meshed, assert_outbound, refused, registered, v4, v6};
 
 const ANY_V4: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const ANY_V6: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
@@ -210,4 +211,48 @@ fn apps_on_the_pods_address_and_on_loopback_get_what_they_would_under_istio_init
     let alone = (Some("on the pod's address alone"), Some("on loopback alone"));
     let pods6 = Some("on the pod's IPv6 address");
     assert_eq!(veer.0, [pods, loopback, pods6, None, alone.0, None, None, alone.1]);
+}
+
+/// The proxy as a Go program has it since 1.24, where every net.Listen is one of MPTCP: istio-validation.
+fn go_listeners(mesh: &Mesh) -> Listeners {
+    let mut listeners = Listeners::default();
+    for (label, port) in PROXY_PORTS {
+        for at in [v4(Ipv4Addr::LOCALHOST, port), v6(Ipv6Addr::LOCALHOST, port)] {
+            let maker = mesh.pod.proxy();
+            let socket = maker.socket(Domain::for_address(at), Type::STREAM, Some(Protocol::MPTCP)).unwrap();
+            listeners.listen(label, socket, at).unwrap();
+        }
+    }
+    listeners
+}
+
+#[test]
+fn an_mptcp_listener_learns_the_original_destination() {
+    let mesh = Mesh::new().unwrap();
+    let listeners = go_listeners(&mesh);
+    assert_outbound(&mesh.pod, v4(REMOTE_V4, PORT), &listeners);
+    assert_outbound(&mesh.pod, v6(REMOTE_V6, PORT), &listeners);
+    // What istio-validation does: as the proxy, from loopback to another loopback address.
+    let pairs = [
+        (v4(Ipv4Addr::LOCALHOST, 0), v4(Ipv4Addr::new(127, 0, 0, 6), 15002)),
+        (v6(Ipv6Addr::LOCALHOST, 0), v6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6), 15002)),
+    ];
+    for (from, to) in pairs {
+        let socket = tcp(mesh.pod.proxy(), to).unwrap();
+        socket.bind(&from.into()).unwrap();
+        connect(&socket, to).unwrap();
+        let (arrival, _accepted) = listeners.accept().unwrap();
+        assert_eq!((arrival.at, arrival.original), ("inbound", Some(to)));
+    }
+}
+
+#[test]
+fn an_mptcp_listener_of_the_inbound_port_is_told_apart_from_none() {
+    // A limit: the kernel lets no MPTCP socket into a map that an inbound connection could be given from.
+    // So it is refused rather than let through, and `veer pods` says why.
+    let mesh = Mesh::new().unwrap();
+    let listeners = go_listeners(&mesh);
+    assert!(refused(&mesh.world, v4(mesh.pod.v4(), APP)));
+    assert!(listeners.is_idle().unwrap());
+    assert_eq!(mesh.counter("faults", "listener-not-registered").unwrap(), 4);
 }

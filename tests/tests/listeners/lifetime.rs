@@ -90,6 +90,19 @@ fn a_pod_may_be_enrolled_unenrolled_and_enrolled_again() {
 }
 
 #[test]
+fn an_older_listener_where_nothing_is_redirected_to_is_not_the_proxys() {
+    let mesh = Mesh::not_enrolled().unwrap();
+    let elsewhere = v4(Ipv4Addr::new(127, 0, 0, 9), INBOUND);
+    let socket = mesh.pod.app().kept_socket(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    let mut listeners = Listeners::default();
+    listeners.listen("app", socket, elsewhere).unwrap();
+    mesh.agent.enrol_as(&mesh.pod, &dual_stack(&mesh.pod)).unwrap();
+    assert_eq!(registered(&mesh, &mesh.pod), [0, 0]);
+    assert!(refused(&mesh.world, v4(mesh.pod.v4(), APP)));
+    assert!(listeners.is_idle().unwrap());
+}
+
+#[test]
 fn a_second_add_of_the_same_pod_keeps_its_listeners() {
     let mesh = Mesh::new().unwrap();
     let listeners = proxy_listeners(&mesh.pod).unwrap();

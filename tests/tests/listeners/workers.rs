@@ -1,7 +1,7 @@
 //! Workers: several listeners of one port, by `SO_REUSEPORT`, as Envoy has one for each thread.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use veer_tests::mesh::{APP, INBOUND, Listeners, Mesh, dial_from_world};
 use veer_tests::wait;
@@ -119,6 +119,20 @@ fn forty_workers_are_forty_workers() {
     close(&mesh, &mut listeners, &all_but_one);
     assert_inbound(&mesh.world, to, &listeners);
     assert_eq!(mesh.counter("faults", "listener-not-registered").unwrap(), 0);
+}
+
+#[test]
+fn the_workers_of_a_large_machine_leave_room_for_those_of_ipv6() {
+    // Envoy listens with a worker for each core, and on IPv4 with all of them before it comes to IPv6.
+    let mesh = Mesh::new().unwrap();
+    let mut listeners = Listeners::default();
+    for at in [v4(Ipv4Addr::UNSPECIFIED, INBOUND), v6(Ipv6Addr::UNSPECIFIED, INBOUND)] {
+        for _ in 0..192 {
+            listeners.take("inbound", worker(&mesh.pod, at)).unwrap();
+        }
+    }
+    assert_inbound(&mesh.world, v4(mesh.pod.v4(), APP), &listeners);
+    assert_inbound(&mesh.world, v6(mesh.pod.v6(), APP), &listeners);
 }
 
 #[test]

@@ -29,9 +29,11 @@ const INBOUND_PROGRAM: &str = "veer_inbound";
 
 /// The programs of the cgroup, in the order in which they are attached: identity and hand-off are there
 /// before anything is redirected.
-pub const CGROUP_PROGRAMS: [(&str, AttachType); 8] = [
+pub const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
     ("veer_sock_new", AttachType::SockCreate),
     ("veer_setsockopt", AttachType::SetSockOpt),
+    ("veer_bind4", AttachType::Bind4),
+    ("veer_bind6", AttachType::Bind6),
     ("veer_sockops", AttachType::SockOps),
     ("veer_getsockopt", AttachType::GetSockOpt),
     ("veer_peername4", AttachType::GetPeerName4),

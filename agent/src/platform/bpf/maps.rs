@@ -16,9 +16,9 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage};
 use nix::errno::Errno;
 use veer_common::address::Port;
 use veer_common::maps::{
-    Counters, Enrolment, HandOff, HandOffKey, ListenerKey, MAX_LISTENER_SLOTS, MAX_OWN_ADDRESSES, MAX_PODS,
-    MAX_PORT_LISTS, MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy, PortListKey, PortSet, RangeMatch,
-    Settings, SocketRecord, name,
+    Counters, Enrolment, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_LISTENER_SLOTS,
+    MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy,
+    PortListKey, PortSet, RangeMatch, Settings, SocketRecord, name,
 };
 use veer_common::reason::COUNTERS;
 
@@ -380,7 +380,10 @@ impl Maps {
     ) -> Result<(), BpfError> {
         let raw = std::os::fd::AsRawFd::as_raw_fd(&socket);
         self.sockets.insert(&raw, record, 0).map_err(failed("write to", name::SOCKETS))?;
-        for slot in 0..MAX_LISTENER_SLOTS {
+        let domain = socket2::SockRef::from(&socket).domain();
+        let [v4s, v6s, _] = LISTENER_SLOTS;
+        let first = if domain.is_ok_and(|domain| domain == socket2::Domain::IPV6) { v6s } else { v4s };
+        for slot in first..MAX_LISTENER_SLOTS {
             let key = listener_key(record.cookie, port, slot);
             match sys::insert_socket(self.listeners_fd(), &key, socket) {
                 Ok(()) => return Ok(()),

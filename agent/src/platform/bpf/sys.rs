@@ -32,6 +32,10 @@ pub enum AttachType {
     SockCreate = 2,
     /// sockops
     SockOps = 3,
+    /// cgroup/bind4
+    Bind4 = 8,
+    /// cgroup/bind6
+    Bind6 = 9,
     /// cgroup/connect4
     Connect4 = 10,
     /// cgroup/connect6
