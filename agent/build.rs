@@ -4,6 +4,7 @@
 //! Debian's `rustc-web` with `rust-web-src`, has no rustup. The rule here is: the compiler that builds
 //! the agent, if it has its core library's sources, else `/usr/bin/rustc`, if that has.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
@@ -49,6 +50,8 @@ fn build() -> Result<(), String> {
         .env("RUSTC", &rustc)
         // -Zbuild-std on a stable compiler. It reaches this child only.
         .env("RUSTC_BOOTSTRAP", "1")
+        // Where `cargo install` puts bpf-linker; Debian's cargo does not look there by itself.
+        .env("PATH", path_with_cargo_bin()?)
         .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\u{1f}-Clink-arg=--btf");
     for leaked in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET", "RUSTFLAGS"] {
         command.env_remove(leaked);
@@ -68,6 +71,15 @@ fn build() -> Result<(), String> {
         fs::copy(&from, out.join(name)).map_err(|error| format!("copy {}: {error}", from.display()))?;
     }
     Ok(())
+}
+
+fn path_with_cargo_bin() -> Result<OsString, String> {
+    let cargo_home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let bin = cargo_home.map(|home| home.join("bin"));
+    env::join_paths(env::split_paths(&path).chain(bin)).map_err(|error| format!("PATH: {error}"))
 }
 
 /// A rustc that has the sources of its core library, and the cargo that fits it.
