@@ -168,7 +168,9 @@ fn an_app_cannot_crowd_them_out_with_sockets_of_the_right_address_either() {
     let (arrival, ..) = dial_from_world(&mesh.world, (mesh.pod.v4(), APP), &listeners).unwrap();
     assert_eq!(arrival.at, "inbound");
     drop(squatters);
-    listeners.add("inbound", mesh.pod.proxy(), (Ipv6Addr::UNSPECIFIED, INBOUND)).unwrap();
+    // Their maker may hold the last of them for a moment longer.
+    let free = || listeners.add("inbound", mesh.pod.proxy(), (Ipv6Addr::UNSPECIFIED, INBOUND));
+    wait::until_ok("the port to be free", PATIENCE, free).unwrap();
     let (arrival, ..) = dial_from_world(&mesh.world, (mesh.pod.v6(), APP), &listeners).unwrap();
     assert_eq!(arrival.at, "inbound");
 }
