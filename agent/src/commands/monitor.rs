@@ -61,7 +61,9 @@ pub fn run(flags: &MonitorFlags) -> Result<(), Failure> {
 fn check(flags: &MonitorFlags) -> Result<Place, Failure> {
     let actions = [Action::Direct, Action::ToOutbound, Action::ToInbound, Action::Drop].map(Action::name);
     let reasons = Reason::ALL.map(Reason::name);
+    let pod = flags.pod.as_deref().filter(|pod| !pod.contains('/'));
     let filters = [
+        pod.map(|pod| format!("--pod: {pod:?} is not NAMESPACE/NAME")),
         wrong("--action", flags.action.as_deref(), &actions),
         wrong("--reason", flags.reason.as_deref(), &reasons),
     ];

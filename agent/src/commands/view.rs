@@ -60,7 +60,9 @@ pub struct PolicyView {
     pub all_outbound: bool,
     /// Whether all inbound ports are captured, or included ports alone.
     pub all_inbound: bool,
-    /// Whether IPv6 is captured, too.
+    /// Whether IPv4 is captured: the pod has an address of it.
+    pub ipv4: bool,
+    /// Whether IPv6 is captured.
     pub ipv6: bool,
 }
 
@@ -149,6 +151,7 @@ fn policy_view(maps: &Maps, cookie: NetnsCookie, policy: &PodPolicy) -> PolicyVi
         inbound: port(policy.inbound_port),
         all_outbound: policy.flags & flag::OUTBOUND_ALL != 0,
         all_inbound: policy.flags & flag::INBOUND_ALL != 0,
+        ipv4: policy.flags & flag::HAS_V4 != 0,
         ipv6: policy.flags & flag::CAPTURES_V6 != 0,
     }
 }

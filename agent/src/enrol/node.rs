@@ -211,6 +211,7 @@ impl Node {
         let listeners = borrow(&pod, older)?;
         if let Some(before) = self.registry.get(pod.cookie).map(|before| before.lists.clone()) {
             self.repair(&pod, netns, &listeners)?;
+            steps::give_passthrough(&self.netns, netns.as_fd(), &policy)?;
             return self.renew(pod, &policy, ports, &before);
         }
         let record = pod.to_map()?;
@@ -243,6 +244,7 @@ impl Node {
         ports: &[(PortListKey, Box<PortSet>)],
         before: &ListEntries,
     ) -> Result<(), EnrolError> {
+        self.datapath.maps.insert_enrolment(pod.cookie, &pod.to_map()?)?;
         let new = pod.lists.without(before);
         let ports_before = self.datapath.maps.port_lists(&before.ports)?;
         if let Err(error) = self.datapath.maps.insert_lists(ports, &new) {

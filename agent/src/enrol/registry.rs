@@ -73,7 +73,7 @@ impl Registry {
         self.by_cookie.values().find(|pod| pod.container_id == container_id)
     }
 
-    /// All pods, in the order of their cookies, which is the order in which their netns were made.
+    /// All pods, in the order of their cookies.
     pub fn iter(&self) -> impl Iterator<Item = &Enrolled> {
         self.by_cookie.values()
     }

@@ -105,11 +105,7 @@ fn take(hands: &mut Hands<'_>, step: Step, target: &Target<'_>) -> Result<(), En
     let maps = &mut hands.datapath.maps;
     match step {
         Step::Enrolment => maps.insert_enrolment(cookie, &target.record)?,
-        Step::Passthrough => {
-            if captures_v6(&target.policy) {
-                inside(hands.netns, target.netns.as_fd(), netlink::add_passthrough_address)?;
-            }
-        }
+        Step::Passthrough => give_passthrough(hands.netns, target.netns.as_fd(), &target.policy)?,
         Step::Counters => maps.insert_counters(cookie)?,
         Step::Lists => maps.insert_lists(target.ports, &target.pod.lists)?,
         Step::Netns => hands.datapath.attach_netns(cookie, target.netns.as_fd())?,
@@ -147,6 +143,18 @@ fn undo(hands: &mut Hands<'_>, step: Step, pod: &Enrolled, policy: &PodPolicy) -
 
 const fn captures_v6(policy: &PodPolicy) -> bool {
     policy.flags & flag::CAPTURES_V6 != 0
+}
+
+/// Gives `lo` the address ::6, where IPv6 is captured; it may have it already.
+///
+/// # Errors
+/// As the kernel says.
+pub fn give_passthrough(
+    netns: &NetnsThread,
+    of: BorrowedFd<'_>,
+    policy: &PodPolicy,
+) -> Result<(), EnrolError> {
+    if captures_v6(policy) { inside(netns, of, netlink::add_passthrough_address) } else { Ok(()) }
 }
 
 fn inside(netns: &NetnsThread, of: BorrowedFd<'_>, change: fn() -> io::Result<()>) -> Result<(), EnrolError> {
