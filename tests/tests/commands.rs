@@ -333,7 +333,7 @@ fn a_pod_is_told_whole() {
     assert_eq!(
         pod["policy"],
         json!({
-            "mode": "redirect", "ipv6": true, "proxyUid": 1337, "proxyGid": 1337,
+            "mode": "redirect", "families": ["IPv4", "IPv6"], "proxyUid": 1337, "proxyGid": 1337,
             "outbound": {"port": 15001, "listeners": 2}, "inbound": {"port": 15006, "listeners": 2},
             "allOutbound": true, "allInbound": true,
         })

@@ -76,12 +76,7 @@ fn detail(pod: &PodView) -> String {
     ];
     if let Some(policy) = &pod.policy {
         let port = |port: &view::ProxyPort| format!("port {}, {} listening", port.port, port.listeners);
-        let families = match (policy.ipv4, policy.ipv6) {
-            (true, true) => "IPv4 and IPv6",
-            (true, false) => "IPv4",
-            (false, true) => "IPv6",
-            (false, false) => "no address",
-        };
+        let families = policy.families.join(" and ");
         lines.push(format!("mode           {}, {families}", policy.mode));
         lines.push(format!("identity       uid {}, gid {}", policy.proxy_uid, policy.proxy_gid));
         lines.push(format!("outbound       {}", port(&policy.outbound)));

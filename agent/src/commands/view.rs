@@ -60,10 +60,8 @@ pub struct PolicyView {
     pub all_outbound: bool,
     /// Whether all inbound ports are captured, or included ports alone.
     pub all_inbound: bool,
-    /// Whether IPv4 is captured: the pod has an address of it.
-    pub ipv4: bool,
-    /// Whether IPv6 is captured.
-    pub ipv6: bool,
+    /// The families that are captured.
+    pub families: Vec<&'static str>,
 }
 
 /// A port of the proxy.
@@ -151,8 +149,10 @@ fn policy_view(maps: &Maps, cookie: NetnsCookie, policy: &PodPolicy) -> PolicyVi
         inbound: port(policy.inbound_port),
         all_outbound: policy.flags & flag::OUTBOUND_ALL != 0,
         all_inbound: policy.flags & flag::INBOUND_ALL != 0,
-        ipv4: policy.flags & flag::HAS_V4 != 0,
-        ipv6: policy.flags & flag::CAPTURES_V6 != 0,
+        families: [(flag::HAS_V4, "IPv4"), (flag::CAPTURES_V6, "IPv6")]
+            .into_iter()
+            .filter_map(|(bit, family)| (policy.flags & bit != 0).then_some(family))
+            .collect(),
     }
 }
 
