@@ -8,6 +8,7 @@ use serde::Serialize;
 use veer_common::cni::Reply;
 use veer_tests::agent::Agent;
 use veer_tests::cgroup::Cgroup;
+use veer_tests::manifest::Manifest;
 use veer_tests::pod::{TestPod, World};
 use veer_tests::wait;
 
@@ -17,6 +18,8 @@ use crate::run::Extent;
 
 /// Pods after which memory is looked at first.
 const FEW: usize = 2;
+/// Age at which the agent believes a manifest's time stamp, and a little more.
+const SETTLED: Duration = Duration::from_millis(2200);
 /// How long nothing happens.
 const IDLE: Duration = Duration::from_secs(3);
 
@@ -55,17 +58,17 @@ pub(crate) fn measure(extent: Extent, progress: &Progress) -> Result<(Vec<f64>, 
     let agent = Agent::start(&cgroup)?;
     let world = World::new()?;
     let pid = agent.process().pid();
+    let names = announce(&agent, extent.enrolments)?;
     let mut pods = Vec::new();
     let mut took = Vec::new();
     let mut few = None;
-    for number in 0..extent.enrolments {
-        let pod = TestPod::new(&world, &cgroup, &format!("pod-{number}"))?;
-        agent.write_manifest(&pod.manifest())?;
+    for name in &names {
+        let pod = TestPod::new(&world, &cgroup, name)?;
         let start = Instant::now();
         let reply = agent.add(&pod)?;
         took.push(milliseconds(start.elapsed()));
         if reply != Reply::Done {
-            bail!("ADD of pod {number} answered {reply:?}; the agent's log:\n{}", agent.log());
+            bail!("ADD of {name} answered {reply:?}; the agent's log:\n{}", agent.log());
         }
         pods.push(pod);
         if pods.len() == FEW {
@@ -76,6 +79,18 @@ pub(crate) fn measure(extent: Extent, progress: &Progress) -> Result<(Vec<f64>, 
     progress.say("watching the agent do nothing");
     let idle_cpu = idle_cpu(pid)?;
     Ok((took, Footprint { few: few.context("too few pods to look at memory")?, many, idle_cpu }))
+}
+
+/// Gives the agent the manifests of as many pods, and waits until it takes each for settled: it reads a file
+/// that is younger than two seconds once more for each ADD, which no pod of a cluster would pay for.
+pub(crate) fn announce(agent: &Agent, pods: usize) -> Result<Vec<String>> {
+    let names: Vec<_> = (0..pods).map(|number| format!("pod-{number}")).collect();
+    for name in &names {
+        agent.write_manifest(&Manifest::new("test", name))?;
+    }
+    let written = Instant::now();
+    wait::until("the manifests to settle", wait::LIMIT, || written.elapsed() >= SETTLED)?;
+    Ok(names)
 }
 
 fn memory(pid: u32, pods: usize) -> Result<Memory> {

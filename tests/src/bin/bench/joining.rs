@@ -15,6 +15,7 @@ use veer_tests::launch::veer_binary;
 use veer_tests::netns::NetNs;
 use veer_tests::pod::{ROUTER_V4, TestPod, World};
 
+use crate::footprint::announce;
 use crate::progress::Progress;
 use crate::report::{Joining, Timing, milliseconds};
 use crate::run::Extent;
@@ -27,11 +28,10 @@ pub(crate) fn measure(agent_add: Vec<f64>, extent: Extent, progress: &Progress) 
     let agent = Agent::start(&cgroup)?;
     let world = World::new()?;
     let (mut plugin_add, mut v4, mut v6) = (Vec::new(), Vec::new(), Vec::new());
-    for number in 0..extent.processes {
+    for (number, name) in announce(&agent, extent.processes)?.iter().enumerate() {
         // Both get a netns that nothing has happened in yet.
-        let pod = TestPod::new(&world, &cgroup, &format!("pod-{number}"))?;
+        let pod = TestPod::new(&world, &cgroup, name)?;
         let bare = NetNs::new()?;
-        agent.write_manifest(&pod.manifest())?;
         let mut add = || {
             plugin_add.push(milliseconds(run_plugin(&plugin, &agent, &pod)?));
             agent.unenrol(&pod)
