@@ -36,7 +36,7 @@ use crate::source::{Directory, PodSource, SourceError};
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// Another agent has the run directory.
-    #[error("another agent runs on {path}: a node has one", path = path.display())]
+    #[error("another agent runs on {path}: a node has one; `veer status` names it, SIGTERM ends it", path = path.display())]
     Running {
         /// The lock.
         path: PathBuf,

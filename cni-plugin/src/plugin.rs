@@ -278,13 +278,14 @@ fn no_answer(error: &AgentError, absent: u32) -> Failure {
     let (code, details) = match error {
         AgentError::NoAnswer { .. } => (
             absent,
-            "is the pod of the veer DaemonSet running on this node, and what do its logs say? Pods that \
+            "is `veer agent` running on this node, and what does its log say? Pods that \
              must start without it belong into a namespace of excludeNamespaces, in the veer-cni entry of \
              the CNI configuration",
         ),
-        AgentError::Unreadable { .. } => {
-            (code::PROTOCOL, "the agent installs the plugin of its own version: restart the agent's pod")
-        }
+        AgentError::Unreadable { .. } => (
+            code::PROTOCOL,
+            "veer-cni and veer are of different releases: install the plugin of the agent's release",
+        ),
         AgentError::TooLong(_) => {
             (code::INVALID_CONFIG, "what the runtime sent is longer than any pod needs")
         }

@@ -5,7 +5,7 @@
 //! byte carries the pod's netns as a file descriptor (`SCM_RIGHTS`): the agent may live in another mount
 //! namespace, where the runtime's path means nothing, and a descriptor cannot be swapped underneath it.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,10 +20,6 @@ pub const SOCKET_NAME: &str = "cni.sock";
 pub mod code {
     /// Spec 1: the network configuration's `cniVersion` is not one of ours.
     pub const INCOMPATIBLE_VERSION: u32 = 1;
-    /// Spec 2: the network configuration has a field that we do not take.
-    pub const UNSUPPORTED_FIELD: u32 = 2;
-    /// Spec 3: the container is unknown or does not exist.
-    pub const UNKNOWN_CONTAINER: u32 = 3;
     /// Spec 4: a `CNI_*` environment variable is missing or wrong.
     pub const INVALID_ENVIRONMENT: u32 = 4;
     /// Spec 5: an input or output error, reading stdin for example.
@@ -137,15 +133,6 @@ pub enum Reply {
         /// What to look at, or all errors of the pod.
         details: String,
     },
-}
-
-/// Writes one message.
-///
-/// # Errors
-/// Whatever the stream says, and `InvalidInput` for a message above [`MAX_MESSAGE`].
-pub fn write_message<T: Serialize>(stream: &mut impl Write, message: &T) -> io::Result<()> {
-    stream.write_all(&encode(message)?)?;
-    stream.flush()
 }
 
 /// The bytes of one message, length included.

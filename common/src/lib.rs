@@ -3,7 +3,7 @@
 //! Owns: the map ABI ([`maps`], [`event`]), the verdict on a connection ([`verdict`]) with a named
 //! [`reason`] for every outcome, and the messages between plugin and agent (`cni`, feature `std`).
 //! Never does: I/O, allocation (outside `cni`), or anything that knows how a fact was obtained.
-//! Used by: the eBPF programs, the agent, the plugin, the tests and `veer explain`. The same verdict
+//! Used by: the eBPF programs, the agent, the plugin and the tests. The same verdict
 //! code runs in all of them.
 //!
 //! # ABI

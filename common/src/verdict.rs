@@ -2,8 +2,8 @@
 //!
 //! The order of the tests is the order of istio-init's rules, because the order decides ties: an
 //! excluded port binds the proxy, too; the proxy's identity comes before every address list; exclusion
-//! beats inclusion whatever the prefix lengths. Runs in the kernel (through maps), in the tests and in
-//! `veer explain` (through the parsed lists): whoever asks brings the lists as [`Rules`].
+//! beats inclusion whatever the prefix lengths. Runs in the kernel (through maps) and in tests (through
+//! the parsed lists): whoever asks brings the lists as [`Rules`].
 
 use crate::address::{Address, Port};
 use crate::maps::{PodPolicy, PortList, RangeList, flag};

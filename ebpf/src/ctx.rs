@@ -123,7 +123,7 @@ pub fn monotonic_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Context of connect4, connect6, getpeername4 and getpeername6.
+/// Context of bind4, bind6, connect4, connect6, getpeername4 and getpeername6.
 #[derive(Clone, Copy)]
 pub struct SockAddr(*mut bpf_sock_addr);
 

@@ -4,8 +4,8 @@
 //! [`getpeername`], [`setsockopt`], [`sock_create`], [`sk_lookup`]), the maps behind accessors ([`maps`]), and every
 //! access to a kernel context ([`ctx`]).
 //! Never does: decide. What goes where is `veer_common::verdict`; a test on a laptop runs the same code.
-//! Called by: the entry points in `bin/`, which the kernel calls. Nothing runs for a packet, only for a
-//! socket, a connection or a system call.
+//! Called by: the entry points in `bin/`, which the kernel calls. Nothing runs for a packet of
+//! an established connection, only for a socket, a connection, a system call or the lookup of a listener.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

@@ -3,7 +3,7 @@
 //! Owns: the map entries of a pod ([`map_entries()`]), the choice among its addresses
 //! ([`OwnAddresses`]) and the pod's lists as the verdict asks for them ([`CaptureRules`] from the
 //! parsed lists, [`MapRules`] from the entries). Never does: I/O; it neither reads addresses nor writes
-//! maps. Called by: enrolment and `veer explain`.
+//! maps. Called by: enrolment; the rules by tests, which compare them with the maps.
 
 mod addresses;
 mod map_entries;

@@ -28,7 +28,7 @@ impl<S: PodSource> Answerer<S> {
             return failed(
                 code::PROTOCOL,
                 format!("plugin speaks version {theirs} of the agent's protocol, this agent {ours}"),
-                "veer-cni and veer are of different releases: install the plugin again (veer install-cni)",
+                "veer-cni and veer are of different releases: install the plugin of the agent's release",
             );
         }
         let done = match request.verb {
@@ -160,7 +160,12 @@ fn enrolment_failed(attempt: &str, pod: Option<&str>, error: &EnrolError) -> Rep
         | EnrolError::NetnsTaken { .. } => code::ENROLMENT_FAILED,
     };
     let subject = pod.map_or_else(String::new, |pod| format!(" pod {pod}"));
-    failed(code, format!("{attempt}{subject}: {error}"), "the agent's log has more; nothing was left behind")
+    let details = if matches!(error, EnrolError::NotEnrolled(_)) {
+        "another ADD of the pod repairs it"
+    } else {
+        "the agent's log has more; nothing was left behind"
+    };
+    failed(code, format!("{attempt}{subject}: {error}"), details)
 }
 
 fn failed(code: u32, msg: String, details: &str) -> Reply {

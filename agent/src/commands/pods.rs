@@ -23,7 +23,10 @@ pub fn run(flags: &PodsFlags) -> Result<(), Failure> {
         return write(&list(&pods));
     };
     let pod = pods.iter().find(|pod| full_name(pod) == *wanted).ok_or_else(|| {
-        Failure::Usage(format!("pod {wanted} is not enrolled on this node; `veer pods` lists those that are"))
+        let hint = if wanted.contains('/') { "" } else { " (a pod is NAMESPACE/NAME)" };
+        Failure::Usage(format!(
+            "pod {wanted} is not enrolled on this node{hint}; `veer pods` lists those that are"
+        ))
     })?;
     if flags.read.json { print_json(pod) } else { write(&detail(pod)) }
 }

@@ -210,14 +210,14 @@ impl Node {
     ) -> Result<(), EnrolError> {
         let listeners = borrow(&pod, older)?;
         if let Some(before) = self.registry.get(pod.cookie).map(|before| before.lists.clone()) {
-            self.repair(&pod, netns, &listeners)?;
+            self.repair(&pod, &policy, netns, &listeners)?;
             steps::give_passthrough(&self.netns, netns.as_fd(), &policy)?;
             return self.renew(pod, &policy, ports, &before);
         }
         let record = pod.to_map()?;
         let target = Target { pod: &pod, record, policy, ports, netns, listeners };
         steps::enrol(&mut self.hands(), &target)?;
-        self.adopt_late(&pod, netns);
+        self.adopt_late(&pod, &policy, netns);
         tracing::info!(
             pod = %pod.full_name(), container = %pod.container_id, cookie = pod.cookie,
             netns = %pod.netns_path, "enrolled"
@@ -227,12 +227,19 @@ impl Node {
     }
 
     /// Gives an enrolled pod back what it has lost: after a CHECK that failed, the way out is another ADD.
-    fn repair(&mut self, pod: &Enrolled, netns: &OwnedFd, listeners: &[Borrowed]) -> Result<(), EnrolError> {
+    fn repair(
+        &mut self,
+        pod: &Enrolled,
+        policy: &PodPolicy,
+        netns: &OwnedFd,
+        listeners: &[Borrowed],
+    ) -> Result<(), EnrolError> {
         if self.datapath.netns_of_link(pod.cookie) != Some(pod.netns.inode) {
             self.datapath.attach_netns(pod.cookie, netns.as_fd())?;
             tracing::warn!(pod = %pod.full_name(), "attached its inbound program again");
         }
-        Ok(steps::adopt(&mut self.datapath, pod, listeners)?)
+        steps::adopt(&mut self.datapath, pod, policy, listeners);
+        Ok(())
     }
 
     /// Brings the lists of an enrolled pod up to date: what is new first, what is old after, and the rest
@@ -261,16 +268,16 @@ impl Node {
 
     /// Looks for listeners once more: one that began to listen after the first look and before there was a
     /// policy was seen by nobody. In a new pod there is no process yet, and so none.
-    fn adopt_late(&mut self, pod: &Enrolled, netns: &OwnedFd) {
+    fn adopt_late(&mut self, pod: &Enrolled, policy: &PodPolicy, netns: &OwnedFd) {
         let ports = steps::proxy_ports(&DEFAULT_PORTS);
         let late = self
             .netns
             .run(netns.as_fd(), move || netlink::listeners(&ports).unwrap_or_default())
             .map_err(EnrolError::from)
-            .and_then(|found| borrow(pod, &found))
-            .and_then(|late| Ok(steps::adopt(&mut self.datapath, pod, &late)?));
-        if let Err(error) = late {
-            tracing::error!(pod = %pod.full_name(), %error, "look for late listeners");
+            .and_then(|found| borrow(pod, &found));
+        match late {
+            Ok(late) => steps::adopt(&mut self.datapath, pod, policy, &late),
+            Err(error) => tracing::error!(pod = %pod.full_name(), %error, "look for late listeners"),
         }
     }
 

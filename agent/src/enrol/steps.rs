@@ -12,7 +12,6 @@ use veer_common::maps::{Enrolment, PodPolicy, PortListKey, PortSet, SocketRecord
 
 use super::error::EnrolError;
 use super::registry::Enrolled;
-use crate::platform::bpf::BpfError;
 use crate::platform::bpf::load::Datapath;
 use crate::platform::listeners::Borrowed;
 use crate::platform::netlink;
@@ -109,7 +108,7 @@ fn take(hands: &mut Hands<'_>, step: Step, target: &Target<'_>) -> Result<(), En
         Step::Counters => maps.insert_counters(cookie)?,
         Step::Lists => maps.insert_lists(target.ports, &target.pod.lists)?,
         Step::Netns => hands.datapath.attach_netns(cookie, target.netns.as_fd())?,
-        Step::Listeners => adopt(hands.datapath, target.pod, &target.listeners)?,
+        Step::Listeners => adopt(hands.datapath, target.pod, &target.policy, &target.listeners),
         Step::Policy => maps.insert_policy(cookie, &target.policy)?,
     }
     Ok(())
@@ -175,35 +174,35 @@ pub fn proxy_ports(policy: &PodPolicy) -> [Port; 2] {
 
 /// Registers listeners that the TCP_LISTEN hook did not see.
 ///
-/// # Errors
-/// As the kernel says.
-pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, listeners: &[Borrowed]) -> Result<(), BpfError> {
+/// A listener that the kernel does not take (Go's are MPTCP) is reported and left out, as by the hook.
+pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, policy: &PodPolicy, listeners: &[Borrowed]) {
     for Borrowed { listener, socket } in listeners {
         // Its record does not tell: it outlives an enrolment, and the slots do not.
         if datapath.maps.listeners(pod.cookie, listener.port).contains(&listener.cookie) {
             continue;
         }
-        if !may_be_redirected_to(pod, socket) {
+        if !may_be_redirected_to(pod, policy, socket) {
             continue;
         }
         let record = listener_record(pod.cookie, datapath.maps.socket_record(socket.as_fd()));
-        datapath.maps.insert_listener(&record, listener.port, socket.as_fd())?;
-        tracing::info!(
-            pod = %pod.full_name(), port = listener.port.get(),
-            "took over a listener that is older than the enrolment"
-        );
+        let is_proxys = listener.uid == policy.proxy_uid;
+        let (name, port) = (pod.full_name(), listener.port.get());
+        match datapath.maps.insert_listener(&record, listener.port, socket.as_fd(), is_proxys) {
+            Ok(()) => tracing::info!(pod = %name, port, "took over a listener older than the enrolment"),
+            Err(error) => tracing::warn!(pod = %name, port, %error, "a listener that cannot be taken over"),
+        }
     }
-    Ok(())
 }
 
-/// Whether iptables would have sent a connection to where the socket is bound, as the TCP_LISTEN hook asks.
-fn may_be_redirected_to(pod: &Enrolled, socket: &OwnedFd) -> bool {
+/// Whether iptables would have sent a connection to where the socket is bound: what the TCP_LISTEN hook asks
+/// of those that it sees.
+fn may_be_redirected_to(pod: &Enrolled, policy: &PodPolicy, socket: &OwnedFd) -> bool {
     let bound = SockRef::from(socket).local_addr().ok().and_then(|address| address.as_socket());
     bound.is_some_and(|bound| {
         let address = Address::from(bound.ip());
-        address.is_unspecified()
-            || address.is_localhost()
-            || pod.lists.own_addresses.iter().any(|own| own.address == address)
+        let captured = address.is_v4() || captures_v6(policy);
+        let own = || pod.lists.own_addresses.iter().any(|own| own.address == address);
+        address.is_unspecified() || captured && (address.is_localhost() || own())
     })
 }
 

@@ -3,7 +3,7 @@
 //! Owns: the parts of a Kubernetes Pod that decide interception ([`manifest`]), the parser of every
 //! annotation value ([`annotation`]) and the decision whether and how the pod is captured
 //! ([`decision`]). Never does: I/O of any kind, or anything that knows of maps and programs.
-//! Called by: the pod sources, enrolment and `veer explain`.
+//! Called by: the pod sources and the CNI server.
 
 pub mod annotation;
 mod capture;

@@ -37,6 +37,8 @@ pub struct Listener {
     pub cookie: u64,
     /// The port.
     pub port: Port,
+    /// Who owns the socket.
+    pub uid: u32,
 }
 
 /// All addresses of the netns.
@@ -108,7 +110,8 @@ pub fn listeners(ports: &[Port]) -> io::Result<Vec<Listener>> {
                 let port = Port::new(response.header.socket_id.source_port);
                 if ports.contains(&port) {
                     let cookie = u64::from_ne_bytes(response.header.socket_id.cookie);
-                    found.push(Listener { inode: u64::from(response.header.inode), cookie, port });
+                    let (inode, uid) = (u64::from(response.header.inode), response.header.uid);
+                    found.push(Listener { inode, cookie, port, uid });
                 }
             }
         }

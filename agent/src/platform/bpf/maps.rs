@@ -191,14 +191,6 @@ impl Maps {
         sorted(self.enrolments.iter(), name::ENROLMENTS)
     }
 
-    /// All policies, in the order of their cookies.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn policies(&self) -> Result<Vec<(NetnsCookie, PodPolicy)>, BpfError> {
-        sorted(self.pods.iter(), name::PODS)
-    }
-
     /// A pod's policy.
     ///
     /// # Errors
@@ -377,12 +369,17 @@ impl Maps {
         record: &SocketRecord,
         port: Port,
         socket: BorrowedFd<'_>,
+        is_proxys: bool,
     ) -> Result<(), BpfError> {
         let raw = std::os::fd::AsRawFd::as_raw_fd(&socket);
         self.sockets.insert(&raw, record, 0).map_err(failed("write to", name::SOCKETS))?;
         let domain = socket2::SockRef::from(&socket).domain();
-        let [v4s, v6s, _] = LISTENER_SLOTS;
-        let first = if domain.is_ok_and(|domain| domain == socket2::Domain::IPV6) { v6s } else { v4s };
+        let [v4s, v6s, others] = LISTENER_SLOTS;
+        let first = match (is_proxys, domain.is_ok_and(|domain| domain == socket2::Domain::IPV6)) {
+            (true, false) => v4s,
+            (true, true) => v6s,
+            (false, _) => others,
+        };
         for slot in first..MAX_LISTENER_SLOTS {
             let key = listener_key(record.cookie, port, slot);
             match sys::insert_socket(self.listeners_fd(), &key, socket) {

@@ -72,20 +72,6 @@ impl Pins {
     pub fn netns(&self, cookie: NetnsCookie) -> PathBuf {
         self.root.join("netns").join(cookie.to_string())
     }
-
-    /// Cookies of all pods that have a link.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn netns_cookies(&self) -> Result<Vec<NetnsCookie>, BpfError> {
-        let path = self.root.join("netns");
-        let entries = fs::read_dir(&path).map_err(|source| BpfError::Pin {
-            attempt: "list",
-            path: path.clone(),
-            source,
-        })?;
-        Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
-    }
 }
 
 fn existing_ancestor_is_bpffs(path: &Path) -> io::Result<bool> {
