@@ -349,8 +349,10 @@ fn an_unknown_pod_is_64() {
     for name in ["test/none", "pod", "none/pod", ""] {
         let ended = say(&mesh.agent, &["pods", name]);
         assert_eq!((ended.code, ended.out.as_str()), (64, ""), "{name}");
-        let text =
-            format!("veer: pod {name} is not enrolled on this node; `veer pods` lists those that are\n");
+        let hint = if name.contains('/') { "" } else { " (a pod is NAMESPACE/NAME)" };
+        let text = format!(
+            "veer: pod {name} is not enrolled on this node{hint}; `veer pods` lists those that are\n"
+        );
         assert_eq!(ended.errors, text);
     }
 }

@@ -155,8 +155,10 @@ fn a_second_agent_on_the_same_directory_refuses_and_leaves_the_first_alone() {
     let command = mesh.agent.command(&["agent", &pods_from, &cgroup]);
     let mut second = Process::start("a second agent", command, &place.with_file_name("second.log")).unwrap();
     assert_eq!(second.wait().unwrap().code(), Some(70), "{}", second.log());
-    let text =
-        format!("veer: another agent runs on {}: a node has one\n", place.join("agent.lock").display());
+    let text = format!(
+        "veer: another agent runs on {}: a node has one; `veer status` names it, SIGTERM ends it\n",
+        place.join("agent.lock").display()
+    );
     assert_eq!(second.log(), text);
     assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
     assert!(mesh.agent.json(&["status"]).unwrap()["agentError"].is_null());
