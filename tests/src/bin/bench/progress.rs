@@ -1,5 +1,6 @@
 //! Lines on standard error that say what is being measured, and how long it has been going on.
 
+use std::io::{Write, stderr};
 use std::time::Instant;
 
 /// Since when.
@@ -14,6 +15,7 @@ impl Progress {
 
     /// Says what begins.
     pub(crate) fn say(&self, what: &str) {
-        eprintln!("bench: {:3} s  {what}", self.0.elapsed().as_secs());
+        // Whoever read may have gone; the run goes on to its end, and cleans up.
+        writeln!(stderr(), "bench: {:3} s  {what}", self.0.elapsed().as_secs()).ok();
     }
 }
