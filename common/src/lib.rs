@@ -25,4 +25,4 @@ pub mod reason;
 pub mod verdict;
 
 /// Version of the map ABI. Part of the pin directory's name, so that two versions never share a map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

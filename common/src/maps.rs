@@ -385,7 +385,7 @@ macro_rules! layout {
 
 layout! {
     PodPolicy: 56, PortListKey: 16, PortSet: 8192, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16,
-    HandOffKey: 32, HandOff: 24, SocketRecord: 64, Settings: 8, Counters: 320, Enrolment: 872,
+    HandOffKey: 32, HandOff: 24, SocketRecord: 64, Settings: 8, Counters: 512, Enrolment: 872,
 }
 
 #[cfg(test)]

@@ -77,19 +77,19 @@ pub enum Action {
 #[repr(u32)]
 pub enum Fault {
     /// The hand-off map refused an entry: the proxy will not learn the original destination.
-    HandOff = 32,
+    HandOff = 48,
     /// A listener of the proxy found no free slot or was refused by the kernel.
-    ListenerNotRegistered = 33,
+    ListenerNotRegistered = 49,
     /// The pod's address could not be made the source: the proxy sees 127.0.0.1 as the client.
-    SourceNotBound = 34,
+    SourceNotBound = 50,
     /// A listener was there and the kernel did not take it for an inbound connection.
-    NotAssigned = 35,
+    NotAssigned = 51,
     /// The ring buffer was full: an event is missing in `veer monitor`, the counters are right.
-    EventLost = 36,
+    EventLost = 52,
 }
 
-/// Number of counters that each pod has: reasons from 0, faults from 32.
-pub const COUNTERS: usize = 40;
+/// Number of counters that each pod has: reasons from 0, faults from 48.
+pub const COUNTERS: usize = 64;
 /// The one counter that goes down, too: redirected connections that have not reached the proxy yet. A
 /// signed number; an enrolment that begins while some are on their way takes it below zero for a moment.
 pub const HAND_OFFS_NOW: usize = COUNTERS - 1;
@@ -157,7 +157,18 @@ impl Reason {
 
     /// Whether the connection came from outside of the pod.
     pub const fn is_inbound(self) -> bool {
-        self as u32 >= Self::AllInbound as u32 && self as u32 <= Self::Ipv6NotCapturedInbound as u32
+        matches!(
+            self,
+            Self::AllInbound
+                | Self::IncludedInboundPort
+                | Self::TunnelPort
+                | Self::ExcludedInboundPort
+                | Self::NotIncludedInbound
+                | Self::NoListener
+                | Self::WithinPod
+                | Self::NotTcp
+                | Self::Ipv6NotCapturedInbound
+        )
     }
 
     /// The name that commands, logs and metrics show.

@@ -76,7 +76,10 @@ impl PodSource for Directory {
         let look_up = move || {
             let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
             match refresh(&path, &mut files) {
-                Ok(()) => find(&path, &files, &reference),
+                Ok(notices) => {
+                    notices.iter().for_each(log);
+                    find(&path, &files, &reference)
+                }
                 Err(source) => Err(SourceError::Directory { path: path.to_path_buf(), source }),
             }
         };
@@ -84,10 +87,41 @@ impl PodSource for Directory {
     }
 }
 
-/// Brings what is known up to date with the directory.
-fn refresh(directory: &Path, files: &mut Files) -> io::Result<()> {
+/// What the log is told of a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Notice {
+    /// It cannot be used.
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// It could not be used before, and can be now.
+    Readable {
+        /// The file.
+        path: PathBuf,
+        /// Namespace and name of its pod.
+        pod: String,
+    },
+}
+
+fn log(notice: &Notice) {
+    match notice {
+        Notice::Unusable { path, problem } => {
+            warn!(file = %path.display(), %problem, "pod manifest cannot be used, its pod will not be found");
+        }
+        Notice::Readable { path, pod } => {
+            info!(file = %path.display(), %pod, "pod manifest is readable now");
+        }
+    }
+}
+
+/// Brings what is known up to date with the directory; says what the log should be told.
+fn refresh(directory: &Path, files: &mut Files) -> io::Result<Vec<Notice>> {
     let entries = fs::read_dir(directory)?;
     let mut before = std::mem::take(files);
+    let mut notices = Vec::new();
     for entry in entries {
         let name = entry?.file_name();
         if !is_manifest(&name) {
@@ -95,10 +129,11 @@ fn refresh(directory: &Path, files: &mut Files) -> io::Result<()> {
         }
         let path = directory.join(&name);
         let known = before.remove(&name);
-        let now = look_again(&path, known);
+        let (now, notice) = look_again(&path, known);
         files.insert(name, now);
+        notices.extend(notice);
     }
-    Ok(())
+    Ok(notices)
 }
 
 fn is_manifest(name: &OsStr) -> bool {
@@ -108,29 +143,25 @@ fn is_manifest(name: &OsStr) -> bool {
 }
 
 /// What is known of a file, read again only where it may have changed.
-fn look_again(path: &Path, known: Option<Known>) -> Known {
+fn look_again(path: &Path, known: Option<Known>) -> (Known, Option<Notice>) {
     let stamp = fs::metadata(path).as_ref().map(Stamp::of).unwrap_or_default();
     let known = match known {
-        Some(known) if known.stamp == stamp && !known.racy => return known,
+        Some(known) if known.stamp == stamp && !known.racy => return (known, None),
         known => known,
     };
     let now = read(path);
-    report(path, known.as_ref(), &now);
-    now
+    let notice = notice(path, known.as_ref(), &now);
+    (now, notice)
 }
 
 /// Says once that a file is unreadable, and once that it is not any more.
-fn report(path: &Path, before: Option<&Known>, now: &Known) {
+fn notice(path: &Path, before: Option<&Known>, now: &Known) -> Option<Notice> {
     let was = before.and_then(|known| known.content.as_ref().err());
     match (&now.content, was) {
-        (Err(problem), Some(same)) if problem == same && before.is_some_and(|b| b.stamp == now.stamp) => {}
-        (Err(problem), _) => {
-            warn!(file = %path.display(), %problem, "pod manifest cannot be used, its pod will not be found");
-        }
-        (Ok(pod), Some(_)) => {
-            info!(file = %path.display(), pod = pod.full_name(), "pod manifest is readable now");
-        }
-        (Ok(_), None) => {}
+        (Err(problem), Some(same)) if problem == same && before.is_some_and(|b| b.stamp == now.stamp) => None,
+        (Err(problem), _) => Some(Notice::Unusable { path: path.to_owned(), problem: problem.clone() }),
+        (Ok(pod), Some(_)) => Some(Notice::Readable { path: path.to_owned(), pod: pod.full_name() }),
+        (Ok(_), None) => None,
     }
 }
 

@@ -2,7 +2,7 @@
 //! without looking at its shape.
 //!
 //! ```text
-//! /sys/fs/bpf/veer/v1/maps/PODS …            shared by all programs, read by the commands
+//! /sys/fs/bpf/veer/v2/maps/PODS …            shared by all programs, read by the commands
 //!                     programs/veer_connect4 …
 //!                     links/veer_connect4 …   what keeps the programs attached without an agent
 //!                     netns/4711              the link of the pod whose netns has this cookie
