@@ -1,7 +1,8 @@
 //! The contract between the eBPF programs, the agent and the CNI plugin.
 //!
 //! Owns: the map ABI ([`maps`], [`event`]), the verdict on a connection ([`verdict`]) with a named
-//! [`reason`] for every outcome, and the messages between plugin and agent (`cni`, feature `std`).
+//! [`reason`] for every outcome and a [`rule`] for every test, and the messages between plugin and agent
+//! (`cni`, feature `std`).
 //! Never does: I/O, allocation (outside `cni`), or anything that knows how a fact was obtained.
 //! Used by: the eBPF programs, the agent, the plugin and the tests. The same verdict
 //! code runs in all of them.
@@ -22,6 +23,7 @@ pub mod maps;
 #[cfg(feature = "user")]
 mod pod;
 pub mod reason;
+pub mod rule;
 pub mod verdict;
 
 /// Version of the map ABI. Part of the pin directory's name, so that two versions never share a map.

@@ -4,10 +4,15 @@
 //! excluded port binds the proxy, too; the proxy's identity comes before every address list; exclusion
 //! beats inclusion whatever the prefix lengths. Runs in the kernel (through maps) and in tests (through
 //! the parsed lists): whoever asks brings the lists as [`Rules`].
+//!
+//! Each test is a [`Rule`], reported to a [`Trace`] as it is made: [`trace_outbound`] and [`trace_inbound`]
+//! are the verdict, [`outbound`] and [`inbound`] the same without a listener. A rule that matches decides, so
+//! a trace is rules that did not match and, at its end, the one that did.
 
 use crate::address::{Address, Port};
 use crate::maps::{PodPolicy, PortList, RangeList, flag};
 use crate::reason::Reason;
+use crate::rule::{NoTrace, Rule, Trace};
 
 /// The lists of one pod.
 pub trait Rules {
@@ -66,35 +71,67 @@ impl Outbound {
 /// The verdict on a TCP connection that a process of the pod opens.
 #[inline(always)]
 pub fn outbound<R: Rules>(pod: &PodPolicy, rules: &R, connection: &Outbound) -> Reason {
+    trace_outbound(pod, rules, connection, &mut NoTrace)
+}
+
+/// The verdict on a TCP connection that arrives in the pod's netns.
+#[inline(always)]
+pub fn inbound<R: Rules>(pod: &PodPolicy, rules: &R, connection: &Inbound) -> Reason {
+    trace_inbound(pod, rules, connection, &mut NoTrace)
+}
+
+/// The verdict on a TCP connection that a process of the pod opens; `trace` hears of each rule.
+#[inline(always)]
+pub fn trace_outbound<R: Rules, T: Trace>(
+    pod: &PodPolicy,
+    rules: &R,
+    connection: &Outbound,
+    trace: &mut T,
+) -> Reason {
     let destination = connection.effective_destination();
     let port = connection.port;
 
-    if has(pod, flag::EXCLUDES_OUTBOUND_PORTS) && rules.port_listed(PortList::ExcludedOutbound, port) {
-        return Reason::ExcludedPort;
+    let excluded =
+        has(pod, flag::EXCLUDES_OUTBOUND_PORTS) && rules.port_listed(PortList::ExcludedOutbound, port);
+    if trace.looked_at(Rule::ExcludedPort, excluded) {
+        return Rule::ExcludedPort.reason();
     }
 
-    let stays_in_pod = destination.is_loopback() || rules.own_address(&destination);
-    if stays_in_pod {
-        if let Some(reason) = within_pod(pod, connection, &destination) {
+    if stays_in_pod(rules, &destination) {
+        if let Some(reason) = within_pod(pod, connection, &destination, trace) {
             return reason;
         }
-    } else if connection.uid == pod.proxy_uid {
-        return Reason::Proxy;
-    } else if connection.gid == pod.proxy_gid {
-        return Reason::ProxyGroup;
+    } else {
+        if trace.looked_at(Rule::Proxy, connection.uid == pod.proxy_uid) {
+            return Rule::Proxy.reason();
+        }
+        if trace.looked_at(Rule::ProxyGroup, connection.gid == pod.proxy_gid) {
+            return Rule::ProxyGroup.reason();
+        }
     }
 
-    if destination.is_localhost() {
-        return Reason::Localhost;
+    if trace.looked_at(Rule::Localhost, destination.is_localhost()) {
+        return Rule::Localhost.reason();
     }
-    to_remote(pod, rules, &destination, port)
+    to_remote(pod, rules, &destination, port, trace)
 }
 
-/// The rules on what does not leave the pod (`-o lo`); `None` where a later rule decides.
+/// Whether what is dialled does not leave the pod: what iptables sees as `-o lo`.
 #[inline(always)]
-fn within_pod(pod: &PodPolicy, connection: &Outbound, destination: &Address) -> Option<Reason> {
-    if connection.source.is_passthrough() {
-        return Some(Reason::PassthroughSource);
+pub fn stays_in_pod<R: Rules>(rules: &R, destination: &Address) -> bool {
+    destination.is_loopback() || rules.own_address(destination)
+}
+
+/// The rules on what does not leave the pod; `None` where a later rule decides.
+#[inline(always)]
+fn within_pod<T: Trace>(
+    pod: &PodPolicy,
+    connection: &Outbound,
+    destination: &Address,
+    trace: &mut T,
+) -> Option<Reason> {
+    if trace.looked_at(Rule::PassthroughSource, connection.source.is_passthrough()) {
+        return Some(Rule::PassthroughSource.reason());
     }
     let to_own_service = !destination.is_localhost()
         && connection.port.get() != pod.tunnel_port.get()
@@ -102,75 +139,104 @@ fn within_pod(pod: &PodPolicy, connection: &Outbound, destination: &Address) -> 
 
     // With TPROXY the proxy runs as uid 0, so its gid says who it is.
     let proxy_by_group = has(pod, flag::TPROXY) && connection.gid == pod.proxy_gid;
-    if connection.uid == pod.proxy_uid || proxy_by_group {
-        return Some(if to_own_service { Reason::ProxyToOwnAddress } else { Reason::Proxy });
+    let proxy = connection.uid == pod.proxy_uid || proxy_by_group;
+    if trace.looked_at(Rule::ProxyToOwnAddress, proxy && to_own_service) {
+        return Some(Rule::ProxyToOwnAddress.reason());
     }
-    if !has(pod, flag::INCLUDES_LOOPBACK) {
-        return Some(Reason::AppToOwnAddress);
+    if trace.looked_at(Rule::ProxyWithinPod, proxy) {
+        return Some(Rule::ProxyWithinPod.reason());
+    }
+    if trace.looked_at(Rule::AppToOwnAddress, !has(pod, flag::INCLUDES_LOOPBACK)) {
+        return Some(Rule::AppToOwnAddress.reason());
     }
     // Only reached when a loopback range is included: istio-init leaves out its "app over lo" rule
     // then, and its rules on the proxy's group come to bear.
-    if connection.gid == pod.proxy_gid {
-        return Some(if to_own_service { Reason::ProxyToOwnAddress } else { Reason::ProxyGroup });
+    let group = connection.gid == pod.proxy_gid;
+    if trace.looked_at(Rule::ProxyGroupToOwnAddress, group && to_own_service) {
+        return Some(Rule::ProxyGroupToOwnAddress.reason());
+    }
+    if trace.looked_at(Rule::ProxyGroupWithinPod, group) {
+        return Some(Rule::ProxyGroupWithinPod.reason());
     }
     None
 }
 
 /// The address and port lists.
 #[inline(always)]
-fn to_remote<R: Rules>(pod: &PodPolicy, rules: &R, destination: &Address, port: Port) -> Reason {
+fn to_remote<R: Rules, T: Trace>(
+    pod: &PodPolicy,
+    rules: &R,
+    destination: &Address,
+    port: Port,
+    trace: &mut T,
+) -> Reason {
     let v4 = destination.is_v4();
-    if !has(pod, if v4 { flag::HAS_V4 } else { flag::HAS_V6 }) && !destination.is_loopback() {
-        return Reason::NoAddressOfFamily;
+    let no_address = !has(pod, if v4 { flag::HAS_V4 } else { flag::HAS_V6 }) && !destination.is_loopback();
+    if trace.looked_at(Rule::NoAddressOfFamily, no_address) {
+        return Rule::NoAddressOfFamily.reason();
     }
-    if !v4 && !has(pod, flag::CAPTURES_V6) {
-        return Reason::Ipv6NotCaptured;
+    if trace.looked_at(Rule::Ipv6NotCaptured, !v4 && !has(pod, flag::CAPTURES_V6)) {
+        return Rule::Ipv6NotCaptured.reason();
     }
-    if has(pod, flag::EXCLUDES_RANGES) {
-        let list = if v4 { RangeList::ExcludedV4 } else { RangeList::ExcludedV6 };
-        if rules.range_listed(list, destination) {
-            return Reason::ExcludedRange;
-        }
+    let list = if v4 { RangeList::ExcludedV4 } else { RangeList::ExcludedV6 };
+    let excluded = has(pod, flag::EXCLUDES_RANGES) && rules.range_listed(list, destination);
+    if trace.looked_at(Rule::ExcludedRange, excluded) {
+        return Rule::ExcludedRange.reason();
     }
-    if has(pod, flag::INCLUDES_OUTBOUND_PORTS) && rules.port_listed(PortList::IncludedOutbound, port) {
-        return Reason::IncludedPort;
+    let included =
+        has(pod, flag::INCLUDES_OUTBOUND_PORTS) && rules.port_listed(PortList::IncludedOutbound, port);
+    if trace.looked_at(Rule::IncludedPort, included) {
+        return Rule::IncludedPort.reason();
     }
-    if has(pod, flag::OUTBOUND_ALL) {
-        return Reason::AllOutbound;
+    if trace.looked_at(Rule::AllOutbound, has(pod, flag::OUTBOUND_ALL)) {
+        return Rule::AllOutbound.reason();
     }
     let list = if v4 { RangeList::IncludedV4 } else { RangeList::IncludedV6 };
-    if rules.range_listed(list, destination) { Reason::IncludedRange } else { Reason::NotIncluded }
+    if trace.looked_at(Rule::IncludedRange, rules.range_listed(list, destination)) {
+        return Rule::IncludedRange.reason();
+    }
+    trace.looked_at(Rule::NotIncluded, true);
+    Rule::NotIncluded.reason()
 }
 
-/// The verdict on a TCP connection that arrives in the pod's netns.
+/// The verdict on a TCP connection that arrives in the pod's netns; `trace` hears of each rule.
 #[inline(always)]
-pub fn inbound<R: Rules>(pod: &PodPolicy, rules: &R, connection: &Inbound) -> Reason {
+pub fn trace_inbound<R: Rules, T: Trace>(
+    pod: &PodPolicy,
+    rules: &R,
+    connection: &Inbound,
+    trace: &mut T,
+) -> Reason {
     // The ingress interface does not tell: the kernel reports the device that owns the address.
-    if connection.local.is_loopback()
+    let within_pod = connection.local.is_loopback()
         || connection.remote.is_loopback()
         || connection.remote.is_passthrough()
-        || rules.own_address(&connection.remote)
-    {
-        return Reason::WithinPod;
+        || rules.own_address(&connection.remote);
+    if trace.looked_at(Rule::WithinPod, within_pod) {
+        return Rule::WithinPod.reason();
     }
-    if !connection.local.is_v4() && !has(pod, flag::CAPTURES_V6) {
-        return Reason::Ipv6NotCapturedInbound;
+    let left_alone = !connection.local.is_v4() && !has(pod, flag::CAPTURES_V6);
+    if trace.looked_at(Rule::Ipv6NotCapturedInbound, left_alone) {
+        return Rule::Ipv6NotCapturedInbound.reason();
     }
     let port = connection.port;
-    if port.get() == pod.tunnel_port.get() && !has(pod, flag::TPROXY) {
-        return Reason::TunnelPort;
+    let tunnel = port.get() == pod.tunnel_port.get() && !has(pod, flag::TPROXY);
+    if trace.looked_at(Rule::TunnelPort, tunnel) {
+        return Rule::TunnelPort.reason();
     }
-    if has(pod, flag::INBOUND_ALL) {
-        if rules.port_listed(PortList::ExcludedInbound, port) {
-            Reason::ExcludedInboundPort
-        } else {
-            Reason::AllInbound
-        }
-    } else if rules.port_listed(PortList::IncludedInbound, port) {
-        Reason::IncludedInboundPort
-    } else {
-        Reason::NotIncludedInbound
+    let all = has(pod, flag::INBOUND_ALL);
+    let excluded = all && rules.port_listed(PortList::ExcludedInbound, port);
+    if trace.looked_at(Rule::ExcludedInboundPort, excluded) {
+        return Rule::ExcludedInboundPort.reason();
     }
+    if trace.looked_at(Rule::AllInbound, all) {
+        return Rule::AllInbound.reason();
+    }
+    if trace.looked_at(Rule::IncludedInboundPort, rules.port_listed(PortList::IncludedInbound, port)) {
+        return Rule::IncludedInboundPort.reason();
+    }
+    trace.looked_at(Rule::NotIncludedInbound, true);
+    Rule::NotIncludedInbound.reason()
 }
 
 #[inline(always)]

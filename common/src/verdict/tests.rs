@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use crate::address::{Address, Port};
 use crate::maps::{PodPolicy, PortList, RangeList, flag};
+use crate::reason::Reason;
+use crate::rule::{Rule, Trace};
 use crate::verdict::Rules;
 
 mod agreement;
@@ -132,6 +134,29 @@ impl Rules for Scene {
 
     fn own_address(&self, address: &Address) -> bool {
         self.own.contains(&IpAddr::from(*address))
+    }
+}
+
+/// The rules that a verdict looked at.
+#[derive(Default, Debug)]
+struct Trail(Vec<(Rule, bool)>);
+
+impl Trace for Trail {
+    fn looked_at(&mut self, rule: Rule, matched: bool) -> bool {
+        self.0.push((rule, matched));
+        matched
+    }
+}
+
+impl Trail {
+    /// Whether the last rule alone matched, gives this reason, and all were looked at in their order.
+    fn leads_to(&self, reason: Reason) -> bool {
+        let Some(((last, matched), before)) = self.0.split_last() else { return false };
+        let place = |rule: &Rule| Rule::ALL.iter().position(|other| other == rule);
+        *matched
+            && last.reason() == reason
+            && before.iter().all(|(_, matched)| !matched)
+            && self.0.iter().is_sorted_by(|(left, _), (right, _)| place(left) < place(right))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The verdict does what istio-init's rules do: random pods, random connections.
+//! The verdict does what istio-init's rules do, and its trace says how: random pods, random connections.
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,7 +9,7 @@ use proptest::sample::{select, subsequence};
 use proptest::test_runner::{Config, TestRunner};
 
 use super::iptables::{Iptables, Packet};
-use super::{APP, PROXY, ROOT, Range, Scene, addresses, ip, ranges};
+use super::{APP, PROXY, ROOT, Range, Scene, Trail, addresses, ip, ranges};
 use crate::address::{Address, Port};
 use crate::reason::Action;
 use crate::verdict::{self, Inbound, Outbound};
@@ -49,6 +49,9 @@ fn outbound_goes_where_istio_inits_rules_send_it() {
                 port: Port::new(dial.port),
             };
             let reason = verdict::outbound(&policy, &scene, &facts);
+            let mut trace = Trail::default();
+            prop_assert_eq!(verdict::trace_outbound(&policy, &scene, &facts, &mut trace), reason);
+            prop_assert!(trace.leads_to(reason), "{:?} to {:?}: {:?}", dial, reason, trace);
             prop_assert_eq!(reason.action(), expected, "{:?} gave {:?} in {:?}", dial, reason, &scene);
             compared.set(compared.get() + 1);
         }
@@ -73,6 +76,9 @@ fn inbound_goes_where_istio_inits_rules_send_it() {
                 Packet { source: remote, destination: local, port, owner: None, loopback: false, mark: 0 };
             let facts = Inbound { remote: remote.into(), local: local.into(), port: Port::new(port) };
             let reason = verdict::inbound(&policy, &scene, &facts);
+            let mut trace = Trail::default();
+            prop_assert_eq!(verdict::trace_inbound(&policy, &scene, &facts, &mut trace), reason);
+            prop_assert!(trace.leads_to(reason), "{:?} to {:?}: {:?}", facts, reason, trace);
             prop_assert_eq!(reason.action(), iptables.prerouting(packet), "{:?} in {:?}", facts, &scene);
         }
         Ok(())
