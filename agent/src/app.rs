@@ -99,8 +99,11 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         exclude_namespaces: config.exclude_namespaces.iter().cloned().collect(),
         enrolled,
     };
-    let settings =
-        NodeSettings { excluded_namespaces: config.exclude_namespaces.clone(), ..NodeSettings::default() };
+    let settings = NodeSettings {
+        excluded_namespaces: config.exclude_namespaces.clone(),
+        owner_groups: config.owner_groups.clone(),
+        loopback: config.loopback,
+    };
     let control = Control::new(handle.clone(), status);
     let answerer = Arc::new(Answerer { source, settings, node: handle });
 

@@ -58,12 +58,29 @@ pub struct AgentFlags {
     /// Namespaces whose pods are left alone, separated by commas
     #[arg(long, env = "VEER_EXCLUDE_NAMESPACES", value_name = "NAMES", default_value = "kube-system")]
     pub exclude_namespaces: String,
+    /// What is captured on this node.
+    #[command(flatten)]
+    pub capture: CaptureFlags,
     /// Least important messages that are logged: error, warn, info, debug or trace
     #[arg(long, env = "VEER_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
     /// Form of the log on stderr: text or json
     #[arg(long, env = "VEER_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: String,
+}
+
+/// Settings of what is captured, for all pods of the node; Istio's plugin has the same.
+#[derive(Debug, Clone, Args)]
+pub struct CaptureFlags {
+    /// Primary groups whose outbound connections are captured: * or ids separated by commas
+    #[arg(long, env = "VEER_OUTBOUND_OWNER_GROUPS", value_name = "*|GIDS", default_value = "*")]
+    pub outbound_owner_groups: String,
+    /// Primary groups whose outbound connections are not captured: ids separated by commas
+    #[arg(long, env = "VEER_OUTBOUND_OWNER_GROUPS_EXCLUDE", value_name = "GIDS", default_value = "")]
+    pub outbound_owner_groups_exclude: String,
+    /// What counts as localhost, which the proxy reaches directly
+    #[arg(long, env = "VEER_HOST_IPV4_LOOPBACK_CIDR", value_name = "CIDR", default_value = "127.0.0.1/32")]
+    pub host_ipv4_loopback_cidr: String,
 }
 
 /// Flags of commands that only read.

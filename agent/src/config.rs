@@ -7,7 +7,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use ipnet::Ipv4Net;
+
 use crate::cli::{AgentFlags, PlaceFlags};
+use crate::model::OwnerGroups;
+
+mod node;
 
 /// Where things are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,6 +34,10 @@ pub struct AgentConfig {
     pub cgroup: Option<PathBuf>,
     /// Namespaces that are left alone.
     pub exclude_namespaces: BTreeSet<String>,
+    /// Whose outbound connections are captured.
+    pub owner_groups: OwnerGroups,
+    /// What counts as the pods' localhost.
+    pub loopback: Ipv4Net,
     /// How the agent logs.
     pub log: LogConfig,
 }
@@ -169,6 +178,8 @@ impl AgentConfig {
             path => Some(absolute(&CGROUP, path, &mut errors)),
         };
         let exclude_namespaces = namespaces(&flags.exclude_namespaces, &mut errors);
+        let owner_groups = node::owner_groups(&flags.capture, &mut errors);
+        let loopback = node::loopback(&flags.capture, &mut errors);
         let level = flags.log_level.parse().unwrap_or_else(|_unknown| {
             errors.push(LOG_LEVEL.invalid(&flags.log_level));
             tracing::Level::INFO
@@ -184,7 +195,8 @@ impl AgentConfig {
         if !errors.is_empty() {
             return Err(ConfigErrors(errors));
         }
-        Ok(Self { pods_from, place, cgroup, exclude_namespaces, log: LogConfig { level, format } })
+        let log = LogConfig { level, format };
+        Ok(Self { pods_from, place, cgroup, exclude_namespaces, owner_groups, loopback, log })
     }
 }
 
@@ -214,6 +226,7 @@ fn is_namespace(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::CaptureFlags;
 
     fn flags() -> AgentFlags {
         AgentFlags {
@@ -221,8 +234,17 @@ mod tests {
             place: PlaceFlags { run_dir: "/run/veer".to_owned(), bpffs: "/sys/fs/bpf/veer".to_owned() },
             cgroup: "auto".to_owned(),
             exclude_namespaces: "kube-system, istio-system".to_owned(),
+            capture: capture_flags("*", "127.0.0.1/32"),
             log_level: "info".to_owned(),
             log_format: "text".to_owned(),
+        }
+    }
+
+    fn capture_flags(groups: &str, loopback: &str) -> CaptureFlags {
+        CaptureFlags {
+            outbound_owner_groups: groups.to_owned(),
+            outbound_owner_groups_exclude: String::new(),
+            host_ipv4_loopback_cidr: loopback.to_owned(),
         }
     }
 
@@ -251,6 +273,7 @@ mod tests {
             place: PlaceFlags { run_dir: "run".to_owned(), bpffs: "bpf".to_owned() },
             cgroup: "kubepods".to_owned(),
             exclude_namespaces: "kube_system".to_owned(),
+            capture: capture_flags("staff", "10.0.0.0/8"),
             log_level: "loud".to_owned(),
             log_format: "xml".to_owned(),
         };
@@ -263,6 +286,10 @@ mod tests {
 --cgroup (or VEER_CGROUP): \"kubepods\" is not auto or an absolute path
 --exclude-namespaces (or VEER_EXCLUDE_NAMESPACES): \"kube_system\" is not a list of Kubernetes namespaces \
 (a-z, 0-9 and -, 63 at most) separated by commas
+--outbound-owner-groups (or VEER_OUTBOUND_OWNER_GROUPS): \"staff\" is not * or a list of at most 64 group ids \
+(0-4294967294) separated by commas
+--host-ipv4-loopback-cidr (or VEER_HOST_IPV4_LOOPBACK_CIDR): \"10.0.0.0/8\" is not an IPv4 range within \
+127.0.0.0/8, such as 127.0.0.1/32
 --log-level (or VEER_LOG_LEVEL): \"loud\" is not one of error, warn, info, debug, trace
 --log-format (or VEER_LOG_FORMAT): \"xml\" is not text or json"
         );

@@ -91,6 +91,10 @@ pub mod flag {
     pub const HAS_V6: u32 = 1 << 8;
     /// IPv6 is captured: the pod has no IPv4, or its proxy serves both (`ISTIO_DUAL_STACK`).
     pub const CAPTURES_V6: u32 = 1 << 9;
+    /// Connections of the listed owner groups are not captured.
+    pub const EXCLUDES_GROUPS: u32 = 1 << 10;
+    /// Only connections of the listed owner groups are captured.
+    pub const INCLUDES_GROUPS: u32 = 1 << 11;
 }
 
 /// What the verdict needs of a pod at once; lists are in their own maps.
@@ -111,6 +115,11 @@ pub struct PodPolicy {
     pub tunnel_port: Port,
     /// Zero.
     pub _reserved: [u8; 6],
+    /// The IPv4 addresses that count as the pod's localhost, 127.0.0.1 by default: their network, as
+    /// [`Address::words`] has an IPv4 address in its last word.
+    pub localhost: u32,
+    /// The mask of that network, likewise.
+    pub localhost_mask: u32,
     /// Source of redirected IPv4 connections; [`Address::UNSPECIFIED`] for none.
     pub source_v4: Address,
     /// Source of redirected IPv6 connections; [`Address::UNSPECIFIED`] for none.
@@ -207,6 +216,8 @@ pub enum RangeList {
     IncludedV6 = 3,
     /// `excludeOutboundIPRanges`, IPv6.
     ExcludedV6 = 4,
+    /// The owner groups, each in the place of an address. Which are meant is in the flags.
+    Groups = 5,
 }
 
 /// The matched bytes of a CIDR entry, without the trie's leading prefix length.
@@ -236,9 +247,15 @@ impl RangeMatch {
                 let [_, _, _, v4] = address.words();
                 Address::from_words([v4, 0, 0, 0])
             }
-            RangeList::IncludedV6 | RangeList::ExcludedV6 => *address,
+            RangeList::IncludedV6 | RangeList::ExcludedV6 | RangeList::Groups => *address,
         };
         Self { cookie: cookie.to_ne_bytes(), list: (list as u32).to_ne_bytes(), address }
+    }
+
+    /// The key's bytes for an owner group. It always matches whole, in [`Self::ALL_BITS`].
+    #[inline(always)]
+    pub const fn of_group(cookie: NetnsCookie, gid: u32) -> Self {
+        Self::of_address(cookie, RangeList::Groups, &Address::from_words([gid, 0, 0, 0]))
     }
 }
 
@@ -384,7 +401,7 @@ macro_rules! layout {
 }
 
 layout! {
-    PodPolicy: 56, PortListKey: 16, PortSet: 8192, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16,
+    PodPolicy: 64, PortListKey: 16, PortSet: 8192, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16,
     HandOffKey: 32, HandOff: 24, SocketRecord: 64, Settings: 8, Counters: 512, Enrolment: 872,
 }
 

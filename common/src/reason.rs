@@ -56,6 +56,8 @@ pub enum Reason {
     Ipv6NotCapturedInbound = 23,
     /// Outbound: too many connections of the pod wait for a proxy that does not accept them; refused.
     ProxyBacklog = 24,
+    /// Outbound: the node's owner groups leave the group of the socket's creator alone.
+    OwnerGroup = 25,
 }
 
 /// What a verdict does with a connection.
@@ -96,7 +98,7 @@ pub const HAND_OFFS_NOW: usize = COUNTERS - 1;
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::ExcludedPort,
         Self::PassthroughSource,
         Self::ProxyToOwnAddress,
@@ -122,6 +124,7 @@ impl Reason {
         Self::NotTcp,
         Self::Ipv6NotCapturedInbound,
         Self::ProxyBacklog,
+        Self::OwnerGroup,
     ];
 
     /// The reason with this number, as events and counters carry it.
@@ -141,6 +144,7 @@ impl Reason {
             | Self::AppToOwnAddress
             | Self::Proxy
             | Self::ProxyGroup
+            | Self::OwnerGroup
             | Self::Localhost
             | Self::ExcludedRange
             | Self::NotIncluded
@@ -180,6 +184,7 @@ impl Reason {
             Self::AppToOwnAddress => "app-to-own-address",
             Self::Proxy => "proxy",
             Self::ProxyGroup => "proxy-group",
+            Self::OwnerGroup => "owner-group",
             Self::Localhost => "localhost",
             Self::ExcludedRange => "excluded-range",
             Self::IncludedPort => "included-port",

@@ -30,7 +30,9 @@ pub enum Rule {
     Proxy,
     /// Outbound, out of the pod: the proxy by its gid.
     ProxyGroup,
-    /// Outbound: to 127.0.0.1 or ::1.
+    /// Outbound: the node's owner groups do not have the creator's group captured.
+    OwnerGroup,
+    /// Outbound: to 127.0.0.1 (or the node's loopback range) or ::1.
     Localhost,
     /// Outbound: the pod has no address of the destination's family.
     NoAddressOfFamily,
@@ -81,7 +83,7 @@ impl Trace for NoTrace {
 
 impl Rule {
     /// All rules: first those of outbound, then those of inbound, each in the order of the looking.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ExcludedPort,
         Self::PassthroughSource,
         Self::ProxyToOwnAddress,
@@ -91,6 +93,7 @@ impl Rule {
         Self::ProxyGroupWithinPod,
         Self::Proxy,
         Self::ProxyGroup,
+        Self::OwnerGroup,
         Self::Localhost,
         Self::NoAddressOfFamily,
         Self::Ipv6NotCaptured,
@@ -118,6 +121,7 @@ impl Rule {
             Self::ProxyWithinPod | Self::Proxy => Reason::Proxy,
             Self::AppToOwnAddress => Reason::AppToOwnAddress,
             Self::ProxyGroupWithinPod | Self::ProxyGroup => Reason::ProxyGroup,
+            Self::OwnerGroup => Reason::OwnerGroup,
             Self::Localhost => Reason::Localhost,
             Self::NoAddressOfFamily => Reason::NoAddressOfFamily,
             Self::Ipv6NotCaptured => Reason::Ipv6NotCaptured,
@@ -149,6 +153,7 @@ impl Rule {
             | Self::AppToOwnAddress
             | Self::Proxy
             | Self::ProxyGroup
+            | Self::OwnerGroup
             | Self::Localhost
             | Self::NoAddressOfFamily
             | Self::Ipv6NotCaptured
@@ -181,6 +186,7 @@ impl Rule {
             Self::ProxyGroupWithinPod => "within the pod, by the proxy's group",
             Self::Proxy => "out of the pod, by the proxy",
             Self::ProxyGroup => "out of the pod, by the proxy's group",
+            Self::OwnerGroup => "by a group that the node's owner groups leave alone",
             Self::Localhost => "to 127.0.0.1 or ::1, which is never captured",
             Self::NoAddressOfFamily => "the pod has no address of this family to connect from",
             Self::Ipv6NotCaptured | Self::Ipv6NotCapturedInbound => {

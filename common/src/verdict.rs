@@ -22,6 +22,8 @@ pub trait Rules {
     fn range_listed(&self, list: RangeList, address: &Address) -> bool;
     /// Whether the pod's netns has this address: what iptables sees as `-o lo`, besides loopback.
     fn own_address(&self, address: &Address) -> bool;
+    /// Whether the group is in the list of owner groups.
+    fn group_listed(&self, gid: u32) -> bool;
 }
 
 /// Facts of a connection that a process in the pod opens.
@@ -97,8 +99,9 @@ pub fn trace_outbound<R: Rules, T: Trace>(
         return Rule::ExcludedPort.reason();
     }
 
+    let to_localhost = is_localhost(pod, &destination);
     if stays_in_pod(rules, &destination) {
-        if let Some(reason) = within_pod(pod, connection, &destination, trace) {
+        if let Some(reason) = within_pod(pod, connection, &destination, to_localhost, trace) {
             return reason;
         }
     } else {
@@ -110,7 +113,10 @@ pub fn trace_outbound<R: Rules, T: Trace>(
         }
     }
 
-    if trace.looked_at(Rule::Localhost, destination.is_localhost()) {
+    if trace.looked_at(Rule::OwnerGroup, is_of_other_owner(pod, rules, connection.gid)) {
+        return Rule::OwnerGroup.reason();
+    }
+    if trace.looked_at(Rule::Localhost, to_localhost) {
         return Rule::Localhost.reason();
     }
     to_remote(pod, rules, &destination, port, trace)
@@ -122,18 +128,39 @@ pub fn stays_in_pod<R: Rules>(rules: &R, destination: &Address) -> bool {
     destination.is_loopback() || rules.own_address(destination)
 }
 
+/// 127.0.0.1, or the range that the node has put in its place; ::1.
+#[inline(always)]
+fn is_localhost(pod: &PodPolicy, destination: &Address) -> bool {
+    if !destination.is_v4() {
+        return destination.is_localhost();
+    }
+    let [_, _, _, v4] = destination.words();
+    v4 & pod.localhost_mask == pod.localhost
+}
+
+/// Whether the node's owner groups leave the connections of this group alone.
+#[inline(always)]
+fn is_of_other_owner<R: Rules>(pod: &PodPolicy, rules: &R, gid: u32) -> bool {
+    if has(pod, flag::EXCLUDES_GROUPS) {
+        rules.group_listed(gid)
+    } else {
+        has(pod, flag::INCLUDES_GROUPS) && !rules.group_listed(gid)
+    }
+}
+
 /// The rules on what does not leave the pod; `None` where a later rule decides.
 #[inline(always)]
 fn within_pod<T: Trace>(
     pod: &PodPolicy,
     connection: &Outbound,
     destination: &Address,
+    to_localhost: bool,
     trace: &mut T,
 ) -> Option<Reason> {
     if trace.looked_at(Rule::PassthroughSource, connection.source.is_passthrough()) {
         return Some(Rule::PassthroughSource.reason());
     }
-    let to_own_service = !destination.is_localhost()
+    let to_own_service = !to_localhost
         && connection.port.get() != pod.tunnel_port.get()
         && (destination.is_v4() || has(pod, flag::CAPTURES_V6));
 

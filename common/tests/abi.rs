@@ -130,6 +130,8 @@ fn policy() -> PodPolicy {
         inbound_port: port(1),
         tunnel_port: port(2),
         _reserved: [0; 6],
+        localhost: 0x4142_4344,
+        localhost_mask: 0x5152_5354,
         source_v4: address(0xa0),
         source_v6: address(0xc0),
     }
@@ -217,6 +219,8 @@ fn numbers(lines: &mut Lines) {
         ("HAS_V4", flag::HAS_V4),
         ("HAS_V6", flag::HAS_V6),
         ("CAPTURES_V6", flag::CAPTURES_V6),
+        ("EXCLUDES_GROUPS", flag::EXCLUDES_GROUPS),
+        ("INCLUDES_GROUPS", flag::INCLUDES_GROUPS),
     ] {
         line(lines, "flag", name, bit);
     }
@@ -228,6 +232,7 @@ fn numbers(lines: &mut Lines) {
     line(lines, "ranges", "ExcludedV4", RangeList::ExcludedV4 as u32);
     line(lines, "ranges", "IncludedV6", RangeList::IncludedV6 as u32);
     line(lines, "ranges", "ExcludedV6", RangeList::ExcludedV6 as u32);
+    line(lines, "ranges", "Groups", RangeList::Groups as u32);
     line(lines, "role", "NONE", role::NONE);
     line(lines, "role", "DIALLER", role::DIALLER);
     line(lines, "role", "LISTENER", role::LISTENER);

@@ -128,6 +128,12 @@ pub fn range_listed(cookie: NetnsCookie, list: RangeList, address: &Address) -> 
     RANGES.get(Key::new(RangeMatch::ALL_BITS, RangeMatch::of_address(cookie, list, address))).is_some()
 }
 
+/// Whether the group is in the pod's list of owner groups.
+#[inline(never)]
+pub fn group_listed(cookie: NetnsCookie, gid: u32) -> bool {
+    RANGES.get(Key::new(RangeMatch::ALL_BITS, RangeMatch::of_group(cookie, gid))).is_some()
+}
+
 /// Whether the address is one of the pod's own.
 #[inline(never)]
 pub fn own_address(cookie: NetnsCookie, address: &Address) -> bool {

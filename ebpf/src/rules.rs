@@ -24,4 +24,9 @@ impl Rules for PodRules {
     fn own_address(&self, address: &Address) -> bool {
         maps::own_address(self.0, address)
     }
+
+    #[inline(always)]
+    fn group_listed(&self, gid: u32) -> bool {
+        maps::group_listed(self.0, gid)
+    }
 }

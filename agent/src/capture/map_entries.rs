@@ -1,7 +1,7 @@
 //! What the maps hold of a pod.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use veer_common::address::{Address, Port};
@@ -10,7 +10,7 @@ use veer_common::maps::{
 };
 
 use super::addresses::OwnAddresses;
-use crate::model::{self, Capture, InboundPorts, InterceptionMode, OutboundRanges};
+use crate::model::{self, Capture, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups};
 
 /// Where outbound connections go.
 const OUTBOUND_PORT: u16 = 15001;
@@ -53,6 +53,8 @@ fn policy(capture: &Capture, own: &OwnAddresses) -> PodPolicy {
         inbound_port: Port::new(INBOUND_PORT),
         tunnel_port: Port::new(TUNNEL_PORT),
         _reserved: [0; 6],
+        localhost: word(capture.loopback.network()),
+        localhost_mask: word(capture.loopback.netmask()),
         source_v4: own.source_v4.map_or(Address::UNSPECIFIED, Address::from),
         source_v6: own.source_v6.map_or(Address::UNSPECIFIED, Address::from),
     }
@@ -64,6 +66,8 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
     // istio-init's rule: IPv6 is left alone in a pod that has IPv4 and a proxy that is not told to
     // serve both. Such a proxy has no IPv6 listener, so capturing would refuse what worked.
     let captures_v6 = has_v6 && (capture.dual_stack || own.is_ipv6_only());
+    let excludes_groups =
+        matches!(&capture.owner_groups, OwnerGroups::AllExcept(groups) if !groups.is_empty());
     let conditions = [
         (flag::INBOUND_ALL, inbound_all),
         (flag::OUTBOUND_ALL, capture.outbound == OutboundRanges::All),
@@ -71,12 +75,19 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
         (flag::INCLUDES_OUTBOUND_PORTS, !capture.included_outbound_ports.is_empty()),
         (flag::EXCLUDES_RANGES, !capture.excluded_ranges.is_empty()),
         (flag::INCLUDES_LOOPBACK, capture.outbound.begin_in_loopback()),
+        (flag::EXCLUDES_GROUPS, excludes_groups),
+        (flag::INCLUDES_GROUPS, matches!(capture.owner_groups, OwnerGroups::Only(_))),
         (flag::TPROXY, capture.mode == InterceptionMode::Tproxy),
         (flag::HAS_V4, own.source_v4.is_some()),
         (flag::HAS_V6, has_v6),
         (flag::CAPTURES_V6, captures_v6),
     ];
     conditions.into_iter().filter(|(_, holds)| *holds).fold(0, |flags, (bit, _)| flags | bit)
+}
+
+/// An IPv4 address as the last word of an [`Address`].
+fn word(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
 }
 
 fn port_lists(cookie: NetnsCookie, capture: &Capture) -> Vec<(PortListKey, Box<PortSet>)> {
@@ -116,6 +127,8 @@ fn range_keys(cookie: NetnsCookie, capture: &Capture) -> Vec<(u32, RangeMatch)> 
             (bits, RangeMatch::of_address(cookie, list, &Address::from(network.network())))
         }));
     }
+    let (OwnerGroups::AllExcept(groups) | OwnerGroups::Only(groups)) = &capture.owner_groups;
+    keys.extend(groups.iter().map(|gid| (RangeMatch::ALL_BITS, RangeMatch::of_group(cookie, *gid))));
     keys
 }
 

@@ -14,7 +14,7 @@ use zerocopy::IntoBytes;
 
 use super::addresses::OwnAddresses;
 use super::map_entries::MapEntries;
-use crate::model::{self, Capture, InboundPorts, OutboundRanges};
+use crate::model::{self, Capture, InboundPorts, OutboundRanges, OwnerGroups};
 
 /// The lists as they were parsed.
 #[derive(Clone, Copy, Debug)]
@@ -57,17 +57,25 @@ impl Rules for CaptureRules<'_> {
         let ranges = match (list, &self.capture.outbound) {
             (RangeList::ExcludedV4 | RangeList::ExcludedV6, _) => &self.capture.excluded_ranges,
             (RangeList::IncludedV4 | RangeList::IncludedV6, OutboundRanges::Only(ranges)) => ranges,
-            (RangeList::IncludedV4 | RangeList::IncludedV6, OutboundRanges::All) => return false,
+            (RangeList::IncludedV4 | RangeList::IncludedV6, OutboundRanges::All) | (RangeList::Groups, _) => {
+                return false;
+            }
         };
         let of_family = |range: &IpNet| match list {
             RangeList::IncludedV4 | RangeList::ExcludedV4 => matches!(range, IpNet::V4(_)),
             RangeList::IncludedV6 | RangeList::ExcludedV6 => matches!(range, IpNet::V6(_)),
+            RangeList::Groups => false,
         };
         ranges.iter().any(|range| of_family(range) && range.contains(&address))
     }
 
     fn own_address(&self, address: &Address) -> bool {
         self.own.addresses.contains(&IpAddr::from(*address))
+    }
+
+    fn group_listed(&self, gid: u32) -> bool {
+        let (OwnerGroups::AllExcept(groups) | OwnerGroups::Only(groups)) = &self.capture.owner_groups;
+        groups.contains(&gid)
     }
 }
 
@@ -95,6 +103,10 @@ impl Rules for MapRules {
 
     fn own_address(&self, address: &Address) -> bool {
         self.own_addresses.contains(&OwnAddressKey { cookie: self.cookie, address: *address })
+    }
+
+    fn group_listed(&self, gid: u32) -> bool {
+        self.ranges.contains(&(RangeMatch::ALL_BITS, RangeMatch::of_group(self.cookie, gid)))
     }
 }
 

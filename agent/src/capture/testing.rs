@@ -69,10 +69,10 @@ pub(super) fn any_capture() -> impl Strategy<Value = Capture> {
     let outbound = prop_oneof![Just(OutboundRanges::All), ranges().prop_map(OutboundRanges::Only)];
     let ids = (select(vec![1337_u32, 2102]), select(vec![1337_u32, 2102]));
     let mode = select(vec![InterceptionMode::Redirect, InterceptionMode::Tproxy]);
-    (ids, mode, any::<bool>(), inbound, outbound, ranges(), ports(), ports()).prop_map(
+    (ids, (mode, owner_groups()), any::<bool>(), inbound, outbound, ranges(), ports(), ports()).prop_map(
         |(
             (proxy_uid, proxy_gid),
-            mode,
+            (mode, owner_groups),
             dual_stack,
             inbound,
             outbound,
@@ -90,10 +90,16 @@ pub(super) fn any_capture() -> impl Strategy<Value = Capture> {
                 excluded_ranges,
                 included_outbound_ports: included,
                 excluded_outbound_ports: excluded,
+                owner_groups,
                 ..default_capture()
             }
         },
     )
+}
+
+fn owner_groups() -> impl Strategy<Value = OwnerGroups> {
+    let some = || btree_set(select(vec![0_u32, 1000, 1337, 2102]), 0..3);
+    prop_oneof![some().prop_map(OwnerGroups::AllExcept), some().prop_map(OwnerGroups::Only)]
 }
 
 fn ports() -> impl Strategy<Value = BTreeSet<Port>> {

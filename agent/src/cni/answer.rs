@@ -129,16 +129,14 @@ fn supported(name: &str, capture: Capture) -> Result<Capture, Reply> {
 }
 
 fn unsupported(capture: &Capture) -> Vec<&'static str> {
-    use crate::model::{IdSpace, InterceptionMode, OwnerGroups};
+    use crate::model::IdSpace;
     let rows = [
         (capture.dns_capture, "DNS capture (ISTIO_META_DNS_CAPTURE)"),
-        (capture.mode == InterceptionMode::Tproxy, "interceptionMode TPROXY"),
         (!capture.excluded_interfaces.is_empty(), "excludeInterfaces"),
         (!capture.rerouted_interfaces.is_empty(), "istio.io/reroute-virtual-interfaces"),
         (capture.ids == IdSpace::Pod, "hostUsers: false"),
         // INVALID_DROP is not among them: it is about packets that conntrack calls invalid, and nothing
         // here makes conntrack look at the pod.
-        (capture.owner_groups != OwnerGroups::AllExcept(std::collections::BTreeSet::new()), "owner groups"),
     ];
     rows.into_iter().filter_map(|(asked, name)| asked.then_some(name)).collect()
 }

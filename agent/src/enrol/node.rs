@@ -395,6 +395,8 @@ const DEFAULT_PORTS: PodPolicy = PodPolicy {
     inbound_port: Port::new(15006),
     tunnel_port: Port::new(15008),
     _reserved: [0; 6],
+    localhost: 0,
+    localhost_mask: u32::MAX,
     source_v4: Address::UNSPECIFIED,
     source_v6: Address::UNSPECIFIED,
 };

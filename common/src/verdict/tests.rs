@@ -1,7 +1,7 @@
 //! The verdict against the table of the interception contract, row by row, and against istio-init's own
 //! rules, which an interpreter of iptables runs.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::address::{Address, Port};
 use crate::maps::{PodPolicy, PortList, RangeList, flag};
@@ -39,6 +39,10 @@ struct Scene {
     /// `None` is `*`.
     included_inbound: Option<Vec<u16>>,
     excluded_inbound: Vec<u16>,
+    /// `Err` are those that are not captured, `Ok` those that alone are.
+    groups: Result<Vec<u32>, Vec<u32>>,
+    /// What counts as localhost.
+    localhost: (Ipv4Addr, u8),
 }
 
 impl Scene {
@@ -56,6 +60,8 @@ impl Scene {
             excluded_ranges: vec![],
             included_inbound: None,
             excluded_inbound: vec![15020, 15021, 15090],
+            groups: Err(vec![]),
+            localhost: (Ipv4Addr::LOCALHOST, 32),
         }
     }
 
@@ -81,11 +87,18 @@ impl Scene {
             (flag::INCLUDES_OUTBOUND_PORTS, !self.included_outbound.is_empty()),
             (flag::EXCLUDES_RANGES, !self.excluded_ranges.is_empty()),
             (flag::INCLUDES_LOOPBACK, includes_loopback),
+            (flag::EXCLUDES_GROUPS, self.groups.as_ref().is_err_and(|groups| !groups.is_empty())),
+            (flag::INCLUDES_GROUPS, self.groups.is_ok()),
             (flag::TPROXY, self.tproxy),
             (flag::HAS_V4, v4),
             (flag::HAS_V6, v6),
             (flag::CAPTURES_V6, v6 && (self.dual_stack || !routable_v4)),
         ];
+        let (network, length) = self.localhost;
+        let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+        let network = Ipv4Addr::from(u32::from(network) & mask);
+        let mask = Ipv4Addr::from(mask);
+        let word = |address: Ipv4Addr| u32::from_ne_bytes(address.octets());
         PodPolicy {
             flags: flags.into_iter().filter(|(_, on)| *on).map(|(bit, _)| bit).sum(),
             proxy_uid: self.proxy_uid,
@@ -94,6 +107,8 @@ impl Scene {
             inbound_port: Port::new(15006),
             tunnel_port: Port::new(15008),
             _reserved: [0; 6],
+            localhost: word(network),
+            localhost_mask: word(mask),
             source_v4: Address::UNSPECIFIED,
             source_v6: Address::UNSPECIFIED,
         }
@@ -117,6 +132,7 @@ impl Rules for Scene {
         let ranges = match list {
             RangeList::ExcludedV4 | RangeList::ExcludedV6 => &self.excluded_ranges,
             RangeList::IncludedV4 | RangeList::IncludedV6 => self.included_ranges.as_ref().unwrap_or(&none),
+            RangeList::Groups => &none,
         };
         let address = IpAddr::from(*address);
         ranges.iter().any(|(network, length)| match (list, network, address) {
@@ -134,6 +150,11 @@ impl Rules for Scene {
 
     fn own_address(&self, address: &Address) -> bool {
         self.own.contains(&IpAddr::from(*address))
+    }
+
+    fn group_listed(&self, gid: u32) -> bool {
+        let (Ok(groups) | Err(groups)) = &self.groups;
+        groups.contains(&gid)
     }
 }
 

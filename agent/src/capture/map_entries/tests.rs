@@ -34,6 +34,8 @@ fn a_default_pods_entries_are_these() {
             inbound_port: Port::new(15006),
             tunnel_port: Port::new(15008),
             _reserved: [0; 6],
+            localhost: u32::from_ne_bytes([127, 0, 0, 1]),
+            localhost_mask: u32::MAX,
             source_v4: Address::v4([10, 0, 0, 5]),
             source_v6: Address::UNSPECIFIED,
         },
@@ -158,7 +160,8 @@ proptest! {
             OutboundRanges::Only(ranges) => ranges.iter().map(IpNet::trunc).collect(),
         };
         let excluded: BTreeSet<_> = capture.excluded_ranges.iter().map(IpNet::trunc).collect();
-        prop_assert_eq!(entries.ranges.len(), included.len() + excluded.len());
+        let (OwnerGroups::AllExcept(groups) | OwnerGroups::Only(groups)) = &capture.owner_groups;
+        prop_assert_eq!(entries.ranges.len(), included.len() + excluded.len() + groups.len());
         for (index, (bits, range)) in entries.ranges.iter().enumerate() {
             prop_assert!((RangeMatch::FIXED_BITS..=RangeMatch::ALL_BITS).contains(bits));
             prop_assert!(!entries.ranges[..index].contains(&(*bits, *range)));

@@ -205,8 +205,9 @@ fn scene() -> impl Strategy<Value = Scene> {
     let identity = (select(vec![PROXY, PROXY, 2102, APP]), select(vec![PROXY, PROXY, 2102, APP]));
     let lists = (ports(), ports(), prop::option::of(some_ranges()), some_ranges());
     let inbound = (prop::option::of(ports()), ports());
-    (identity, own(), any::<bool>(), any::<bool>(), lists, inbound).prop_map(
-        |((proxy_uid, proxy_gid), own, tproxy, dual_stack, lists, inbound)| {
+    let node = (groups(), localhost());
+    (identity, own(), any::<bool>(), any::<bool>(), lists, inbound, node).prop_map(
+        |((proxy_uid, proxy_gid), own, tproxy, dual_stack, lists, inbound, (groups, localhost))| {
             let (excluded_outbound, included_outbound, included_ranges, excluded_ranges) = lists;
             let (included_inbound, excluded_inbound) = inbound;
             Scene {
@@ -221,9 +222,23 @@ fn scene() -> impl Strategy<Value = Scene> {
                 excluded_ranges,
                 included_inbound,
                 excluded_inbound,
+                groups,
+                localhost,
             }
         },
     )
+}
+
+/// Most nodes have none of these settings.
+fn groups() -> impl Strategy<Value = Result<Vec<u32>, Vec<u32>>> {
+    let some = || subsequence(vec![APP, PROXY, ROOT, 2102], 0..3);
+    prop_oneof![4 => Just(Err(vec![])), 1 => some().prop_map(Err), 1 => some().prop_map(Ok)]
+}
+
+fn localhost() -> impl Strategy<Value = (Ipv4Addr, u8)> {
+    let ranges = [([127, 0, 0, 1], 32), ([127, 0, 0, 1], 8), ([127, 0, 0, 0], 30), ([127, 0, 0, 2], 32)];
+    let other = select(ranges.map(|(address, length)| (Ipv4Addr::from(address), length)).to_vec());
+    prop_oneof![3 => Just((Ipv4Addr::LOCALHOST, 32)), 1 => other]
 }
 
 /// The addresses that pods have, in netlink's order; at least one.

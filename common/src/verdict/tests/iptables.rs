@@ -2,7 +2,7 @@
 //!
 //! Written from what istio-init programs (istio/istio, tools/istio-iptables, August 2026) and from what
 //! netfilter does with it, without a look at the verdict: it knows packets, chains and marks, and no
-//! reasons. DNS capture, owner groups and interfaces are not in it, as they are not in the verdict yet.
+//! reasons. DNS capture and interfaces are not in it, as they are not in the verdict yet.
 
 use std::net::IpAddr;
 
@@ -212,7 +212,7 @@ fn enables_ipv6(scene: &Scene) -> bool {
 fn rules(scene: &Scene, v4: bool) -> Vec<Rule> {
     use {Chain::*, Table::*, Then::*, When::*};
 
-    let localhost = if v4 { (ip("127.0.0.1"), 32) } else { (ip("::1"), 128) };
+    let localhost = if v4 { (scene.localhost.0.into(), scene.localhost.1) } else { (ip("::1"), 128) };
     let passthrough = if v4 { (ip("127.0.0.6"), 32) } else { (ip("::6"), 128) };
     let loopback_included = scene.included_ranges.iter().flatten().any(|(address, _)| match address {
         IpAddr::V4(v4) => v4.octets()[0] == 127,
@@ -242,6 +242,15 @@ fn rules(scene: &Scene, v4: bool) -> Vec<Rule> {
             list.push(Rule(Nat, IstioOutput, vec![Lo, is_not_proxy], Return));
         }
         list.push(Rule(Nat, IstioOutput, vec![is_proxy], Return));
+    }
+    match &scene.groups {
+        Err(excluded) => {
+            list.extend(excluded.iter().map(|gid| Rule(Nat, IstioOutput, vec![Gid(*gid)], Return)));
+        }
+        Ok(included) => {
+            let of_none = included.iter().copied().map(NotGid).collect();
+            list.push(Rule(Nat, IstioOutput, of_none, Return));
+        }
     }
     list.push(Rule(Nat, IstioOutput, vec![To(localhost)], Return));
     let of_family = |range: &&Range| range.0.is_ipv4() == v4;
