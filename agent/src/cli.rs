@@ -11,7 +11,8 @@ use clap::{Args, Parser, Subcommand};
     name = "veer",
     version,
     about = "Puts pods into a service mesh without touching them: eBPF instead of istio-init",
-    after_help = "Exit codes: 0 done, 64 usage or configuration, 69 no agent or datapath here, 70 failed."
+    after_help = "Exit codes: 0 done, 64 usage or configuration, 69 no agent or datapath here, 70 failed, \
+                  126 `veer check`: the redirection is missing."
 )]
 pub struct Cli {
     /// What to do.
@@ -30,6 +31,8 @@ pub enum Command {
     Pods(PodsFlags),
     /// Show decisions as they are made
     Monitor(MonitorFlags),
+    /// Run in a pod, by anybody: prove that its connections are redirected
+    Check(CheckFlags),
 }
 
 /// Where things are; all commands have them.
@@ -81,6 +84,35 @@ pub struct CaptureFlags {
     /// What counts as localhost, which the proxy reaches directly
     #[arg(long, env = "VEER_HOST_IPV4_LOOPBACK_CIDR", value_name = "CIDR", default_value = "127.0.0.1/32")]
     pub host_ipv4_loopback_cidr: String,
+}
+
+/// Flags of `veer check`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    long_about = "Run in a pod, by anybody: prove that its connections are redirected.\n\n\
+        Listens where the proxy does, dials, and compares where the connection arrives and what its original\n\
+        destination is. It needs no capability and no mesh, and it takes the place of istio-validation: run it\n\
+        as an init container with the proxy's uid, before the proxy. Run by another user it tries what an app\n\
+        does: it dials an address of documentation (192.0.2.1, 2001:db8::1), which must not leave the pod.",
+    after_help = "Exit codes: 0 redirected, 126 not redirected (stderr says what is missing), 69 cannot be told \
+        here (the proxy has its ports already)."
+)]
+pub struct CheckFlags {
+    /// Families that are tried; auto takes those that Istio captures in this pod
+    #[arg(long, value_name = "auto|ipv4|ipv6|both", default_value = "auto")]
+    pub family: String,
+    /// How long the redirection may take to appear, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "5")]
+    pub timeout: String,
+    /// The proxy's uid in this pod
+    #[arg(long, value_name = "UID", default_value = "1337")]
+    pub proxy_uid: String,
+    /// Whether the proxy serves IPv6 beside IPv4, as its environment says
+    #[arg(long, env = "ISTIO_DUAL_STACK", value_name = "BOOL", default_value = "false")]
+    pub dual_stack: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of commands that only read.

@@ -13,6 +13,8 @@ use veer::{app, telemetry};
 const USAGE: u8 = 64;
 /// `EX_UNAVAILABLE`: there is no agent, or no datapath.
 const UNAVAILABLE: u8 = 69;
+/// What istio-validation ends with: the pod's connections are not redirected.
+const MISSING: u8 = 126;
 /// `EX_SOFTWARE`: anything else.
 const FAILED: u8 = 70;
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
             let (code, text) = match failure {
                 Failure::Usage(text) => (USAGE, text),
                 Failure::Unavailable(text) => (UNAVAILABLE, text),
+                Failure::Missing(text) => (MISSING, text),
                 Failure::Failed(text) => (FAILED, text),
                 // The reader has what it wants (`veer pods | head`).
                 Failure::ClosedOutput => return ExitCode::SUCCESS,
@@ -51,5 +54,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Status(flags) => commands::status::run(&flags),
         Command::Pods(flags) => commands::pods::run(&flags),
         Command::Monitor(flags) => commands::monitor::run(&flags),
+        Command::Check(flags) => commands::check::run(&flags),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns: what is printed. Never does: change anything.
 
+pub mod check;
 pub mod monitor;
 pub mod pods;
 pub mod status;
@@ -31,6 +32,8 @@ pub enum Failure {
     Usage(String),
     /// There is no agent or no datapath.
     Unavailable(String),
+    /// What was looked for is not there.
+    Missing(String),
     /// Something else went wrong.
     Failed(String),
     /// Nobody reads what it prints.

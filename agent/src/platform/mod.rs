@@ -1,7 +1,7 @@
 //! Everything that touches the kernel: narrow rooms, no decisions.
 //!
 //! Owns: [`bpf`] (objects, pins, links, maps), [`netns`] (entering, identity), [`netlink`] (addresses),
-//! [`listeners`] (sockets older than the agent), [`cgroup`] (where pods live).
+//! [`listeners`] (sockets older than the agent), [`cgroup`] (where pods live), [`redirection`] (a trial of it, in a pod).
 //! Never does: decide what a pod gets. Called by: `enrol`, `app` and the commands.
 
 pub mod bpf;
@@ -9,3 +9,4 @@ pub mod cgroup;
 pub mod listeners;
 pub mod netlink;
 pub mod netns;
+pub mod redirection;
