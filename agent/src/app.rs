@@ -21,13 +21,14 @@ use crate::cni::answer::Answerer;
 use crate::cni::server;
 use crate::config::{AgentConfig, Place};
 use crate::control::{AgentStatus, Control};
-use crate::enrol::Node;
+use crate::enrol::{Node, NodeHandle, follow};
 use crate::model::NodeSettings;
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::load::Datapath;
 use crate::platform::bpf::pins::Pins;
 use crate::platform::cgroup::{Cgroup, CgroupError};
+use crate::platform::netlink::changes::AddressChanges;
 use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::socket;
 use crate::source::{Directory, PodSource, SourceError};
@@ -84,6 +85,10 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let pins = Pins::new(&config.place.bpffs);
     let datapath = Datapath::start(pins.clone(), cgroup.directory.as_fd(), cgroup.id)?;
     tracing::info!(cgroup = %cgroup.path.display(), pins = %pins.root().display(), "datapath attached");
+    // Before the pods are looked at, so that no change is missed in between.
+    let changes = AddressChanges::listen().inspect_err(|error| {
+        tracing::warn!(%error, "addresses that pods gain or lose later are not followed: CAP_NET_BROADCAST?");
+    });
     let node = Node::take_over(datapath, NetnsThread::start()?)?;
     let enrolled = node.registry().len();
     release_memory();
@@ -105,6 +110,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         loopback: config.loopback,
     };
     let control = Control::new(handle.clone(), status);
+    let follower = changes.ok().map(|changes| (changes, handle.clone()));
     let answerer = Arc::new(Answerer { source, settings, node: handle });
 
     // One thread is plenty: requests are a few a second, and the work is on the node's thread.
@@ -112,7 +118,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         .enable_all()
         .build()
         .map_err(system("start the runtime"))?;
-    runtime.block_on(serve(&config.place, &pins, control, answerer))?;
+    runtime.block_on(serve(&config.place, &pins, control, answerer, follower))?;
     drop(runtime);
     // Every handle is gone with the runtime's tasks, so the thread's queue has ended.
     if thread.join().is_err() {
@@ -127,6 +133,7 @@ async fn serve(
     pins: &Pins,
     control: Arc<Control>,
     answerer: Arc<Answerer<Directory>>,
+    follower: Option<(AddressChanges, NodeHandle)>,
 ) -> Result<(), AppError> {
     let listen = |path: PathBuf| {
         socket::listen(&path).map_err(|source| AppError::File { attempt: "listen on", path, source })
@@ -142,6 +149,9 @@ async fn serve(
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(Arc::clone(&control).serve(control_socket, stop.clone()));
     tasks.spawn(control.publish(events, stop.clone()));
+    if let Some((changes, node)) = follower {
+        tasks.spawn(follow::serve(changes, node, stop.clone()));
+    }
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));
     tracing::info!(run_dir = %place.run_dir.display(), "ready");
 

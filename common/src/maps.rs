@@ -95,6 +95,8 @@ pub mod flag {
     pub const EXCLUDES_GROUPS: u32 = 1 << 10;
     /// Only connections of the listed owner groups are captured.
     pub const INCLUDES_GROUPS: u32 = 1 << 11;
+    /// `ISTIO_DUAL_STACK`: a pod that gets its IPv6 address later has IPv6 captured from then on.
+    pub const DUAL_STACK: u32 = 1 << 12;
 }
 
 /// What the verdict needs of a pod at once; lists are in their own maps.

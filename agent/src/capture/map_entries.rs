@@ -81,8 +81,36 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
         (flag::HAS_V4, own.source_v4.is_some()),
         (flag::HAS_V6, has_v6),
         (flag::CAPTURES_V6, captures_v6),
+        (flag::DUAL_STACK, capture.dual_stack),
     ];
-    conditions.into_iter().filter(|(_, holds)| *holds).fold(0, |flags, (bit, _)| flags | bit)
+    with_flags(0, &conditions)
+}
+
+fn with_flags(flags: u32, conditions: &[(u32, bool)]) -> u32 {
+    conditions.iter().fold(flags, |flags, (bit, holds)| if *holds { flags | bit } else { flags & !bit })
+}
+
+/// The policy of an enrolled pod whose addresses have changed.
+///
+/// Whether IPv6 is captured is decided once, as istio-init does it once: a pod that loses its IPv4 must not
+/// find its IPv6 sent to a proxy that does not serve it. It is decided later for a pod that had no address
+/// to decide by, and for one that was to have both.
+pub fn policy_of_addresses(before: &PodPolicy, own: &OwnAddresses) -> PodPolicy {
+    let had = |bit| before.flags & bit != 0;
+    let has_v6 = own.source_v6.is_some();
+    let undecided = !had(flag::HAS_V4) && !had(flag::HAS_V6);
+    let decided_now = has_v6 && (had(flag::DUAL_STACK) || undecided && own.is_ipv6_only());
+    let conditions = [
+        (flag::HAS_V4, own.source_v4.is_some()),
+        (flag::HAS_V6, has_v6),
+        (flag::CAPTURES_V6, had(flag::CAPTURES_V6) || decided_now),
+    ];
+    PodPolicy {
+        flags: with_flags(before.flags, &conditions),
+        source_v4: own.source_v4.map_or(Address::UNSPECIFIED, Address::from),
+        source_v6: own.source_v6.map_or(Address::UNSPECIFIED, Address::from),
+        ..*before
+    }
 }
 
 /// An IPv4 address as the last word of an [`Address`].
@@ -132,7 +160,8 @@ fn range_keys(cookie: NetnsCookie, capture: &Capture) -> Vec<(u32, RangeMatch)> 
     keys
 }
 
-fn own_address_keys(cookie: NetnsCookie, own: &OwnAddresses) -> Vec<OwnAddressKey> {
+/// Keys in `OWN_ADDRESSES`.
+pub fn own_address_keys(cookie: NetnsCookie, own: &OwnAddresses) -> Vec<OwnAddressKey> {
     // The verdict knows loopback by itself.
     let addresses: BTreeSet<IpAddr> =
         own.addresses.iter().map(IpAddr::to_canonical).filter(|address| !address.is_loopback()).collect();

@@ -12,5 +12,5 @@ mod rules;
 mod testing;
 
 pub use self::addresses::{InterfaceAddress, OwnAddresses};
-pub use self::map_entries::{MapEntries, map_entries};
+pub use self::map_entries::{MapEntries, map_entries, own_address_keys, policy_of_addresses};
 pub use self::rules::{CaptureRules, MapRules};

@@ -7,6 +7,7 @@
 //! program looks at, because the policy, which everything hangs on, is written last and removed first.
 
 pub mod error;
+pub mod follow;
 pub mod node;
 pub mod registry;
 pub mod steps;

@@ -3,6 +3,7 @@
 //! Owns: the datapath, the registry, and the thread that enters namespaces. Requests come one after the
 //! other through a bounded channel, so no two of them meet. Called by: the CNI server and `app`.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
@@ -14,6 +15,7 @@ use veer_common::cni::{Attachment, PodReference, ValidAttachment};
 use veer_common::maps::{NetnsCookie, PodPolicy, PortListKey, PortSet, flag};
 
 use super::error::EnrolError;
+use super::follow::with_passthrough;
 use super::registry::{Enrolled, Registry, main_attachment};
 use super::steps::{self, Hands, Target};
 use crate::capture::{InterfaceAddress, MapEntries, OwnAddresses, map_entries};
@@ -22,6 +24,7 @@ use crate::platform::bpf::BpfError;
 use crate::platform::bpf::load::Datapath;
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::listeners::{self, Borrowed};
+use crate::platform::netlink::changes::NetnsNumber;
 use crate::platform::netlink::{self, Listener};
 use crate::platform::netns::{self, NetnsThread};
 
@@ -72,9 +75,11 @@ impl NodeHandle {
 /// The node's state.
 #[derive(Debug)]
 pub struct Node {
-    datapath: Datapath,
-    netns: NetnsThread,
-    registry: Registry,
+    pub(super) datapath: Datapath,
+    pub(super) netns: NetnsThread,
+    pub(super) registry: Registry,
+    /// Who is reported by which number.
+    pub(super) numbers: HashMap<NetnsNumber, NetnsCookie>,
 }
 
 /// What is read inside of a pod's netns, in one visit.
@@ -90,7 +95,7 @@ impl Node {
     /// # Errors
     /// If the maps cannot be read.
     pub fn take_over(datapath: Datapath, netns: NetnsThread) -> Result<Self, BpfError> {
-        let mut node = Self { datapath, netns, registry: Registry::default() };
+        let mut node = Self { datapath, netns, registry: Registry::default(), numbers: HashMap::new() };
         let mut lists = node.datapath.maps.list_entries()?;
         for (cookie, record) in node.datapath.maps.enrolments()? {
             let pod = Enrolled::from_map(cookie, &record, lists.remove(&cookie).unwrap_or_default());
@@ -101,6 +106,8 @@ impl Node {
             tracing::warn!(cookie, "removed the lists of a pod that nobody knows");
             node.datapath.maps.remove_lists(&orphan)?;
         }
+        // What changed while no agent was there.
+        node.refresh_all();
         Ok(node)
     }
 
@@ -175,6 +182,8 @@ impl Node {
     /// Whatever stands in the way; then nothing of it is left.
     pub fn add(&mut self, enrolling: &Enrolling) -> Result<(), EnrolError> {
         let id = self.netns.identify(enrolling.netns.as_fd())?;
+        // Before the addresses are read, so that no change is missed in between.
+        let number = netlink::changes::number_of(enrolling.netns.as_fd());
         let inspection = self.inspect(&enrolling.netns)?;
         let cookie = inspection.cookie;
         let container = &enrolling.attachment.container_id;
@@ -197,7 +206,9 @@ impl Node {
             own_addresses: entries.own_addresses,
         };
         let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), lists, unix_time());
-        self.enrol(pod, entries.policy, &entries.ports, &enrolling.netns, &inspection.listeners)
+        self.enrol(pod, entries.policy, &entries.ports, &enrolling.netns, &inspection.listeners)?;
+        self.follow(cookie, number);
+        Ok(())
     }
 
     fn enrol(
@@ -209,10 +220,13 @@ impl Node {
         older: &[Listener],
     ) -> Result<(), EnrolError> {
         let listeners = borrow(&pod, older)?;
+        let name = pod.full_name();
         if let Some(before) = self.registry.get(pod.cookie).map(|before| before.lists.clone()) {
             self.repair(&pod, &policy, netns, &listeners)?;
             steps::give_passthrough(&self.netns, netns.as_fd(), &policy)?;
-            return self.renew(pod, &policy, ports, &before);
+            self.renew(pod, &policy, ports, &before)?;
+            tracing::info!(pod = %name, "already enrolled, lists brought up to date");
+            return Ok(());
         }
         let record = pod.to_map()?;
         let target = Target { pod: &pod, record, policy, ports, netns, listeners };
@@ -244,7 +258,7 @@ impl Node {
 
     /// Brings the lists of an enrolled pod up to date: what is new first, what is old after, and the rest
     /// untouched, so that no connection meets a gap. A port list that changes does so at once.
-    fn renew(
+    pub(super) fn renew(
         &mut self,
         pod: Enrolled,
         policy: &PodPolicy,
@@ -261,7 +275,6 @@ impl Node {
         }
         self.datapath.maps.insert_policy(pod.cookie, policy)?;
         self.datapath.maps.remove_lists(&before.without(&pod.lists))?;
-        tracing::info!(pod = %pod.full_name(), "already enrolled, lists brought up to date");
         self.registry.insert(pod);
         Ok(())
     }
@@ -320,6 +333,7 @@ impl Node {
 
     fn forget(&mut self, cookie: NetnsCookie) {
         let Some(pod) = self.registry.remove(cookie) else { return };
+        self.numbers.retain(|_, other| *other != cookie);
         let policy = self.datapath.maps.policy(cookie).ok().flatten().unwrap_or(DEFAULT_PORTS);
         let problems = steps::unenrol(&mut self.hands(), &pod, &policy);
         for problem in &problems {
@@ -351,24 +365,18 @@ impl Node {
     }
 }
 
-/// The map entries of a pod. Where IPv6 is captured, ::6 is about to become one of its addresses.
+/// The map entries of a pod.
 fn entries(
     cookie: NetnsCookie,
     capture: &Capture,
-    mut addresses: Vec<InterfaceAddress>,
+    addresses: Vec<InterfaceAddress>,
     interface: &str,
 ) -> MapEntries {
     let entries = map_entries(cookie, capture, &OwnAddresses::choose(&addresses, interface));
     if entries.policy.flags & flag::CAPTURES_V6 == 0 {
         return entries;
     }
-    addresses.push(InterfaceAddress {
-        interface: "lo".to_owned(),
-        address: Address::PASSTHROUGH_V6.into(),
-        scope: 0,
-        flags: 0,
-    });
-    map_entries(cookie, capture, &OwnAddresses::choose(&addresses, interface))
+    map_entries(cookie, capture, &OwnAddresses::choose(&with_passthrough(addresses), interface))
 }
 
 /// Borrows the listeners that were found in a pod's netns.

@@ -1,7 +1,7 @@
 //! rtnetlink and sock_diag of the netns that the calling thread is in: addresses, and who listens.
 //!
 //! Owns: the netlink crates, which change with each release and stay in this room. Never does: change
-//! anything but one address of `lo`. Called by: `enrol`, on the netns thread.
+//! anything but one address of `lo` and a netns' number ([`changes`]). Called by: `enrol`, on the netns thread.
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "netlink's enums grow with the kernel")]
 
@@ -24,6 +24,8 @@ use netlink_sys::{Socket, SocketAddr};
 use veer_common::address::{Address, Port};
 
 use crate::capture::InterfaceAddress;
+
+pub mod changes;
 
 /// Most datagrams of one dump: the kernel fills at least a page with each.
 const MOST_DATAGRAMS: usize = 65_536;

@@ -169,3 +169,39 @@ proptest! {
         prop_assert!(entries.own_addresses.iter().all(|key| key.cookie == COOKIE));
     }
 }
+
+/// The policy after the pod's addresses went through these sets.
+fn policy_after(capture: &Capture, sets: &[&[&str]]) -> PodPolicy {
+    let mut sets = sets.iter().map(|own| own_addresses(own));
+    let first = map_entries(COOKIE, capture, &sets.next().unwrap()).policy;
+    sets.fold(first, |policy, own| policy_of_addresses(&policy, &own))
+}
+
+#[test]
+fn sources_and_families_follow_the_addresses() {
+    let both = policy_after(&default_capture(), &[&["10.0.0.5"], &["10.0.0.6", "fd00::6"]]);
+    assert_eq!(both.source_v4, Address::v4([10, 0, 0, 6]));
+    assert_eq!(
+        both,
+        map_entries(COOKIE, &default_capture(), &own_addresses(&["10.0.0.6", "fd00::6"])).policy
+    );
+    let none = policy_after(&default_capture(), &[&["10.0.0.5", "fd00::5"], &["fe80::5"]]);
+    assert_eq!(none.flags & (flag::HAS_V4 | flag::HAS_V6), 0);
+    assert_eq!((none.source_v4, none.source_v6), (Address::UNSPECIFIED, Address::UNSPECIFIED));
+}
+
+#[test]
+fn whether_ipv6_is_captured_is_decided_once() {
+    let captured =
+        |capture: &Capture, sets: &[&[&str]]| policy_after(capture, sets).flags & flag::CAPTURES_V6 != 0;
+    let single = default_capture();
+    let dual = Capture { dual_stack: true, ..default_capture() };
+    assert!(!captured(&single, &[&["10.0.0.5"], &["10.0.0.5", "fd00::5"]]));
+    assert!(!captured(&single, &[&["10.0.0.5", "fd00::5"], &["fd00::5"]]), "the proxy serves IPv4 alone");
+    assert!(!captured(&single, &[&[], &["10.0.0.5", "fd00::5"]]));
+    assert!(captured(&single, &[&[], &["fd00::5"]]), "it had nothing to decide by");
+    assert!(captured(&single, &[&["fd00::5"], &["fd00::5", "10.0.0.5"]]));
+    assert!(captured(&single, &[&["fd00::5"], &[]]));
+    assert!(captured(&dual, &[&["10.0.0.5"], &["10.0.0.5", "fd00::5"]]));
+    assert!(!captured(&dual, &[&["10.0.0.5"], &["10.0.0.6"]]));
+}

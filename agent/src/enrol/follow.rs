@@ -1,0 +1,130 @@
+//! Pods whose addresses change after their enrolment: Multus adds an interface, IPv6 arrives late.
+//!
+//! Owns: which number the kernel reports a pod by, and the looking anew when it does. Never does: poll, or hold
+//! a netns: it is found by the path that the runtime named, and a pod that is not there any more is left as it is.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd;
+
+use tokio_util::sync::CancellationToken;
+use veer_common::address::Address;
+use veer_common::maps::{NetnsCookie, flag};
+
+use super::error::EnrolError;
+use super::node::{Node, NodeHandle};
+use super::steps;
+use crate::capture::{InterfaceAddress, OwnAddresses, own_address_keys, policy_of_addresses};
+use crate::platform::bpf::maps::ListEntries;
+use crate::platform::netlink;
+use crate::platform::netlink::changes::{self, AddressChanges, Changed, FollowedChanges, NetnsNumber};
+
+/// Brings pods up to date as the kernel reports changes, until `stop`.
+pub async fn serve(changes: AddressChanges, node: NodeHandle, stop: CancellationToken) {
+    let changes = match changes.follow() {
+        Ok(changes) => changes,
+        Err(error) => return gave_up(&error),
+    };
+    // Whoever is in the middle of a change when told to stop loses nothing: the next agent looks at all pods.
+    stop.run_until_cancelled(follow(&changes, &node)).await.unwrap_or_default();
+}
+
+async fn follow(changes: &FollowedChanges, node: &NodeHandle) {
+    loop {
+        let done = match changes.next().await {
+            Ok(Changed::Some(numbers)) => node.run(move |node| node.refresh_numbers(&numbers)).await,
+            Ok(Changed::Unknown) => node.run(Node::refresh_all).await,
+            Err(error) => return gave_up(&error),
+        };
+        // The node's thread has ended.
+        if done.is_err() {
+            return;
+        }
+    }
+}
+
+fn gave_up(error: &io::Error) {
+    tracing::error!(%error, "addresses that pods gain or lose are not followed any more; restart the agent");
+}
+
+impl Node {
+    /// Remembers by which number the kernel reports a pod.
+    pub(super) fn follow(&mut self, cookie: NetnsCookie, number: io::Result<NetnsNumber>) {
+        match number {
+            Ok(number) => {
+                self.numbers.retain(|_, other| *other != cookie);
+                self.numbers.insert(number, cookie);
+            }
+            Err(error) => {
+                tracing::warn!(cookie, %error, "addresses that this pod gains or loses are not followed");
+            }
+        }
+    }
+
+    /// Looks at the pods with these numbers anew. Others than pods have numbers, too.
+    fn refresh_numbers(&mut self, numbers: &BTreeSet<NetnsNumber>) {
+        let cookies: Vec<_> = numbers.iter().filter_map(|number| self.numbers.get(number)).copied().collect();
+        for cookie in cookies {
+            self.refresh_or_report(cookie);
+        }
+    }
+
+    /// Looks at all pods anew.
+    pub(super) fn refresh_all(&mut self) {
+        let cookies: Vec<_> = self.registry.iter().map(|pod| pod.cookie).collect();
+        for cookie in cookies {
+            self.refresh_or_report(cookie);
+        }
+    }
+
+    /// A pod that cannot be looked at keeps what it has.
+    fn refresh_or_report(&mut self, cookie: NetnsCookie) {
+        if let Err(error) = self.refresh(cookie) {
+            let pod = self.registry.get(cookie).map(super::Enrolled::full_name).unwrap_or_default();
+            tracing::error!(%pod, %error, "bring its addresses up to date");
+        }
+    }
+
+    fn refresh(&mut self, cookie: NetnsCookie) -> Result<(), EnrolError> {
+        let Some(before) = self.registry.get(cookie).cloned() else { return Ok(()) };
+        // Its DEL is on the way.
+        let Some(netns) = steps::open_netns(&before) else { return Ok(()) };
+        if !self.numbers.values().any(|followed| *followed == cookie) {
+            self.follow(cookie, changes::number_of(netns.as_fd()));
+        }
+        let Some(policy_before) = self.datapath.maps.policy(cookie)? else { return Ok(()) };
+        let mut addresses = self
+            .netns
+            .run(netns.as_fd(), netlink::addresses)?
+            .map_err(|source| EnrolError::Inspect { attempt: "read the addresses", source })?;
+        let choose = |addresses: &[_]| OwnAddresses::choose(addresses, &before.interface);
+        let policy = policy_of_addresses(&policy_before, &choose(&addresses));
+        if policy.flags & flag::CAPTURES_V6 != 0 {
+            addresses = with_passthrough(addresses);
+        }
+        let own_addresses = own_address_keys(cookie, &choose(&addresses));
+        let mut pod = before.clone();
+        pod.lists = ListEntries { own_addresses, ..pod.lists };
+        let is_same = pod.lists.without(&before.lists).own_addresses.is_empty()
+            && before.lists.without(&pod.lists).own_addresses.is_empty();
+        if is_same && policy == policy_before {
+            return Ok(());
+        }
+        steps::give_passthrough(&self.netns, netns.as_fd(), &policy)?;
+        let (name, count) = (pod.full_name(), pod.lists.own_addresses.len());
+        self.renew(pod, &policy, &[], &before.lists)?;
+        tracing::info!(pod = %name, addresses = count, "its addresses have changed");
+        Ok(())
+    }
+}
+
+/// The addresses of a pod whose IPv6 is captured: ::6 is about to become one, if it is not.
+pub(super) fn with_passthrough(mut addresses: Vec<InterfaceAddress>) -> Vec<InterfaceAddress> {
+    addresses.push(InterfaceAddress {
+        interface: "lo".to_owned(),
+        address: Address::PASSTHROUGH_V6.into(),
+        scope: 0,
+        flags: 0,
+    });
+    addresses
+}

@@ -1,0 +1,130 @@
+//! Addresses that a pod gains or loses after its enrolment.
+
+use std::net::SocketAddr;
+
+use veer_tests::mesh::{APP, Mesh, dial, dual_stack, proxy_listeners};
+use veer_tests::pod::{REMOTE_V6, ROUTER_V6};
+use veer_tests::veth::ip;
+use veer_tests::wait;
+
+use crate::{SECOND, add_second_interface, enrolled, listeners, wait_ends_at, wait_is_own, wait_link_gone};
+
+#[test]
+fn an_interface_that_is_added_later_brings_addresses_of_the_pods_own() {
+    let (mesh, listeners) = enrolled();
+    add_second_interface(&mesh.world, &mesh.pod);
+    for own in SECOND {
+        wait_is_own(&mesh.pod, own, &listeners);
+    }
+}
+
+#[test]
+fn an_address_that_the_pod_loses_is_as_any_other() {
+    let (mesh, listeners) = enrolled();
+    add_second_interface(&mesh.world, &mesh.pod);
+    for own in SECOND {
+        wait_is_own(&mesh.pod, own, &listeners);
+    }
+    ip(mesh.pod.netns(), ["link delete net1"]).unwrap();
+    for lost in SECOND {
+        wait_ends_at(mesh.pod.app(), lost, &listeners, "outbound");
+        let (arrival, ..) = dial(mesh.pod.app(), lost, &listeners).unwrap();
+        assert_eq!(arrival.original, Some(lost));
+    }
+}
+
+#[test]
+fn what_changed_while_no_agent_was_there_is_known_when_the_next_one_is() {
+    let (mut mesh, listeners) = enrolled();
+    mesh.agent.stop().unwrap();
+    add_second_interface(&mesh.world, &mesh.pod);
+    mesh.agent.start_again().unwrap();
+    for own in SECOND {
+        // At once: it looked before it was ready.
+        let (arrival, ..) = dial(mesh.pod.app(), own, &listeners).unwrap();
+        assert_eq!(arrival.at, "app");
+    }
+    // And it goes on to follow.
+    ip(mesh.pod.netns(), ["link delete net1"]).unwrap();
+    wait_ends_at(mesh.pod.app(), SECOND[0], &listeners, "outbound");
+}
+
+#[test]
+fn a_pod_whose_ipv6_comes_late_has_it_captured_from_then_on() {
+    let mesh = Mesh::not_enrolled().unwrap();
+    let own = mesh.pod.v6();
+    ip(mesh.pod.netns(), [format!("address delete {own}/64 dev eth0")]).unwrap();
+    mesh.agent.enrol_as(&mesh.pod, &dual_stack(&mesh.pod)).unwrap();
+    let mut all = proxy_listeners(&mesh.pod).unwrap();
+    let remote = SocketAddr::from((REMOTE_V6, 80));
+    all.add_in_world("outside", &mesh.world, remote).unwrap();
+    ip(
+        mesh.pod.netns(),
+        [
+            format!("address add {own}/64 dev eth0 nodad"),
+            format!("route replace default via {ROUTER_V6} dev eth0"),
+        ],
+    )
+    .unwrap();
+    wait_ends_at(mesh.pod.app(), remote, &all, "outbound");
+    let (arrival, ..) = dial(mesh.pod.app(), remote, &all).unwrap();
+    assert_eq!((arrival.original, arrival.peer.ip()), (Some(remote), own.into()));
+    let inbound = SocketAddr::from((own, APP));
+    let (arrival, ..) = veer_tests::mesh::dial_from_world(&mesh.world, inbound, &all).unwrap();
+    assert_eq!((arrival.at, arrival.original), ("inbound", Some(inbound)));
+}
+
+#[test]
+fn a_pod_that_loses_its_ipv4_keeps_its_ipv6_from_a_proxy_that_does_not_serve_it() {
+    let mesh = Mesh::not_enrolled().unwrap();
+    // Without dual stack.
+    mesh.agent.enrol(&mesh.pod).unwrap();
+    let mut all = listeners(&mesh.pod);
+    let remote = SocketAddr::from((REMOTE_V6, 80));
+    all.add_in_world("outside", &mesh.world, remote).unwrap();
+    let mark = SocketAddr::from((REMOTE_V6, APP));
+    ip(
+        mesh.pod.netns(),
+        [
+            format!("address delete {}/24 dev eth0", mesh.pod.v4()),
+            // Listed last, so that whoever knows it knows of the other, too.
+            format!("address add {}/128 dev lo nodad", mark.ip()),
+        ],
+    )
+    .unwrap();
+    wait_ends_at(mesh.pod.app(), mark, &all, "app");
+    let counted = || mesh.counter("reasons", "app-to-own-address").unwrap();
+    let before = counted();
+    wait::until("the address to be known", wait::LIMIT, || {
+        dial(mesh.pod.app(), mark, &all).unwrap();
+        counted() > before
+    })
+    .unwrap();
+    ip(mesh.pod.netns(), [format!("address delete {}/128 dev lo", mark.ip())]).unwrap();
+    let (arrival, ..) = dial(mesh.pod.app(), remote, &all).unwrap();
+    assert_eq!((arrival.at, arrival.original), ("outside", None));
+}
+
+#[test]
+fn thousands_of_changes_end_with_what_is_there() {
+    const COUNT: u16 = 2000;
+    let (mesh, listeners) = enrolled();
+    let address = |number: u16| format!("10.91.{}.{}/32 dev lo", number / 250, number % 250 + 1);
+    let added = (0..COUNT).map(|number| format!("address add {}", address(number)));
+    // All but the last go again.
+    let removed = (0..COUNT - 1).map(|number| format!("address delete {}", address(number)));
+    ip(mesh.pod.netns(), added.chain(removed)).unwrap();
+    wait_is_own(&mesh.pod, SocketAddr::from(([10, 91, 7, 250], APP)), &listeners);
+    wait_ends_at(mesh.pod.app(), SocketAddr::from(([10, 91, 0, 1], APP)), &listeners, "outbound");
+}
+
+#[test]
+fn the_agent_keeps_no_netns_alive() {
+    let (mesh, _listeners) = enrolled();
+    let pod = mesh.another_pod("short").unwrap();
+    // The other end of its eth0, which goes with the netns. Nobody tells the agent.
+    let port = "pod3";
+    assert!(crate::has_link(mesh.world.netns(), port));
+    drop(pod);
+    wait_link_gone(mesh.world.netns(), port);
+}
