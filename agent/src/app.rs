@@ -22,6 +22,7 @@ use crate::cni::server;
 use crate::config::{AgentConfig, Place};
 use crate::control::{AgentStatus, Control};
 use crate::enrol::{Node, NodeHandle, follow};
+use crate::lookup::Lookup;
 use crate::model::NodeSettings;
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::events::Events;
@@ -109,7 +110,8 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         owner_groups: config.owner_groups.clone(),
         loopback: config.loopback,
     };
-    let control = Control::new(handle.clone(), status);
+    let lookup = Lookup { source: source.clone(), settings: settings.clone(), node: handle.clone() };
+    let control = Control::new(lookup, status);
     let follower = changes.ok().map(|changes| (changes, handle.clone()));
     let answerer = Arc::new(Answerer { source, settings, node: handle });
 
@@ -131,7 +133,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
 async fn serve(
     place: &Place,
     pins: &Pins,
-    control: Arc<Control>,
+    control: Arc<Control<Directory>>,
     answerer: Arc<Answerer<Directory>>,
     follower: Option<(AddressChanges, NodeHandle)>,
 ) -> Result<(), AppError> {

@@ -33,6 +33,8 @@ pub enum Command {
     Monitor(MonitorFlags),
     /// Run in a pod, by anybody: prove that its connections are redirected
     Check(CheckFlags),
+    /// Explain where a connection goes: the verdict, the rule, what gave the rule, and the rules before it
+    Explain(ExplainFlags),
 }
 
 /// Where things are; all commands have them.
@@ -152,6 +154,45 @@ pub struct MonitorFlags {
     /// End after so many decisions
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
+    /// What all readers have.
+    #[command(flatten)]
+    pub read: ReadFlags,
+}
+
+/// Flags of `veer explain`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    override_usage = "veer explain NAMESPACE/NAME --to IP:PORT [--as UID:GID] [--source IP]\n       \
+                      veer explain NAMESPACE/NAME --from IP --port PORT [--at IP]\n       \
+                      veer explain --event LINE|-",
+    after_help = "Exit codes: 0 explained, 64 usage, 69 nobody knows the pod or there is no datapath, 70 failed.\n\
+                  A pod that is not enrolled is explained, too: veer does nothing to it, and why."
+)]
+pub struct ExplainFlags {
+    /// The pod
+    #[arg(value_name = "NAMESPACE/NAME", required_unless_present = "event")]
+    pub pod: Option<String>,
+    /// A TCP connection that the pod opens: what it dials, 10.0.0.7:443 or [fd00::7]:443
+    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["from", "port", "at", "event"])]
+    pub to: Option<String>,
+    /// Who created the socket; absent: somebody who is not the proxy
+    #[arg(long = "as", value_name = "UID:GID", requires = "to")]
+    pub identity: Option<String>,
+    /// What the socket is bound to; absent: to nothing
+    #[arg(long, value_name = "IP", requires = "to")]
+    pub source: Option<String>,
+    /// A TCP connection that arrives in the pod: the client
+    #[arg(long, value_name = "IP", requires = "port", conflicts_with = "event")]
+    pub from: Option<String>,
+    /// The port that the client dials
+    #[arg(long, value_name = "PORT", requires = "from")]
+    pub port: Option<u16>,
+    /// The pod's address that the client dials; absent: its first of the client's family
+    #[arg(long, value_name = "IP", requires = "from")]
+    pub at: Option<String>,
+    /// A line of `veer monitor`, with --json or without; - reads lines from stdin
+    #[arg(long, value_name = "LINE|-", conflicts_with = "pod")]
+    pub event: Option<String>,
     /// What all readers have.
     #[command(flatten)]
     pub read: ReadFlags,

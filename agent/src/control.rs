@@ -18,13 +18,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use veer_common::cni::PodReference;
 use veer_common::event::{Event, NO_ID};
 use veer_common::maps::NetnsCookie;
 use veer_common::reason::Reason;
 
 use crate::enrol::NodeHandle;
+use crate::lookup::Lookup;
 use crate::platform::bpf::events::Events;
 use crate::socket;
+use crate::source::PodSource;
 
 /// The socket's name below the run directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -43,6 +46,13 @@ pub enum Question {
     Status,
     /// Every decision from now on.
     Monitor,
+    /// What do you know of this pod? Answered with [`PodFacts`](crate::explain::causes::PodFacts).
+    Pod {
+        /// Kubernetes namespace.
+        namespace: String,
+        /// Pod name.
+        name: String,
+    },
 }
 
 /// What the agent says of itself.
@@ -107,18 +117,19 @@ pub struct Decided {
 
 /// What the control socket answers from.
 #[derive(Debug)]
-pub struct Control {
+pub struct Control<S> {
     node: NodeHandle,
+    lookup: Lookup<S>,
     status: AgentStatus,
     lines: broadcast::Sender<Line>,
     watchers: Arc<AtomicUsize>,
 }
 
-impl Control {
+impl<S: PodSource + Send + Sync + 'static> Control<S> {
     /// `status` is what does not change while the agent runs.
-    pub fn new(node: NodeHandle, status: AgentStatus) -> Arc<Self> {
+    pub fn new(lookup: Lookup<S>, status: AgentStatus) -> Arc<Self> {
         let (lines, _nobody) = broadcast::channel(BACKLOG);
-        Arc::new(Self { node, status, lines, watchers: Arc::default() })
+        Arc::new(Self { node: lookup.node.clone(), lookup, status, lines, watchers: Arc::default() })
     }
 
     /// Serves questions until `stop`.
@@ -137,6 +148,10 @@ impl Control {
         timeout(PATIENCE, read.read_line(&mut line)).await??;
         match serde_json::from_str(&line)? {
             Question::Status => send(&mut write, &self.status().await).await,
+            Question::Pod { namespace, name } => {
+                let pod = PodReference { namespace, name, uid: None };
+                send(&mut write, &self.lookup.facts(&pod).await).await
+            }
             Question::Monitor => {
                 let mut lines = self.lines.subscribe();
                 self.watch(1).await;

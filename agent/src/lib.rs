@@ -1,8 +1,10 @@
 //! The node agent and the operator's commands.
 //!
-//! Pure rooms, which import nothing that does I/O: [`model`] (what a pod asks for) and [`capture`] (what the
-//! maps hold for it) and [`check`] (what a trial in a pod means). Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`enrol`] (the node's
-//! state), [`socket`], [`cni`] and [`control`] (who talks to the agent), [`commands`] (terminal). [`app`] puts them together.
+//! Pure rooms, which import nothing that does I/O: [`model`] (what a pod asks for), [`capture`] (what the
+//! maps hold for it), [`explain`] (why a connection goes where it goes) and [`check`] (what a trial in a pod
+//! means). Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`enrol`] (the node's state),
+//! [`socket`], [`cni`], [`control`] and [`lookup`] (who talks to the agent, and what it is told), [`commands`]
+//! (terminal). [`app`] puts them together.
 
 pub mod app;
 pub mod capture;
@@ -13,6 +15,8 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod enrol;
+pub mod explain;
+pub mod lookup;
 pub mod model;
 pub mod platform;
 pub mod socket;

@@ -55,5 +55,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Pods(flags) => commands::pods::run(&flags),
         Command::Monitor(flags) => commands::monitor::run(&flags),
         Command::Check(flags) => commands::check::run(&flags),
+        Command::Explain(flags) => commands::explain::run(&flags),
     }
 }

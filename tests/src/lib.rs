@@ -2,7 +2,7 @@
 //!
 //! Owns: network namespaces ([`netns`]), links and addresses ([`veth`]), cgroups ([`cgroup`]), processes
 //! in them without any privilege ([`launch`], [`socket_maker`]), the world around a pod ([`pod`]), the
-//! real agent ([`agent`]) and what it pins ([`pinned`]), a CNI runtime ([`cni`]), the real Envoy
+//! real agent ([`agent`]), what it pins ([`pinned`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real Envoy
 //! ([`envoy`]), an app ([`http`]), and load ([`load`], [`dst_server`], [`jam`]).
 //! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
 //! Used by: the tests in `tests/`, the demo and the benchmarks. All of it needs root.
@@ -25,6 +25,7 @@ pub mod launch;
 pub mod load;
 pub mod manifest;
 pub mod mesh;
+pub mod monitor;
 pub mod netfilter;
 pub mod netns;
 pub mod original_dst;

@@ -51,7 +51,7 @@ fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
-const COMMANDS: [&str; 4] = ["agent", "status", "pods", "monitor"];
+const COMMANDS: [&str; 5] = ["agent", "status", "pods", "monitor", "explain"];
 
 #[test]
 fn help_fits_a_terminal_of_100_columns_and_names_every_variable() {

@@ -2,76 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
-use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use veer_tests::agent::Agent;
 use veer_tests::mesh::{APP, Listeners, Mesh, PATIENCE, dial, dial_from_world, proxy_listeners};
+use veer_tests::monitor::Monitor;
 use veer_tests::pinned::Pinned;
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6};
-use veer_tests::{scratch, wait};
+use veer_tests::wait;
 
 const REMOTE: SocketAddr = SocketAddr::new(IpAddr::V4(REMOTE_V4), 80);
-
-/// A running `veer monitor`, its outputs in files.
-struct Monitor {
-    child: Child,
-    directory: TempDir,
-}
-
-impl Monitor {
-    /// Starts it and waits until it sees everything.
-    fn start(agent: &Agent, arguments: &[&str]) -> Self {
-        let directory = scratch::directory().unwrap();
-        let file = |name: &str| File::create(directory.path().join(name)).unwrap();
-        let mut command = agent.command(&[&["monitor"], arguments].concat());
-        command.stdin(Stdio::null()).stdout(file("out")).stderr(file("errors"));
-        let monitor = Self { child: command.spawn().unwrap(), directory };
-        wait::until("the monitor to watch", PATIENCE, || monitor.errors().contains("watching")).unwrap();
-        monitor
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn errors(&self) -> String {
-        fs::read_to_string(self.path("errors")).unwrap()
-    }
-
-    /// All whole lines that it has written.
-    fn lines(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.path("out")).unwrap();
-        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        whole.lines().map(str::to_owned).collect()
-    }
-
-    fn wait_for_lines(&self, count: usize) -> Vec<String> {
-        wait::until("the monitor's lines", PATIENCE, || self.lines().len() >= count).unwrap();
-        self.lines()
-    }
-
-    fn wait_for_decisions(&self, count: usize) -> Vec<Value> {
-        self.wait_for_lines(count).iter().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        wait::until_some("the monitor to end", PATIENCE, || self.child.try_wait().unwrap()).unwrap()
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
 
 fn listeners(mesh: &Mesh) -> Listeners {
     let mut listeners = mesh.proxy_listeners().unwrap();
@@ -92,13 +34,13 @@ fn take(decision: &mut Value, field: &str) -> Value {
 fn a_decision_says_who_where_what_and_why() {
     let mesh = Mesh::new().unwrap();
     let listeners = listeners(&mesh);
-    let monitor = Monitor::start(&mesh.agent, &["--json"]);
+    let monitor = Monitor::start(&mesh.agent, &["--json"]).unwrap();
     let before = milliseconds();
     dial(mesh.pod.app(), REMOTE, &listeners).unwrap();
     dial(mesh.pod.root(), (REMOTE_V6, 443), &listeners).unwrap();
     let (_, client, _) = dial_from_world(&mesh.world, (mesh.pod.v4(), APP), &listeners).unwrap();
     dial(mesh.pod.app(), (Ipv4Addr::LOCALHOST, APP), &listeners).unwrap();
-    let mut decisions = monitor.wait_for_decisions(4);
+    let mut decisions = monitor.wait_for_decisions(4).unwrap();
     let after = milliseconds();
     for decision in &mut decisions {
         let time = take(decision, "time_ms").as_u64().unwrap();
@@ -132,9 +74,9 @@ fn a_decision_says_who_where_what_and_why() {
 fn for_people_a_decision_is_one_line() {
     let mesh = Mesh::new().unwrap();
     let listeners = listeners(&mesh);
-    let monitor = Monitor::start(&mesh.agent, &[]);
+    let monitor = Monitor::start(&mesh.agent, &[]).unwrap();
     dial(mesh.pod.app(), REMOTE, &listeners).unwrap();
-    let lines = monitor.wait_for_lines(1);
+    let lines = monitor.wait_for_lines(1).unwrap();
     let (time, rest) = lines[0].split_once(' ').unwrap();
     assert_eq!(rest, "test/pod outbound 1000:1000 - -> 192.0.2.1:80 to-outbound (all-outbound)");
     let shape: String = time.chars().map(|sign| if sign.is_ascii_digit() { '0' } else { sign }).collect();
@@ -147,12 +89,13 @@ fn filters_let_through_what_they_name_and_count_ends() {
     let other = mesh.another_pod("other").unwrap();
     let mut listeners = listeners(&mesh);
     listeners.extend(proxy_listeners(&other).unwrap());
-    let all = Monitor::start(&mesh.agent, &["--json"]);
-    let by_pod = Monitor::start(&mesh.agent, &["--json", "--pod=test/other"]);
-    let by_action = Monitor::start(&mesh.agent, &["--json", "--action=direct"]);
-    let by_reason = Monitor::start(&mesh.agent, &["--json", "--reason=all-inbound"]);
-    let by_both = Monitor::start(&mesh.agent, &["--json", "--pod=test/other", "--reason=all-inbound"]);
-    let mut counted = Monitor::start(&mesh.agent, &["--json", "--action=to-outbound", "--count=2"]);
+    let all = Monitor::start(&mesh.agent, &["--json"]).unwrap();
+    let by_pod = Monitor::start(&mesh.agent, &["--json", "--pod=test/other"]).unwrap();
+    let by_action = Monitor::start(&mesh.agent, &["--json", "--action=direct"]).unwrap();
+    let by_reason = Monitor::start(&mesh.agent, &["--json", "--reason=all-inbound"]).unwrap();
+    let by_both =
+        Monitor::start(&mesh.agent, &["--json", "--pod=test/other", "--reason=all-inbound"]).unwrap();
+    let mut counted = Monitor::start(&mesh.agent, &["--json", "--action=to-outbound", "--count=2"]).unwrap();
     dial(mesh.pod.app(), (Ipv4Addr::LOCALHOST, APP), &listeners).unwrap();
     dial_from_world(&mesh.world, (mesh.pod.v4(), APP), &listeners).unwrap();
     for pod in [&mesh.pod, &other] {
@@ -160,9 +103,9 @@ fn filters_let_through_what_they_name_and_count_ends() {
     }
     dial(other.app(), (REMOTE_V4, 81), &listeners).unwrap();
     dial_from_world(&mesh.world, (other.v4(), APP), &listeners).unwrap();
-    assert_eq!(counted.end().code(), Some(0));
+    assert_eq!(counted.end().unwrap().code(), Some(0));
     let destinations = |monitor: &Monitor, count| -> Vec<String> {
-        let decisions = monitor.wait_for_decisions(count);
+        let decisions = monitor.wait_for_decisions(count).unwrap();
         decisions.iter().map(|decision| decision["destination"].as_str().unwrap().to_owned()).collect()
     };
     let [first, last] = [&mesh.pod, &other].map(|pod| format!("{}:{APP}", pod.v4()));
@@ -180,13 +123,13 @@ fn two_monitors_both_get_every_decision_in_order() {
     const CONNECTIONS: u16 = 500;
     let mesh = Mesh::new().unwrap();
     let listeners = listeners(&mesh);
-    let monitors = [(); 2].map(|()| Monitor::start(&mesh.agent, &["--json"]));
+    let monitors = [(); 2].map(|()| Monitor::start(&mesh.agent, &["--json"]).unwrap());
     for number in 1..=CONNECTIONS {
         dial(mesh.pod.app(), (REMOTE_V4, number), &listeners).unwrap();
     }
     let expected: Vec<String> = (1..=CONNECTIONS).map(|number| format!("192.0.2.1:{number}")).collect();
     for monitor in &monitors {
-        let decisions = monitor.wait_for_decisions(CONNECTIONS.into());
+        let decisions = monitor.wait_for_decisions(CONNECTIONS.into()).unwrap();
         let seen: Vec<_> =
             decisions.iter().map(|decision| decision["destination"].as_str().unwrap()).collect();
         assert_eq!(seen, expected);
@@ -202,12 +145,12 @@ fn events_are_written_exactly_while_somebody_watches() {
     assert!(!pinned.watched().unwrap());
     // Nobody is told of this one, later either.
     dial(mesh.pod.app(), (REMOTE_V4, 1), &listeners).unwrap();
-    let first = Monitor::start(&mesh.agent, &["--json"]);
+    let first = Monitor::start(&mesh.agent, &["--json"]).unwrap();
     assert!(pinned.watched().unwrap());
-    let second = Monitor::start(&mesh.agent, &["--json"]);
+    let second = Monitor::start(&mesh.agent, &["--json"]).unwrap();
     drop(first);
     dial(mesh.pod.app(), (REMOTE_V4, 2), &listeners).unwrap();
-    let decisions = second.wait_for_decisions(1);
+    let decisions = second.wait_for_decisions(1).unwrap();
     assert_eq!(decisions[0]["destination"], "192.0.2.1:2");
     assert!(pinned.watched().unwrap(), "the other one still watches");
     drop(second);
@@ -233,22 +176,26 @@ fn a_monitor_whose_reader_has_enough_ends_without_an_error() {
 fn an_agent_that_ends_ends_its_monitors_and_the_next_one_writes_no_events() {
     let mut mesh = Mesh::new().unwrap();
     let listeners = listeners(&mesh);
-    let mut monitor = Monitor::start(&mesh.agent, &["--json"]);
+    let mut monitor = Monitor::start(&mesh.agent, &["--json"]).unwrap();
     mesh.agent.stop().unwrap();
-    assert_eq!(monitor.end().code(), Some(69));
-    assert!(monitor.errors().ends_with("veer: the agent has ended\n"), "{}", monitor.errors());
+    assert_eq!(monitor.end().unwrap().code(), Some(69));
+    assert!(
+        monitor.errors().unwrap().ends_with("veer: the agent has ended\n"),
+        "{}",
+        monitor.errors().unwrap()
+    );
 
     mesh.agent.start_again().unwrap();
-    let mut monitor = Monitor::start(&mesh.agent, &["--json"]);
+    let mut monitor = Monitor::start(&mesh.agent, &["--json"]).unwrap();
     mesh.agent.kill().unwrap();
-    assert_eq!(monitor.end().code(), Some(69), "{}", monitor.errors());
+    assert_eq!(monitor.end().unwrap().code(), Some(69), "{}", monitor.errors().unwrap());
     // Nobody reads any more, and connections do not care.
     assert!(Pinned::of(&mesh.agent).watched().unwrap());
     dial(mesh.pod.app(), REMOTE, &listeners).unwrap();
     mesh.agent.start_again().unwrap();
     assert!(!Pinned::of(&mesh.agent).watched().unwrap());
-    let monitor = Monitor::start(&mesh.agent, &["--json"]);
+    let monitor = Monitor::start(&mesh.agent, &["--json"]).unwrap();
     dial(mesh.pod.app(), (REMOTE_V4, 443), &listeners).unwrap();
-    let is_told = || monitor.lines().iter().any(|line| line.contains("192.0.2.1:443"));
+    let is_told = || monitor.lines().unwrap().iter().any(|line| line.contains("192.0.2.1:443"));
     wait::until("the next agent's monitor to see", PATIENCE, is_told).unwrap();
 }

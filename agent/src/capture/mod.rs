@@ -2,15 +2,18 @@
 //!
 //! Owns: the map entries of a pod ([`map_entries()`]), the choice among its addresses
 //! ([`OwnAddresses`]) and the pod's lists as the verdict asks for them ([`CaptureRules`] from the
-//! parsed lists, [`MapRules`] from the entries). Never does: I/O; it neither reads addresses nor writes
+//! parsed lists, [`MapRules`] from the entries), and where the entries differ from a manifest of today
+//! ([`differences()`]). Never does: I/O; it neither reads addresses nor writes
 //! maps. Called by: enrolment; the rules by tests, which compare them with the maps.
 
 mod addresses;
+mod differences;
 mod map_entries;
 mod rules;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use self::addresses::{InterfaceAddress, OwnAddresses};
+pub use self::differences::differences;
 pub use self::map_entries::{MapEntries, map_entries, own_address_keys, policy_of_addresses};
 pub use self::rules::{CaptureRules, MapRules};

@@ -1,4 +1,4 @@
-//! Captures and addresses for this module's tests.
+//! Captures and addresses for tests.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use super::{InterfaceAddress, OwnAddresses};
 use crate::model::{Capture, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port};
 
 /// What a pod without any annotation gets.
-pub(super) fn default_capture() -> Capture {
+pub(crate) fn default_capture() -> Capture {
     Capture {
         proxy_uid: 1337,
         proxy_gid: 1337,
@@ -35,7 +35,7 @@ pub(super) fn default_capture() -> Capture {
 }
 
 /// These addresses on `eth0`.
-pub(super) fn own_addresses(texts: &[&str]) -> OwnAddresses {
+pub(crate) fn own_addresses(texts: &[&str]) -> OwnAddresses {
     let on_eth0 = |text: &&str| InterfaceAddress {
         interface: "eth0".into(),
         address: text.parse().unwrap(),
@@ -45,7 +45,7 @@ pub(super) fn own_addresses(texts: &[&str]) -> OwnAddresses {
     OwnAddresses::choose(&texts.iter().map(on_eth0).collect::<Vec<_>>(), "eth0")
 }
 
-pub(super) fn any_own_addresses() -> impl Strategy<Value = OwnAddresses> {
+pub(crate) fn any_own_addresses() -> impl Strategy<Value = OwnAddresses> {
     let known = vec![
         "127.0.0.1",
         "10.0.0.5",
@@ -61,7 +61,7 @@ pub(super) fn any_own_addresses() -> impl Strategy<Value = OwnAddresses> {
     subsequence(known, 0..=count).prop_map(|texts| own_addresses(&texts))
 }
 
-pub(super) fn any_capture() -> impl Strategy<Value = Capture> {
+pub(crate) fn any_capture() -> impl Strategy<Value = Capture> {
     let inbound = prop_oneof![
         ports().prop_map(|excluded| InboundPorts::All { excluded }),
         ports().prop_map(InboundPorts::Only),

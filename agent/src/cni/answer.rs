@@ -6,7 +6,7 @@ use veer_common::cni::{Attachment, PROTOCOL_VERSION, PodReference, Reply, Reques
 
 use crate::enrol::EnrolError;
 use crate::enrol::node::{Enrolling, NodeHandle};
-use crate::model::{Capture, Decision, NodeSettings, PodErrors, decide};
+use crate::model::{Capture, Decision, NodeSettings, Origins, PodErrors, decide};
 use crate::source::PodSource;
 
 /// What requests are answered from.
@@ -61,15 +61,15 @@ impl<S: PodSource> Answerer<S> {
                 "a bug of veer-cni",
             );
         };
-        let capture = match self.decide(&pod).await {
-            Ok(capture) => capture,
+        let (capture, origins) = match self.decide(&pod).await {
+            Ok(decided) => decided,
             Err(reply) => return reply,
         };
         for warning in &capture.warnings {
             tracing::warn!(pod = %full_name(&pod), %warning, "taken as unset");
         }
         let name = full_name(&pod);
-        let enrolling = Enrolling { attachment, pod, capture, netns };
+        let enrolling = Enrolling { attachment, pod, capture, origins, netns };
         match self.node.run(move |node| node.add(&enrolling)).await.and_then(|added| added) {
             Ok(()) => Reply::Done,
             Err(error) => {
@@ -79,8 +79,8 @@ impl<S: PodSource> Answerer<S> {
         }
     }
 
-    /// How a pod is to be captured, or the reply that ends its ADD.
-    async fn decide(&self, reference: &PodReference) -> Result<Capture, Reply> {
+    /// How a pod is to be captured and what says so, or the reply that ends its ADD.
+    async fn decide(&self, reference: &PodReference) -> Result<(Capture, Box<Origins>), Reply> {
         let name = full_name(reference);
         let excluded = &self.settings.excluded_namespaces;
         if excluded.contains(&reference.namespace) {
@@ -104,7 +104,10 @@ impl<S: PodSource> Answerer<S> {
             }
         };
         match decide(&pod, &self.settings) {
-            Ok(Decision::Capture(capture)) => supported(&name, *capture),
+            Ok(Decision::Capture(capture)) => {
+                let origins = Box::new(Origins::of(&pod, &self.settings));
+                supported(&name, *capture).map(|capture| (capture, origins))
+            }
             Ok(Decision::Pass(reason)) => {
                 tracing::info!(pod = %name, reason = reason.name(), "left alone");
                 Err(Reply::Passed { reason: reason.name().to_owned() })

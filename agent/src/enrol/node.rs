@@ -19,7 +19,7 @@ use super::follow::with_passthrough;
 use super::registry::{Enrolled, Registry, main_attachment};
 use super::steps::{self, Hands, Target};
 use crate::capture::{InterfaceAddress, MapEntries, OwnAddresses, map_entries};
-use crate::model::Capture;
+use crate::model::{Capture, Origins};
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::load::Datapath;
 use crate::platform::bpf::maps::ListEntries;
@@ -41,6 +41,8 @@ pub struct Enrolling {
     pub pod: PodReference,
     /// What was decided.
     pub capture: Capture,
+    /// What on the pod and the node led to that.
+    pub origins: Box<Origins>,
     /// Its netns.
     pub netns: OwnedFd,
 }
@@ -167,6 +169,18 @@ impl Node {
         &self.registry
     }
 
+    /// What the maps hold of an enrolled pod; `None` for one that is not, or not wholly.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn map_entries(&self, cookie: NetnsCookie) -> Result<Option<MapEntries>, BpfError> {
+        let (Some(pod), Some(policy)) = (self.registry.get(cookie), self.datapath.maps.policy(cookie)?)
+        else {
+            return Ok(None);
+        };
+        self.datapath.maps.entries(policy, pod.lists.clone()).map(Some)
+    }
+
     /// Turns events on or off.
     ///
     /// # Errors
@@ -208,6 +222,7 @@ impl Node {
         let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), lists, unix_time());
         self.enrol(pod, entries.policy, &entries.ports, &enrolling.netns, &inspection.listeners)?;
         self.follow(cookie, number);
+        self.registry.keep_origins(cookie, enrolling.origins.clone());
         Ok(())
     }
 

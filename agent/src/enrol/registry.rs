@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use veer_common::cni::{Attachment, PodReference, ValidAttachment};
 use veer_common::maps::{Enrolment, NetnsCookie};
 
+use crate::model::Origins;
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::netns::NetnsId;
 
@@ -50,6 +51,9 @@ pub struct TooLong {
 #[derive(Debug, Default)]
 pub struct Registry {
     by_cookie: BTreeMap<NetnsCookie, Enrolled>,
+    /// Where the settings of the pods come from that this agent has enrolled. In memory alone: what an earlier
+    /// agent has read is read again when it is asked for.
+    origins: BTreeMap<NetnsCookie, Box<Origins>>,
 }
 
 impl Registry {
@@ -60,7 +64,24 @@ impl Registry {
 
     /// Forgets a pod.
     pub fn remove(&mut self, cookie: NetnsCookie) -> Option<Enrolled> {
+        self.origins.remove(&cookie);
         self.by_cookie.remove(&cookie)
+    }
+
+    /// Keeps where a pod's settings come from.
+    pub fn keep_origins(&mut self, cookie: NetnsCookie, origins: Box<Origins>) {
+        self.origins.insert(cookie, origins);
+    }
+
+    /// Where a pod's settings came from when this agent enrolled it.
+    pub fn origins(&self, cookie: NetnsCookie) -> Option<&Origins> {
+        self.origins.get(&cookie).map(Box::as_ref)
+    }
+
+    /// The pod of this name; the youngest, while an earlier one of the name has not gone.
+    pub fn of_pod(&self, namespace: &str, name: &str) -> Option<&Enrolled> {
+        let named = self.iter().filter(|pod| pod.pod.namespace == namespace && pod.pod.name == name);
+        named.max_by_key(|pod| (pod.enrolled_at, pod.cookie))
     }
 
     /// The pod with this netns.

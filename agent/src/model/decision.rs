@@ -254,11 +254,7 @@ fn read_capture(
     let included_outbound_ports = reader.list(name::INCLUDE_OUTBOUND_PORTS, annotation::ports);
     let excluded_outbound_ports = reader.list(name::EXCLUDE_OUTBOUND_PORTS, annotation::ports);
     let excluded_interfaces = reader.list(name::EXCLUDE_INTERFACES, annotation::interfaces);
-    let rerouted = if reader.annotations.contains_key(name::REROUTE_INTERFACES) {
-        name::REROUTE_INTERFACES
-    } else {
-        name::KUBEVIRT_INTERFACES
-    };
+    let rerouted = reroute_annotation(reader.annotations);
     let rerouted_interfaces = reader.list(rerouted, annotation::interfaces);
 
     let identity = &proxy.security_context;
@@ -283,6 +279,16 @@ fn read_capture(
     }
 }
 
+/// The annotation that counts: the deprecated one only where the other is absent.
+pub(super) fn reroute_annotation(annotations: &BTreeMap<String, String>) -> &'static str {
+    let former = annotations.contains_key(name::KUBEVIRT_INTERFACES);
+    if former && !annotations.contains_key(name::REROUTE_INTERFACES) {
+        name::KUBEVIRT_INTERFACES
+    } else {
+        name::REROUTE_INTERFACES
+    }
+}
+
 /// An include list makes the exclude list irrelevant; the proxy's own ports are excluded whatever the pod says.
 fn inbound(included: Option<BTreeSet<Port>>, excluded: Option<BTreeSet<Port>>) -> InboundPorts {
     if let Some(ports) = included {
@@ -298,7 +304,7 @@ fn default_excluded_ports() -> BTreeSet<Port> {
 }
 
 /// An environment variable as the kernel would hand it over: of two with one name the last counts.
-fn variable<'a>(container: &'a Container, name: &str) -> Option<&'a str> {
+pub(super) fn variable<'a>(container: &'a Container, name: &str) -> Option<&'a str> {
     container.env.iter().rfind(|variable| variable.name == name).map(|variable| variable.value.as_str())
 }
 

@@ -1,14 +1,15 @@
 //! What a pod says of itself, and what follows from it.
 //!
 //! Owns: the parts of a Kubernetes Pod that decide interception ([`manifest`]), the parser of every
-//! annotation value ([`annotation`]) and the decision whether and how the pod is captured
-//! ([`decision`]). Never does: I/O of any kind, or anything that knows of maps and programs.
+//! annotation value ([`annotation`]), the decision whether and how the pod is captured ([`decision`]), and
+//! where each setting of that comes from ([`Origins`]). Never does: I/O of any kind, or anything that knows of maps and programs.
 //! Called by: the pod sources and the CNI server.
 
 pub mod annotation;
 mod capture;
 pub mod decision;
 pub mod manifest;
+mod origin;
 mod values;
 
 pub use self::capture::{
@@ -16,4 +17,5 @@ pub use self::capture::{
 };
 pub use self::decision::{Decision, NodeSettings, PassReason, PodErrors, decide};
 pub use self::manifest::{ManifestError, Pod};
+pub use self::origin::{Origin, Origins, Setting};
 pub use self::values::{InterfaceName, Port};

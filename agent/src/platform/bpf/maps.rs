@@ -24,6 +24,7 @@ use veer_common::reason::COUNTERS;
 
 use super::pins::Pins;
 use super::{BpfError, sys};
+use crate::capture::MapEntries;
 
 /// Membership maps have no value worth the name.
 const MEMBER: u32 = 1;
@@ -247,6 +248,15 @@ impl Maps {
             set.map(|set| Some((*key, Box::new(set?)))).transpose()
         };
         keys.iter().filter_map(set).collect()
+    }
+
+    /// What is in the maps for a pod with this policy and these lists.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn entries(&self, policy: PodPolicy, lists: ListEntries) -> Result<MapEntries, BpfError> {
+        let ListEntries { ports, ranges, own_addresses } = lists;
+        Ok(MapEntries { policy, ports: self.port_lists(&ports)?, ranges, own_addresses })
     }
 
     /// Writes port lists, each whole at once: who looks meanwhile sees the old one or the new one.

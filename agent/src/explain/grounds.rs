@@ -1,0 +1,110 @@
+//! What gives a pod each rule: a setting, an address of its netns, or nothing that could be set.
+
+use std::net::IpAddr;
+
+use veer_common::maps::flag;
+use veer_common::rule::Rule;
+
+use super::Connection;
+use super::compared::Facts;
+use crate::model::Setting;
+use crate::model::decision::PROXY_OWN_PORTS;
+
+/// What gave a pod a rule.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ground {
+    /// What somebody set on the pod or the node, or left at its default.
+    Setting(Setting),
+    /// An address that the pod's netns has.
+    OwnAddress(IpAddr),
+    /// It holds for all pods.
+    Always(&'static str),
+    /// The pod's netns lacks something.
+    Netns(&'static str),
+}
+
+/// What gave the rule that matched.
+pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
+    let set = |setting| vec![Ground::Setting(setting)];
+    match rule {
+        Rule::ExcludedPort => set(Setting::ExcludedOutboundPorts),
+        Rule::IncludedPort => set(Setting::IncludedOutboundPorts),
+        Rule::PassthroughSource => vec![Ground::Always("127.0.0.6 and ::6 are the proxy's towards its app")],
+        Rule::ProxyToOwnAddress | Rule::ProxyWithinPod => {
+            let mut grounds = proxys(facts);
+            grounds.extend(stays(facts));
+            grounds
+        }
+        Rule::ProxyGroupToOwnAddress | Rule::ProxyGroupWithinPod => {
+            let mut grounds = set(Setting::ProxyGid);
+            grounds.push(Ground::Setting(Setting::IncludedRanges));
+            grounds.extend(stays(facts));
+            grounds
+        }
+        Rule::AppToOwnAddress => {
+            let mut grounds = stays(facts);
+            grounds.push(Ground::Setting(Setting::IncludedRanges));
+            grounds
+        }
+        Rule::Proxy => set(Setting::ProxyUid),
+        Rule::ProxyGroup => set(Setting::ProxyGid),
+        Rule::OwnerGroup => set(Setting::OwnerGroups),
+        Rule::Localhost => {
+            vec![Ground::Always("localhost is never captured"), Ground::Setting(Setting::Loopback)]
+        }
+        Rule::NoAddressOfFamily => vec![Ground::Netns("the pod's netns has no address of this family")],
+        Rule::Ipv6NotCaptured | Rule::Ipv6NotCapturedInbound => {
+            let why = if facts.has(flag::HAS_V6) {
+                "the pod's netns has IPv4, too"
+            } else {
+                "the pod's netns has no IPv6 address that it could be sent from"
+            };
+            vec![Ground::Setting(Setting::DualStack), Ground::Netns(why)]
+        }
+        Rule::ExcludedRange => set(Setting::ExcludedRanges),
+        Rule::AllOutbound | Rule::IncludedRange => set(Setting::IncludedRanges),
+        Rule::NotIncluded => {
+            vec![Ground::Setting(Setting::IncludedRanges), Ground::Setting(Setting::IncludedOutboundPorts)]
+        }
+        Rule::WithinPod => stays(facts),
+        Rule::TunnelPort => {
+            vec![Ground::Always("the tunnel port is the proxy's own"), Ground::Setting(Setting::Mode)]
+        }
+        Rule::ExcludedInboundPort if PROXY_OWN_PORTS.contains(&facts.port()) => {
+            vec![Ground::Always("15020, 15021 and 15090 are the proxy's own")]
+        }
+        Rule::ExcludedInboundPort => set(Setting::ExcludedInboundPorts),
+        Rule::AllInbound | Rule::IncludedInboundPort | Rule::NotIncludedInbound => {
+            set(Setting::IncludedInboundPorts)
+        }
+    }
+}
+
+/// By what the dialler is the proxy within its pod.
+fn proxys(facts: &Facts<'_>) -> Vec<Ground> {
+    let by_uid = match facts.connection {
+        Connection::Outbound(outbound) => outbound.uid == facts.policy.proxy_uid,
+        Connection::Inbound(_) => true,
+    };
+    if by_uid {
+        vec![Ground::Setting(Setting::ProxyUid)]
+    } else {
+        vec![Ground::Setting(Setting::ProxyGid), Ground::Setting(Setting::Mode)]
+    }
+}
+
+/// Why the connection does not leave the pod.
+fn stays(facts: &Facts<'_>) -> Vec<Ground> {
+    let address = match facts.connection {
+        Connection::Outbound(outbound) => outbound.effective_destination(),
+        Connection::Inbound(inbound) if inbound.local.is_loopback() => inbound.local,
+        Connection::Inbound(inbound) => inbound.remote,
+    };
+    if address.is_loopback() {
+        vec![Ground::Always("loopback does not leave the pod")]
+    } else if facts.lists.own(&address) {
+        vec![Ground::OwnAddress(IpAddr::from(address))]
+    } else {
+        vec![Ground::Always("127.0.0.6 and ::6 are the proxy's towards its app")]
+    }
+}
