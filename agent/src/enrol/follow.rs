@@ -33,7 +33,10 @@ async fn follow(changes: &FollowedChanges, node: &NodeHandle) {
     loop {
         let done = match changes.next().await {
             Ok(Changed::Some(numbers)) => node.run(move |node| node.refresh_numbers(&numbers)).await,
-            Ok(Changed::Unknown) => node.run(Node::refresh_all).await,
+            Ok(Changed::Unknown) => {
+                tracing::info!("more changes of addresses than the kernel could report, looking at all pods");
+                node.run(Node::refresh_all).await
+            }
             Err(error) => return gave_up(&error),
         };
         // The node's thread has ended.

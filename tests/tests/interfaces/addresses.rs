@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use nix::sys::signal::Signal;
 use veer_tests::mesh::{APP, Mesh, dial, dual_stack, proxy_listeners};
 use veer_tests::pod::{REMOTE_V6, ROUTER_V6};
 use veer_tests::veth::ip;
@@ -116,6 +117,23 @@ fn thousands_of_changes_end_with_what_is_there() {
     ip(mesh.pod.netns(), added.chain(removed)).unwrap();
     wait_is_own(&mesh.pod, SocketAddr::from(([10, 91, 7, 250], APP)), &listeners);
     wait_ends_at(mesh.pod.app(), SocketAddr::from(([10, 91, 0, 1], APP)), &listeners, "outbound");
+}
+
+#[test]
+fn a_change_that_the_kernel_could_not_report_is_seen_all_the_same() {
+    let (mesh, listeners) = enrolled();
+    let noisy = mesh.another_pod("noisy").unwrap();
+    mesh.agent.signal(Signal::SIGSTOP).unwrap();
+    // More than the agent's socket holds, so that the report on the other pod is lost.
+    let flood =
+        (0..1000).flat_map(|_| ["address add 10.92.0.1/32 dev lo", "address delete 10.92.0.1/32 dev lo"]);
+    ip(noisy.netns(), flood).unwrap();
+    add_second_interface(&mesh.world, &mesh.pod);
+    mesh.agent.signal(Signal::SIGCONT).unwrap();
+    for own in SECOND {
+        wait_is_own(&mesh.pod, own, &listeners);
+    }
+    assert!(mesh.agent.log().contains("more changes of addresses than the kernel could report"));
 }
 
 #[test]
