@@ -31,6 +31,9 @@ pub enum Command {
     Pods(PodsFlags),
     /// Show decisions as they are made
     Monitor(MonitorFlags),
+    /// The agent's own child: see `platform::userns`.
+    #[command(name = crate::platform::userns::CHILD_COMMAND, hide = true)]
+    JoinUserNamespace,
     /// Run in a pod, by anybody: prove that its connections are redirected
     Check(CheckFlags),
     /// Explain where a connection goes: the verdict, the rule, what gave the rule, and the rules before it

@@ -7,6 +7,7 @@ use clap::Parser as _;
 use veer::cli::{Cli, Command};
 use veer::commands::{self, Failure};
 use veer::config::AgentConfig;
+use veer::platform::userns;
 use veer::{app, telemetry};
 
 /// `EX_USAGE`: flags, variables or arguments.
@@ -54,6 +55,9 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Status(flags) => commands::status::run(&flags),
         Command::Pods(flags) => commands::pods::run(&flags),
         Command::Monitor(flags) => commands::monitor::run(&flags),
+        Command::JoinUserNamespace => {
+            userns::child().map_err(|error| Failure::Failed(format!("join the user namespace: {error}")))
+        }
         Command::Check(flags) => commands::check::run(&flags),
         Command::Explain(flags) => commands::explain::run(&flags),
     }

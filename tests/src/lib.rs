@@ -34,5 +34,6 @@ pub mod pod;
 pub mod process;
 pub mod scratch;
 pub mod socket_maker;
+pub mod userns;
 pub mod veth;
 pub mod wait;

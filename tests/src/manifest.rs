@@ -17,6 +17,8 @@ pub struct Manifest {
     annotations: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
     proxy_env: BTreeMap<String, String>,
+    proxy_user: u32,
+    host_users: bool,
 }
 
 impl Manifest {
@@ -28,6 +30,8 @@ impl Manifest {
             annotations: BTreeMap::from([(STATUS.to_owned(), "{}".to_owned())]),
             labels: BTreeMap::new(),
             proxy_env: BTreeMap::new(),
+            proxy_user: 1337,
+            host_users: true,
         }
     }
 
@@ -71,6 +75,20 @@ impl Manifest {
         self.with_proxy_env("ISTIO_DUAL_STACK", "true")
     }
 
+    /// With a proxy of another user.
+    #[must_use]
+    pub const fn with_proxy_user(mut self, uid: u32) -> Self {
+        self.proxy_user = uid;
+        self
+    }
+
+    /// With a user namespace of its own.
+    #[must_use]
+    pub const fn without_host_users(mut self) -> Self {
+        self.host_users = false;
+        self
+    }
+
     /// Its file's name in the directory.
     pub fn file_name(&self) -> String {
         format!("{}_{}.json", self.namespace, self.name)
@@ -90,6 +108,7 @@ impl Manifest {
                 "annotations": self.annotations,
             },
             "spec": {
+                "hostUsers": self.host_users,
                 "containers": [
                     {"name": "app", "image": "app"},
                     {
@@ -97,7 +116,7 @@ impl Manifest {
                         "image": "proxyv2",
                         "args": ["proxy", "sidecar"],
                         "env": env,
-                        "securityContext": {"runAsUser": 1337, "runAsGroup": 1337},
+                        "securityContext": {"runAsUser": self.proxy_user, "runAsGroup": 1337},
                     },
                 ],
             },

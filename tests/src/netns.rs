@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::{scratch, veth};
+use crate::{scratch, userns, veth};
 
 /// Where `ip netns` keeps its names.
 pub const DIRECTORY: &str = "/run/netns";
@@ -37,9 +37,14 @@ impl NetNs {
     pub fn named(name: &str) -> Result<Self> {
         let path = path_of(name);
         make(&path).with_context(|| format!("make netns {name}"))?;
+        Self::prepared(name.to_owned())
+    }
+
+    fn prepared(name: String) -> Result<Self> {
+        let path = path_of(&name);
         // From here on the guard removes it, whatever fails below.
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        let netns = Self { name: name.to_owned(), file };
+        let netns = Self { name, file };
         for interface in ["all", "default", "lo"] {
             netns.set_sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "0")?;
             // Addresses are usable at once; two seconds for each would be most of a test's time.
@@ -47,6 +52,15 @@ impl NetNs {
         }
         veth::ip(&netns, ["link set lo up"])?;
         Ok(netns)
+    }
+
+    /// Makes one that belongs to a new user namespace, whose ids from 0 on are the node's from `first` on.
+    pub fn of_user_namespace(first: u32) -> Result<Self> {
+        let name = scratch::unique_name();
+        let path = path_of(&name);
+        let member = userns::Member::start(first)?;
+        bind(&path, &member.netns()).with_context(|| format!("make netns {name}"))?;
+        Self::prepared(name)
     }
 
     /// Its name, as `ip -n` takes it.
@@ -115,15 +129,19 @@ fn path_of(name: &str) -> PathBuf {
 
 /// A bind mount of the new namespace's file is what keeps it alive and gives it its name.
 fn make(path: &Path) -> Result<()> {
+    let unshared = || -> Result<()> {
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare the network namespace (needs root)")?;
+        bind(path, Path::new("/proc/thread-self/ns/net"))
+    };
+    let made = thread::scope(|scope| scope.spawn(unshared).join());
+    made.unwrap_or_else(|_panic| Err(anyhow!("the thread that makes it panicked")))
+}
+
+fn bind(path: &Path, netns: &Path) -> Result<()> {
     fs::create_dir_all(DIRECTORY).with_context(|| format!("make {DIRECTORY}"))?;
     File::create_new(path)?;
-    let bind = || -> Result<()> {
-        unshare(CloneFlags::CLONE_NEWNET).context("unshare the network namespace (needs root)")?;
-        let source = Some("/proc/thread-self/ns/net");
-        mount(source, path, None::<&str>, MsFlags::MS_BIND, None::<&str>).context("bind it to its name")
-    };
-    let made = thread::scope(|scope| scope.spawn(bind).join());
-    made.unwrap_or_else(|_panic| Err(anyhow!("the thread that makes it panicked"))).inspect_err(|_error| {
+    let bound = mount(Some(netns), path, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+    bound.context("bind it to its name").inspect_err(|_error| {
         // The name is ours alone, and nothing is mounted on it yet.
         if let Err(error) = fs::remove_file(path) {
             eprintln!("remove {}: {error}", path.display());

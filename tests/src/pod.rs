@@ -93,10 +93,14 @@ pub struct TestPod {
 impl TestPod {
     /// Makes one, its cgroup below `cgroup`. The first of a world is 10.77.0.2 and `fd77::2`, the next 3.
     pub fn new(world: &World, cgroup: &Cgroup, name: &str) -> Result<Self> {
+        Self::in_netns(world, cgroup, name, NetNs::new()?)
+    }
+
+    /// Makes one of this netns.
+    pub fn in_netns(world: &World, cgroup: &Cgroup, name: &str, netns: NetNs) -> Result<Self> {
         let number = world.pods.fetch_add(1, Ordering::Relaxed) + 2;
         let v4 = Ipv4Addr::new(10, 77, 0, number);
         let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number.into());
-        let netns = NetNs::new()?;
         let cgroup = cgroup.child(name)?;
         let port = format!("pod{number}");
         veth::pair(

@@ -132,12 +132,10 @@ fn supported(name: &str, capture: Capture) -> Result<Capture, Reply> {
 }
 
 fn unsupported(capture: &Capture) -> Vec<&'static str> {
-    use crate::model::IdSpace;
     let rows = [
         (capture.dns_capture, "DNS capture (ISTIO_META_DNS_CAPTURE)"),
         (!capture.excluded_interfaces.is_empty(), "excludeInterfaces"),
         (!capture.rerouted_interfaces.is_empty(), "istio.io/reroute-virtual-interfaces"),
-        (capture.ids == IdSpace::Pod, "hostUsers: false"),
         // INVALID_DROP is not among them: it is about packets that conntrack calls invalid, and nothing
         // here makes conntrack look at the pod.
     ];
@@ -157,6 +155,8 @@ fn enrolment_failed(attempt: &str, pod: Option<&str>, error: &EnrolError) -> Rep
         EnrolError::Stopping => code::TRY_AGAIN,
         EnrolError::Bpf(_)
         | EnrolError::TooLong(_)
+        | EnrolError::Unmapped(_)
+        | EnrolError::NoUserNamespace
         | EnrolError::Inspect { .. }
         | EnrolError::NetnsTaken { .. } => code::ENROLMENT_FAILED,
     };

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::registry::TooLong;
+use crate::model::ids::UnmappedId;
 use crate::platform::bpf::BpfError;
 use crate::platform::netns::NetnsError;
 
@@ -26,6 +27,15 @@ pub enum EnrolError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The proxy's identity in a pod with a user namespace of its own.
+    #[error(transparent)]
+    Unmapped(#[from] UnmappedId),
+    /// A pod that is to have a user namespace of its own, and has not.
+    #[error(
+        "the pod says hostUsers: false, and its netns belongs to the node's user namespace: the runtime does not \
+         do user namespaces (containerd 2.0, CRI-O 1.25), and 1337 would be somebody else"
+    )]
+    NoUserNamespace,
     /// Another pod has this netns.
     #[error(
         "its netns is that of pod {other} (container {container}), which is enrolled: DEL that one first"

@@ -8,6 +8,7 @@
 
 pub mod error;
 pub mod follow;
+mod identity;
 pub mod node;
 pub mod registry;
 pub mod steps;

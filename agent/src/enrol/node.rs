@@ -16,6 +16,7 @@ use veer_common::maps::{NetnsCookie, PodPolicy, PortListKey, PortSet, flag};
 
 use super::error::EnrolError;
 use super::follow::with_passthrough;
+use super::identity::in_ids_of_node;
 use super::registry::{Enrolled, Registry, main_attachment};
 use super::steps::{self, Hands, Target};
 use crate::capture::{InterfaceAddress, MapEntries, OwnAddresses, map_entries};
@@ -196,6 +197,7 @@ impl Node {
     /// Whatever stands in the way; then nothing of it is left.
     pub fn add(&mut self, enrolling: &Enrolling) -> Result<(), EnrolError> {
         let id = self.netns.identify(enrolling.netns.as_fd())?;
+        let capture = in_ids_of_node(&enrolling.capture, enrolling.netns.as_fd())?;
         // Before the addresses are read, so that no change is missed in between.
         let number = netlink::changes::number_of(enrolling.netns.as_fd());
         let inspection = self.inspect(&enrolling.netns)?;
@@ -213,7 +215,7 @@ impl Node {
             self.forget(old);
         }
         let attachment = main_attachment(self.registry.get(cookie), &enrolling.attachment);
-        let entries = entries(cookie, &enrolling.capture, inspection.addresses, &attachment.interface);
+        let entries = entries(cookie, &capture, inspection.addresses, &attachment.interface);
         let lists = ListEntries {
             ports: entries.ports.iter().map(|(key, _)| *key).collect(),
             ranges: entries.ranges,

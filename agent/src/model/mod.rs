@@ -8,6 +8,7 @@
 pub mod annotation;
 mod capture;
 pub mod decision;
+pub mod ids;
 pub mod manifest;
 mod origin;
 mod values;

@@ -10,3 +10,4 @@ pub mod listeners;
 pub mod netlink;
 pub mod netns;
 pub mod redirection;
+pub mod userns;

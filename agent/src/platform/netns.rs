@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread;
 
@@ -17,6 +17,8 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::fstat;
 use veer_common::maps::NetnsCookie;
 
+/// `NS_GET_USERNS`, `_IO(0xb7, 1)`: `include/uapi/linux/nsfs.h`.
+const NS_GET_USERNS: libc::c_ulong = 0xb701;
 /// `NS_GET_NSTYPE`, `_IO(0xb7, 3)`: `include/uapi/linux/nsfs.h`.
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 
@@ -138,6 +140,28 @@ impl NetnsThread {
             .map_err(|_closed| NetnsError::ThreadEnded)?
             .map_err(|errno| NetnsError::System { attempt: "enter the pod's netns", source: errno.into() })
     }
+}
+
+/// The user namespace that owns a netns.
+///
+/// # Errors
+/// As the kernel says: EPERM if it is none of ours or below.
+pub fn owner(netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is live; the ioctl takes no argument and returns a new descriptor or -1.
+    let owner = unsafe { libc::ioctl(netns.as_raw_fd(), NS_GET_USERNS) };
+    if owner < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(owner) })
+}
+
+/// Makes the calling process one of a user namespace. It must have a single thread, and it cannot go back.
+///
+/// # Errors
+/// As the kernel says.
+pub fn join_user_namespace(userns: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(setns(userns, CloneFlags::CLONE_NEWUSER)?)
 }
 
 /// Cookie of the netns that the calling thread is in (`SO_NETNS_COOKIE`, Linux 5.14).
