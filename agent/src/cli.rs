@@ -175,7 +175,7 @@ pub struct ExplainFlags {
     /// The pod
     #[arg(value_name = "NAMESPACE/NAME", required_unless_present = "event")]
     pub pod: Option<String>,
-    /// A TCP connection that the pod opens: what it dials, 10.0.0.7:443 or [fd00::7]:443
+    /// A connection that the pod opens: what it dials, 10.0.0.7:443 or [fd00::7]:443
     #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["from", "port", "at", "event"])]
     pub to: Option<String>,
     /// Who created the socket; absent: somebody who is not the proxy
@@ -184,9 +184,12 @@ pub struct ExplainFlags {
     /// What the socket is bound to; absent: to nothing
     #[arg(long, value_name = "IP", requires = "to")]
     pub source: Option<String>,
-    /// A TCP connection that arrives in the pod: the client
+    /// A connection that arrives in the pod: the client
     #[arg(long, value_name = "IP", requires = "port", conflicts_with = "event")]
     pub from: Option<String>,
+    /// What is spoken: tcp, or udp, which is left alone
+    #[arg(long, value_name = "tcp|udp", value_parser = ["tcp", "udp"], default_value = "tcp", conflicts_with = "event")]
+    pub protocol: String,
     /// The port that the client dials
     #[arg(long, value_name = "PORT", requires = "from")]
     pub port: Option<u16>,

@@ -1,6 +1,6 @@
 //! `veer explain`: what it says of a connection is what the kernel did with it.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests panic as tests do")]
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -10,11 +10,12 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use veer_tests::agent::Agent;
-use veer_tests::launch::Identity;
+use veer_tests::cgroup::Cgroup;
+use veer_tests::launch::{Identity, Launch};
 use veer_tests::manifest::Manifest;
 use veer_tests::mesh::{APP, Mesh, connect, dual_stack, tcp};
 use veer_tests::monitor::Monitor;
-use veer_tests::pod::{REMOTE_V4, REMOTE_V6};
+use veer_tests::pod::{REMOTE_V4, REMOTE_V6, TestPod, World};
 use veer_tests::socket_maker::Maker;
 
 /// How a command ended: its exit code, and what it wrote to either output.
@@ -52,7 +53,7 @@ fn labelled(text: &str, label: &str) -> Vec<String> {
 }
 
 /// Pods that between them have every kind of list.
-fn manifests() -> [fn(Manifest) -> Manifest; 4] {
+fn manifests() -> [fn(Manifest) -> Manifest; 5] {
     [
         |manifest| manifest,
         |manifest| {
@@ -69,6 +70,7 @@ fn manifests() -> [fn(Manifest) -> Manifest; 4] {
                 .with_traffic("excludeInboundPorts", "8080")
         },
         |manifest| manifest.with_proxy_env("ISTIO_DUAL_STACK", "false"),
+        |manifest| manifest.with_annotation("sidecar.istio.io/interceptionMode", "TPROXY"),
     ]
 }
 
@@ -153,40 +155,45 @@ fn flags_of(decision: &Value) -> Vec<String> {
     flags
 }
 
+/// Opens connections of all kinds, and compares what is told of each with what the kernel did. Adds the
+/// reasons that there were.
+fn compare(mesh: &Mesh, reasons: &mut BTreeSet<String>) {
+    let _proxy = mesh.proxy_listeners().unwrap();
+    let by_gid = mesh.pod.maker(Identity::new(1000, 1337)).unwrap();
+    let by_uid = mesh.pod.maker(Identity::new(1337, 1000)).unwrap();
+    let monitor = Monitor::start(&mesh.agent, &["--json"]).unwrap();
+    let mut count = dial_all(mesh, &[mesh.pod.app(), mesh.pod.proxy(), &by_gid, &by_uid]);
+    count += dial_from_outside(mesh);
+    let decisions = monitor.wait_for_decisions(count).unwrap();
+    assert_eq!(decisions.len(), count, "each connection is one decision");
+
+    let lines = monitor.lines().unwrap().join("\n");
+    let ended = say(&mesh.agent, &["explain", "--event=-", "--json"], &lines);
+    assert_eq!((ended.code, ended.errors.as_str()), (0, ""));
+    let reports: Vec<Value> = ended.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(reports.len(), count);
+    for (decision, report) in decisions.iter().zip(&reports) {
+        let said = (&report["reason"], &report["action"], &report["observed"]);
+        assert_eq!(said, (&decision["reason"], &decision["action"], &decision["reason"]), "{decision}");
+        assert_eq!(report["notes"], json!([]), "{decision}");
+        assert!(!report["because"].as_array().unwrap().is_empty(), "{report}");
+        reasons.insert(decision["reason"].as_str().unwrap().to_owned());
+    }
+    // The same by flags; each ninth is plenty, as it takes a process each.
+    for decision in decisions.iter().step_by(9) {
+        let flags = flags_of(decision);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let ended = say(&mesh.agent, &flags, "");
+        let report: Value = serde_json::from_str(&ended.out).unwrap_or_default();
+        assert_eq!(report["reason"], decision["reason"], "{decision} {flags:?} {}", ended.errors);
+    }
+}
+
 #[test]
 fn for_every_connection_the_explained_reason_is_the_kernels() {
     let mut reasons = BTreeSet::new();
     for manifest in manifests() {
-        let mesh = Mesh::with(manifest).unwrap();
-        let _proxy = mesh.proxy_listeners().unwrap();
-        let by_gid = mesh.pod.maker(Identity::new(1000, 1337)).unwrap();
-        let by_uid = mesh.pod.maker(Identity::new(1337, 1000)).unwrap();
-        let monitor = Monitor::start(&mesh.agent, &["--json"]).unwrap();
-        let mut count = dial_all(&mesh, &[mesh.pod.app(), mesh.pod.proxy(), &by_gid, &by_uid]);
-        count += dial_from_outside(&mesh);
-        let decisions = monitor.wait_for_decisions(count).unwrap();
-        assert_eq!(decisions.len(), count, "each connection is one decision");
-
-        let lines = monitor.lines().unwrap().join("\n");
-        let ended = say(&mesh.agent, &["explain", "--event=-", "--json"], &lines);
-        assert_eq!((ended.code, ended.errors.as_str()), (0, ""));
-        let reports: Vec<Value> = ended.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(reports.len(), count);
-        for (decision, report) in decisions.iter().zip(&reports) {
-            let said = (&report["reason"], &report["action"], &report["observed"]);
-            assert_eq!(said, (&decision["reason"], &decision["action"], &decision["reason"]), "{decision}");
-            assert_eq!(report["notes"], json!([]), "{decision}");
-            assert!(!report["because"].as_array().unwrap().is_empty(), "{report}");
-            reasons.insert(decision["reason"].as_str().unwrap().to_owned());
-        }
-        // The same by flags; each fifth is plenty, as it takes a process each.
-        for decision in decisions.iter().step_by(5) {
-            let flags = flags_of(decision);
-            let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-            let ended = say(&mesh.agent, &flags, "");
-            let report: Value = serde_json::from_str(&ended.out).unwrap_or_default();
-            assert_eq!(report["reason"], decision["reason"], "{decision} {flags:?} {}", ended.errors);
-        }
+        compare(&Mesh::with(manifest).unwrap(), &mut reasons);
     }
     let expected = [
         "all-inbound",
@@ -413,4 +420,44 @@ fn a_wrong_question_is_64_and_an_unknown_pod_69_with_the_way_out() {
     }
     let both = say(&mesh.agent, &["explain", "pod", "--to=x", "--as=y"], "").errors;
     assert_eq!(both.lines().count(), 3, "all errors at once: {both}");
+}
+
+#[test]
+fn a_nodes_settings_are_a_cause_like_a_pods() {
+    let cgroup = Cgroup::new().unwrap();
+    let arguments = ["--outbound-owner-groups-exclude=1000,3001", "--host-ipv4-loopback-cidr=127.0.0.0/29"];
+    let agent = Agent::start_with(&cgroup, Launch::new(), &arguments).unwrap();
+    let world = World::new().unwrap();
+    let pod = TestPod::new(&world, &cgroup, "pod").unwrap();
+    let manifest = dual_stack(&pod).with_traffic("includeOutboundIPRanges", "127.0.0.0/8,0.0.0.0/0");
+    agent.enrol_as(&pod, &manifest).unwrap();
+    let mesh = Mesh { agent, pod, world, cgroup };
+    let mut reasons = BTreeSet::new();
+    compare(&mesh, &mut reasons);
+    assert!(reasons.contains("owner-group"), "{reasons:?}");
+
+    let told = text(&mesh.agent, &["test/pod", "--to=192.0.2.1:80", "--as=0:3001"]);
+    assert_eq!(labelled(&told, "matched"), ["gid 3001 is one of the groups that are left alone: 1000, 3001"]);
+    assert_eq!(labelled(&told, "because"), ["the node's agent: --outbound-owner-groups-exclude=1000,3001"]);
+    let told = text(&mesh.agent, &["test/pod", "--to=127.0.0.2:80", "--as=0:0"]);
+    assert_eq!(labelled(&told, "matched"), ["127.0.0.2 is in 127.0.0.0/29 or ::1"]);
+    let causes = ["localhost is never captured", "the node's agent: --host-ipv4-loopback-cidr=127.0.0.0/29"];
+    assert_eq!(labelled(&told, "because"), causes);
+}
+
+#[test]
+fn udp_is_told_to_be_left_alone() {
+    let mesh = Mesh::new().unwrap();
+    let told = text(&mesh.agent, &["test/pod", "--to=192.0.2.1:53", "--as=0:0", "--protocol=udp"]);
+    assert_eq!(
+        told,
+        "\
+test/pod -> 192.0.2.1:53 by UDP as 0:0
+verdict   direct: where it was dialled
+reason    not-tcp: only TCP is brought to the proxy
+because   ISTIO_META_DNS_CAPTURE is absent: default \"false\"
+"
+    );
+    let told = text(&mesh.agent, &["test/pod", "--from=192.0.2.1", "--port=53", "--protocol=udp"]);
+    assert!(told.contains("\nverdict   direct: where it was dialled\n"), "{told}");
 }

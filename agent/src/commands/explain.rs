@@ -18,7 +18,7 @@ use crate::config::Place;
 use crate::control;
 use crate::enrol::Enrolled;
 use crate::explain::causes::PodFacts;
-use crate::explain::report::{Question, Report};
+use crate::explain::report::{Protocol, Question, Report};
 use crate::explain::{Connection, explain, line, text};
 use crate::platform::bpf::maps::{ListEntries, Maps};
 
@@ -54,8 +54,9 @@ pub fn run(flags: &ExplainFlags) -> Result<(), Failure> {
     let asked = Asked::parse(flags).map_err(|errors| Failure::Usage(errors.join("\n")))?;
     let place = place(&flags.read.place)?;
     let mut answers = Answers { place, json: flags.read.json, first: true };
+    let protocol = if flags.protocol == "udp" { Protocol::Udp } else { Protocol::Tcp };
     match asked {
-        Asked::To { .. } | Asked::From { .. } => answers.hypothetical(&asked),
+        Asked::To { .. } | Asked::From { .. } => answers.hypothetical(&asked, protocol),
         Asked::Line(line) => answers.shown(&line),
         Asked::Lines => {
             for line in io::stdin().lock().lines() {
@@ -155,12 +156,12 @@ struct Answers {
 
 impl Answers {
     /// On a connection that might be.
-    fn hypothetical(&mut self, asked: &Asked) -> Result<(), Failure> {
+    fn hypothetical(&mut self, asked: &Asked, protocol: Protocol) -> Result<(), Failure> {
         let (Asked::To { pod, .. } | Asked::From { pod, .. }) = asked else { return Ok(()) };
         let subject = subject(&self.place, pod)?;
         let policy = subject.held.as_ref().map(|(_, entries)| entries.policy);
         let (connection, assumed) = connection(asked, policy.as_ref())?;
-        let question = Question { pod: full_name(pod), connection, observed: None, assumed };
+        let question = Question { pod: full_name(pod), connection, protocol, observed: None, assumed };
         self.answer(pod, &subject, &question)
     }
 
@@ -172,6 +173,7 @@ impl Answers {
         let question = Question {
             pod: shown.pod.clone(),
             connection: shown.connection,
+            protocol: Protocol::Tcp,
             observed: Some(shown.reason),
             assumed: None,
         };
@@ -196,6 +198,9 @@ impl Answers {
 
 fn report(subject: &Subject, question: &Question) -> Option<Report> {
     match (&subject.held, &subject.facts) {
+        (Some(_), facts) if question.protocol == Protocol::Udp => {
+            Some(Report::on_udp(question, facts.as_ref().map_err(String::as_str)))
+        }
         (Some((cookie, entries)), facts) => {
             let explanation = explain(*cookie, entries, &question.connection);
             Some(Report::on_enrolled(question, &explanation, facts.as_ref().map_err(String::as_str)))

@@ -10,6 +10,9 @@ use super::causes::{Cause, Manifest, PodFacts};
 use super::{Connection, Explanation, Ground};
 use crate::model::{Origin, Setting};
 
+/// The port of resolvers.
+const DNS: u16 = 53;
+
 /// The answer on one connection.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -20,6 +23,8 @@ pub struct Report {
     pub enrolled: bool,
     /// What was asked about.
     pub connection: Asked,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// What is done with it.
     pub action: &'static str,
     /// The proxy's port, if it goes there.
@@ -40,6 +45,16 @@ pub struct Report {
     pub observed: Option<&'static str>,
     /// What else is to be known.
     pub notes: Vec<String>,
+}
+
+/// What a connection speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// What the verdict is about.
+    Tcp,
+    /// What is left alone.
+    Udp,
 }
 
 /// A connection.
@@ -96,6 +111,8 @@ pub struct Question {
     pub pod: String,
     /// The connection.
     pub connection: Connection,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// What the kernel said, for one that was.
     pub observed: Option<Reason>,
     /// What was taken for granted, because it was not asked.
@@ -121,6 +138,7 @@ impl Report {
             pod: question.pod.clone(),
             enrolled: true,
             connection: Asked::new(&question.connection),
+            protocol: question.protocol,
             action: explanation.reason.action().name(),
             port: explanation.port,
             reason: explanation.reason.name().to_owned(),
@@ -131,6 +149,32 @@ impl Report {
             before: explanation.before.iter().map(before).collect(),
             observed: question.observed.map(Reason::name),
             notes,
+        }
+    }
+
+    /// On UDP of an enrolled pod: no rule is looked at.
+    pub fn on_udp(question: &Question, facts: Result<&PodFacts, &str>) -> Self {
+        let because = match question.connection {
+            Connection::Outbound(outbound) if outbound.port.get() == DNS => {
+                vec![because(&Ground::Setting(Setting::DnsCapture), facts.ok())]
+            }
+            Connection::Outbound(_) | Connection::Inbound(_) => Vec::new(),
+        };
+        Self {
+            pod: question.pod.clone(),
+            enrolled: true,
+            connection: Asked::new(&question.connection),
+            protocol: question.protocol,
+            action: Reason::NotTcp.action().name(),
+            port: None,
+            reason: Reason::NotTcp.name().to_owned(),
+            sentence: "only TCP is brought to the proxy".to_owned(),
+            rule: None,
+            compared: None,
+            because,
+            before: Vec::new(),
+            observed: None,
+            notes: Vec::new(),
         }
     }
 
@@ -156,6 +200,7 @@ impl Report {
             pod: question.pod.clone(),
             enrolled: false,
             connection: Asked::new(&question.connection),
+            protocol: question.protocol,
             action: Action::Direct.name(),
             port: None,
             reason,

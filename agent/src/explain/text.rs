@@ -1,6 +1,6 @@
 //! A report for people, in 100 columns.
 
-use super::report::{Asked, Report};
+use super::report::{Asked, Protocol, Report};
 
 /// Columns of a terminal that is not wide.
 const WIDTH: usize = 100;
@@ -38,12 +38,13 @@ pub fn render(report: &Report) -> String {
 
 fn heading(report: &Report) -> String {
     let who = report.connection.identity().map_or_else(String::new, |(uid, gid)| format!(" as {uid}:{gid}"));
+    let udp = if report.protocol == Protocol::Udp { " by UDP" } else { "" };
     match &report.connection {
         Asked::Outbound { source, destination, .. } => {
             let from = source.map_or_else(String::new, |source| format!(" from {source}"));
-            format!("{} -> {destination}{who}{from}", report.pod)
+            format!("{} -> {destination}{udp}{who}{from}", report.pod)
         }
-        Asked::Inbound { source, destination } => format!("{source} -> {} at {destination}", report.pod),
+        Asked::Inbound { source, destination } => format!("{source} -> {} at {destination}{udp}", report.pod),
     }
 }
 
