@@ -175,7 +175,7 @@ pub struct ExplainFlags {
     /// The pod
     #[arg(value_name = "NAMESPACE/NAME", required_unless_present = "event")]
     pub pod: Option<String>,
-    /// A connection that the pod opens: what it dials, 10.0.0.7:443 or [fd00::7]:443
+    /// A connection that the pod opens: what it dials, 10.0.0.7:443 for one; IPv6 in brackets
     #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["from", "port", "at", "event"])]
     pub to: Option<String>,
     /// Who created the socket; absent: somebody who is not the proxy

@@ -1,11 +1,11 @@
 //! Why a connection goes where it goes: the kernel's verdict with its trace, in words.
 //!
 //! Owns: the explanation of one connection from what the kernel holds of a pod ([`explain()`]), what on the
-//! pod or the node gave the rule ([`causes`]), the connection in a line of `veer monitor` ([`line`]), and the
+//! pod or the node gave the rule ([`causes`]), the connection in a line of `veer monitor` (`line`), and the
 //! text of it all ([`text`]). Never does: I/O, or decide: the verdict is `veer_common`'s, run on the entries of
 //! the maps as the kernel runs it. Called by: `veer explain`, the control socket and tests.
 //!
-//! A new [`Rule`] needs a line in [`compared`] (what is compared, and how it came out) and in [`grounds`].
+//! A new [`Rule`] needs a line in `compared` (what is compared, and how it came out) and in `grounds`.
 
 pub mod causes;
 mod compared;
