@@ -187,7 +187,7 @@ pub struct ExplainFlags {
     /// A connection that arrives in the pod: the client
     #[arg(long, value_name = "IP", requires = "port", conflicts_with = "event")]
     pub from: Option<String>,
-    /// What is spoken: tcp, or udp, which is left alone
+    /// What is spoken: tcp, or udp, of which DNS alone may be captured
     #[arg(long, value_name = "tcp|udp", value_parser = ["tcp", "udp"], default_value = "tcp", conflicts_with = "event")]
     pub protocol: String,
     /// The port that the client dials

@@ -19,7 +19,7 @@ use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use veer_common::cni::PodReference;
-use veer_common::event::{Event, NO_ID};
+use veer_common::event::{Event, NO_ID, UDP};
 use veer_common::maps::NetnsCookie;
 use veer_common::reason::Reason;
 
@@ -99,6 +99,8 @@ pub struct Decided {
     pub pod: String,
     /// `inbound` or `outbound`.
     pub direction: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
     /// What was done.
     pub action: String,
     /// Why.
@@ -248,6 +250,7 @@ fn describe(event: &Event, names: &HashMap<NetnsCookie, String>) -> Decided {
         time_ms: wall_clock_ms(event.monotonic_ns),
         pod: names.get(&event.cookie).cloned().unwrap_or_else(|| format!("netns {}", event.cookie)),
         direction: if inbound { "inbound" } else { "outbound" }.to_owned(),
+        protocol: if event.protocol == UDP { "udp" } else { "tcp" }.to_owned(),
         action: reason.map_or("unknown", |reason| reason.action().name()).to_owned(),
         reason: reason.map_or("unknown", Reason::name).to_owned(),
         uid: id(event.uid),

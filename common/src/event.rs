@@ -19,8 +19,8 @@ pub struct Event {
     pub uid: u32,
     /// Gid of the socket's creator for outbound, [`NO_ID`] for inbound.
     pub gid: u32,
-    /// Zero.
-    pub _reserved: u32,
+    /// What was decided on: [`TCP`] or [`UDP`].
+    pub protocol: u32,
     /// Source address; [`Address::UNSPECIFIED`] when the socket was not bound yet.
     pub source: Address,
     /// The dialled address.
@@ -33,6 +33,10 @@ pub struct Event {
     pub _reserved_end: [u8; 4],
 }
 
+/// [`Event::protocol`] of a connection, `IPPROTO_TCP`.
+pub const TCP: u32 = 6;
+/// [`Event::protocol`] of a datagram, or of a UDP socket's connect(), `IPPROTO_UDP`.
+pub const UDP: u32 = 17;
 /// No uid or gid: the other end of the connection is elsewhere.
 pub const NO_ID: u32 = u32::MAX;
 

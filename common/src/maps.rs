@@ -97,6 +97,8 @@ pub mod flag {
     pub const INCLUDES_GROUPS: u32 = 1 << 11;
     /// `ISTIO_DUAL_STACK`: a pod that gets its IPv6 address later has IPv6 captured from then on.
     pub const DUAL_STACK: u32 = 1 << 12;
+    /// `ISTIO_META_DNS_CAPTURE`: TCP and UDP to port 53 go to the proxy's DNS port.
+    pub const DNS_CAPTURE: u32 = 1 << 13;
 }
 
 /// What the verdict needs of a pod at once; lists are in their own maps.
@@ -115,8 +117,10 @@ pub struct PodPolicy {
     pub inbound_port: Port,
     /// The proxy's own tunnel port; 15008.
     pub tunnel_port: Port,
+    /// Where DNS goes, if it is captured; 15053.
+    pub dns_port: Port,
     /// Zero.
-    pub _reserved: [u8; 6],
+    pub _reserved: [u8; 4],
     /// The IPv4 addresses that count as the pod's localhost, 127.0.0.1 by default: their network, as
     /// [`Address::words`] has an IPv4 address in its last word.
     pub localhost: u32,

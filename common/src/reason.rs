@@ -58,6 +58,10 @@ pub enum Reason {
     ProxyBacklog = 24,
     /// Outbound: the node's owner groups leave the group of the socket's creator alone.
     OwnerGroup = 25,
+    /// Outbound: DNS, TCP or UDP, of a pod that captures it.
+    Dns = 26,
+    /// Outbound: UDP that is no DNS of a pod that captures it.
+    NotDns = 27,
 }
 
 /// What a verdict does with a connection.
@@ -72,6 +76,8 @@ pub enum Action {
     ToInbound = 2,
     /// It is refused.
     Drop = 3,
+    /// It goes to the proxy's DNS port.
+    ToDns = 4,
 }
 
 /// Something that went wrong in the datapath. Counted for each pod behind the reasons.
@@ -98,7 +104,7 @@ pub const HAND_OFFS_NOW: usize = COUNTERS - 1;
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::ExcludedPort,
         Self::PassthroughSource,
         Self::ProxyToOwnAddress,
@@ -125,6 +131,8 @@ impl Reason {
         Self::Ipv6NotCapturedInbound,
         Self::ProxyBacklog,
         Self::OwnerGroup,
+        Self::Dns,
+        Self::NotDns,
     ];
 
     /// The reason with this number, as events and counters carry it.
@@ -138,6 +146,7 @@ impl Reason {
         match self {
             Self::IncludedPort | Self::IncludedRange | Self::AllOutbound => Action::ToOutbound,
             Self::ProxyToOwnAddress | Self::AllInbound | Self::IncludedInboundPort => Action::ToInbound,
+            Self::Dns => Action::ToDns,
             Self::NoMemory | Self::NoListener | Self::ProxyBacklog => Action::Drop,
             Self::ExcludedPort
             | Self::PassthroughSource
@@ -155,6 +164,7 @@ impl Reason {
             | Self::NotIncludedInbound
             | Self::WithinPod
             | Self::NotTcp
+            | Self::NotDns
             | Self::Ipv6NotCapturedInbound => Action::Direct,
         }
     }
@@ -185,6 +195,8 @@ impl Reason {
             Self::Proxy => "proxy",
             Self::ProxyGroup => "proxy-group",
             Self::OwnerGroup => "owner-group",
+            Self::Dns => "dns",
+            Self::NotDns => "not-dns",
             Self::Localhost => "localhost",
             Self::ExcludedRange => "excluded-range",
             Self::IncludedPort => "included-port",
@@ -216,6 +228,7 @@ impl Action {
             Self::ToOutbound => "to-outbound",
             Self::ToInbound => "to-inbound",
             Self::Drop => "drop",
+            Self::ToDns => "to-dns",
         }
     }
 }

@@ -12,6 +12,8 @@ use crate::reason::Reason;
 /// One test of the verdict. Each gives exactly one reason if it matches; a reason may come from several.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Rule {
+    /// UDP: not to port 53, or the pod does not capture DNS.
+    NotDns,
     /// Outbound: the port is in `excludeOutboundPorts`.
     ExcludedPort,
     /// Outbound, within the pod: bound to 127.0.0.6 or ::6.
@@ -32,6 +34,8 @@ pub enum Rule {
     ProxyGroup,
     /// Outbound: the node's owner groups do not have the creator's group captured.
     OwnerGroup,
+    /// Outbound: to port 53, of a pod that captures DNS, by a family that it captures.
+    Dns,
     /// Outbound: to 127.0.0.1 (or the node's loopback range) or ::1.
     Localhost,
     /// Outbound: the pod has no address of the destination's family.
@@ -83,7 +87,8 @@ impl Trace for NoTrace {
 
 impl Rule {
     /// All rules: first those of outbound, then those of inbound, each in the order of the looking.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
+        Self::NotDns,
         Self::ExcludedPort,
         Self::PassthroughSource,
         Self::ProxyToOwnAddress,
@@ -94,6 +99,7 @@ impl Rule {
         Self::Proxy,
         Self::ProxyGroup,
         Self::OwnerGroup,
+        Self::Dns,
         Self::Localhost,
         Self::NoAddressOfFamily,
         Self::Ipv6NotCaptured,
@@ -115,6 +121,7 @@ impl Rule {
     #[inline(always)]
     pub const fn reason(self) -> Reason {
         match self {
+            Self::NotDns => Reason::NotDns,
             Self::ExcludedPort => Reason::ExcludedPort,
             Self::PassthroughSource => Reason::PassthroughSource,
             Self::ProxyToOwnAddress | Self::ProxyGroupToOwnAddress => Reason::ProxyToOwnAddress,
@@ -122,6 +129,7 @@ impl Rule {
             Self::AppToOwnAddress => Reason::AppToOwnAddress,
             Self::ProxyGroupWithinPod | Self::ProxyGroup => Reason::ProxyGroup,
             Self::OwnerGroup => Reason::OwnerGroup,
+            Self::Dns => Reason::Dns,
             Self::Localhost => Reason::Localhost,
             Self::NoAddressOfFamily => Reason::NoAddressOfFamily,
             Self::Ipv6NotCaptured => Reason::Ipv6NotCaptured,
@@ -147,13 +155,15 @@ impl Rule {
             Self::ProxyGroupToOwnAddress => "proxy-group-to-own-address",
             Self::ProxyGroupWithinPod => "proxy-group-within-pod",
             // The only rule of its reason, or the first one.
-            Self::ExcludedPort
+            Self::NotDns
+            | Self::ExcludedPort
             | Self::PassthroughSource
             | Self::ProxyToOwnAddress
             | Self::AppToOwnAddress
             | Self::Proxy
             | Self::ProxyGroup
             | Self::OwnerGroup
+            | Self::Dns
             | Self::Localhost
             | Self::NoAddressOfFamily
             | Self::Ipv6NotCaptured
@@ -175,6 +185,7 @@ impl Rule {
     /// What the rule asks, as a statement that is true of a connection that it matches.
     pub const fn sentence(self) -> &'static str {
         match self {
+            Self::NotDns => "UDP, of which DNS alone is captured, where the pod says so",
             Self::ExcludedPort => "the port is excluded, which binds the proxy, too",
             Self::PassthroughSource => "within the pod, from 127.0.0.6 or ::6: the proxy hands on to its app",
             Self::ProxyToOwnAddress => "within the pod, by the proxy, to a service of the pod's own",
@@ -187,6 +198,7 @@ impl Rule {
             Self::Proxy => "out of the pod, by the proxy",
             Self::ProxyGroup => "out of the pod, by the proxy's group",
             Self::OwnerGroup => "by a group that the node's owner groups leave alone",
+            Self::Dns => "to port 53, and the pod captures DNS",
             Self::Localhost => "to 127.0.0.1 or ::1, which is never captured",
             Self::NoAddressOfFamily => "the pod has no address of this family to connect from",
             Self::Ipv6NotCaptured | Self::Ipv6NotCapturedInbound => {

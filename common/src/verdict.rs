@@ -5,14 +5,17 @@
 //! beats inclusion whatever the prefix lengths. Runs in the kernel (through maps) and in tests (through
 //! the parsed lists): whoever asks brings the lists as [`Rules`].
 //!
-//! Each test is a [`Rule`], reported to a [`Trace`] as it is made: [`trace_outbound`] and [`trace_inbound`]
-//! are the verdict, [`outbound`] and [`inbound`] the same without a listener. A rule that matches decides, so
+//! Each test is a [`Rule`], reported to a [`Trace`] as it is made: [`trace_outbound`], [`trace_inbound`] and
+//! [`trace_datagram`] are the verdict, [`outbound`], [`inbound`] and [`datagram`] the same without a listener. A rule that matches decides, so
 //! a trace is rules that did not match and, at its end, the one that did.
 
 use crate::address::{Address, Port};
 use crate::maps::{PodPolicy, PortList, RangeList, flag};
 use crate::reason::Reason;
 use crate::rule::{NoTrace, Rule, Trace};
+
+/// The port that is DNS, whoever listens there.
+const DNS: u16 = 53;
 
 /// The lists of one pod.
 pub trait Rules {
@@ -26,7 +29,7 @@ pub trait Rules {
     fn group_listed(&self, gid: u32) -> bool;
 }
 
-/// Facts of a connection that a process in the pod opens.
+/// Facts of a connection that a process in the pod opens, or of a datagram that it sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Outbound {
     /// Uid of whoever created the socket, as the initial user namespace counts.
@@ -82,6 +85,12 @@ pub fn inbound<R: Rules>(pod: &PodPolicy, rules: &R, connection: &Inbound) -> Re
     trace_inbound(pod, rules, connection, &mut NoTrace)
 }
 
+/// The verdict on UDP that a process of the pod sends, or connects a socket for.
+#[inline(always)]
+pub fn datagram<R: Rules>(pod: &PodPolicy, rules: &R, sent: &Outbound) -> Reason {
+    trace_datagram(pod, rules, sent, &mut NoTrace)
+}
+
 /// The verdict on a TCP connection that a process of the pod opens; `trace` hears of each rule.
 #[inline(always)]
 pub fn trace_outbound<R: Rules, T: Trace>(
@@ -93,15 +102,14 @@ pub fn trace_outbound<R: Rules, T: Trace>(
     let destination = connection.effective_destination();
     let port = connection.port;
 
-    let excluded =
-        has(pod, flag::EXCLUDES_OUTBOUND_PORTS) && rules.port_listed(PortList::ExcludedOutbound, port);
-    if trace.looked_at(Rule::ExcludedPort, excluded) {
+    if trace.looked_at(Rule::ExcludedPort, is_excluded(pod, rules, port)) {
         return Rule::ExcludedPort.reason();
     }
 
     let to_localhost = is_localhost(pod, &destination);
+    let dns = is_captured_dns(pod, &destination, port);
     if stays_in_pod(rules, &destination) {
-        if let Some(reason) = within_pod(pod, connection, &destination, to_localhost, trace) {
+        if let Some(reason) = within_pod(pod, connection, &destination, to_localhost, dns, trace) {
             return reason;
         }
     } else {
@@ -116,10 +124,74 @@ pub fn trace_outbound<R: Rules, T: Trace>(
     if trace.looked_at(Rule::OwnerGroup, is_of_other_owner(pod, rules, connection.gid)) {
         return Rule::OwnerGroup.reason();
     }
+    if trace.looked_at(Rule::Dns, dns) {
+        return Rule::Dns.reason();
+    }
     if trace.looked_at(Rule::Localhost, to_localhost) {
         return Rule::Localhost.reason();
     }
     to_remote(pod, rules, &destination, port, trace)
+}
+
+/// The verdict on UDP that a process of the pod sends, or connects a socket for; `trace` hears of each rule.
+///
+/// Of UDP only DNS is captured, and what is none is told at once: nothing else about it could matter.
+#[inline(always)]
+pub fn trace_datagram<R: Rules, T: Trace>(
+    pod: &PodPolicy,
+    rules: &R,
+    sent: &Outbound,
+    trace: &mut T,
+) -> Reason {
+    let dns = has(pod, flag::DNS_CAPTURE) && sent.port.get() == DNS;
+    if trace.looked_at(Rule::NotDns, !dns) {
+        return Rule::NotDns.reason();
+    }
+    if trace.looked_at(Rule::ExcludedPort, is_excluded(pod, rules, sent.port)) {
+        return Rule::ExcludedPort.reason();
+    }
+    let destination = sent.effective_destination();
+    let passthrough = sent.source.is_passthrough() && stays_in_pod(rules, &destination);
+    if trace.looked_at(Rule::PassthroughSource, passthrough) {
+        return Rule::PassthroughSource.reason();
+    }
+    if trace.looked_at(Rule::Proxy, sent.uid == pod.proxy_uid) {
+        return Rule::Proxy.reason();
+    }
+    if trace.looked_at(Rule::ProxyGroup, sent.gid == pod.proxy_gid) {
+        return Rule::ProxyGroup.reason();
+    }
+    if trace.looked_at(Rule::OwnerGroup, is_of_other_owner(pod, rules, sent.gid)) {
+        return Rule::OwnerGroup.reason();
+    }
+    if trace.looked_at(Rule::Dns, is_captured_dns(pod, &destination, sent.port)) {
+        return Rule::Dns.reason();
+    }
+    if trace.looked_at(Rule::NoAddressOfFamily, !reaches(pod, &destination)) {
+        return Rule::NoAddressOfFamily.reason();
+    }
+    trace.looked_at(Rule::Ipv6NotCaptured, true);
+    Rule::Ipv6NotCaptured.reason()
+}
+
+#[inline(always)]
+fn is_excluded<R: Rules>(pod: &PodPolicy, rules: &R, port: Port) -> bool {
+    has(pod, flag::EXCLUDES_OUTBOUND_PORTS) && rules.port_listed(PortList::ExcludedOutbound, port)
+}
+
+/// Whether this is DNS that the pod captures, by a family that it captures and can send.
+#[inline(always)]
+fn is_captured_dns(pod: &PodPolicy, destination: &Address, port: Port) -> bool {
+    has(pod, flag::DNS_CAPTURE)
+        && port.get() == DNS
+        && (destination.is_v4() || has(pod, flag::CAPTURES_V6))
+        && reaches(pod, destination)
+}
+
+/// Whether the pod has an address to send from to there.
+#[inline(always)]
+fn reaches(pod: &PodPolicy, destination: &Address) -> bool {
+    has(pod, if destination.is_v4() { flag::HAS_V4 } else { flag::HAS_V6 }) || destination.is_loopback()
 }
 
 /// Whether what is dialled does not leave the pod: what iptables sees as `-o lo`.
@@ -155,12 +227,15 @@ fn within_pod<T: Trace>(
     connection: &Outbound,
     destination: &Address,
     to_localhost: bool,
+    dns: bool,
     trace: &mut T,
 ) -> Option<Reason> {
     if trace.looked_at(Rule::PassthroughSource, connection.source.is_passthrough()) {
         return Some(Rule::PassthroughSource.reason());
     }
+    // DNS of the proxy's is a question to a resolver, wherever that is, and no request for this pod.
     let to_own_service = !to_localhost
+        && !dns
         && connection.port.get() != pod.tunnel_port.get()
         && (destination.is_v4() || has(pod, flag::CAPTURES_V6));
 
@@ -173,11 +248,12 @@ fn within_pod<T: Trace>(
     if trace.looked_at(Rule::ProxyWithinPod, proxy) {
         return Some(Rule::ProxyWithinPod.reason());
     }
-    if trace.looked_at(Rule::AppToOwnAddress, !has(pod, flag::INCLUDES_LOOPBACK)) {
+    // A resolver on loopback is asked by way of the proxy, too.
+    if trace.looked_at(Rule::AppToOwnAddress, !has(pod, flag::INCLUDES_LOOPBACK) && !dns) {
         return Some(Rule::AppToOwnAddress.reason());
     }
-    // Only reached when a loopback range is included: istio-init leaves out its "app over lo" rule
-    // then, and its rules on the proxy's group come to bear.
+    // Only reached by DNS, or when a loopback range is included: istio-init's "app over lo" rule leaves
+    // these out, and its rules on the proxy's group come to bear.
     let group = connection.gid == pod.proxy_gid;
     if trace.looked_at(Rule::ProxyGroupToOwnAddress, group && to_own_service) {
         return Some(Rule::ProxyGroupToOwnAddress.reason());
@@ -198,8 +274,7 @@ fn to_remote<R: Rules, T: Trace>(
     trace: &mut T,
 ) -> Reason {
     let v4 = destination.is_v4();
-    let no_address = !has(pod, if v4 { flag::HAS_V4 } else { flag::HAS_V6 }) && !destination.is_loopback();
-    if trace.looked_at(Rule::NoAddressOfFamily, no_address) {
+    if trace.looked_at(Rule::NoAddressOfFamily, !reaches(pod, destination)) {
         return Rule::NoAddressOfFamily.reason();
     }
     if trace.looked_at(Rule::Ipv6NotCaptured, !v4 && !has(pod, flag::CAPTURES_V6)) {

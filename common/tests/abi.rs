@@ -129,7 +129,8 @@ fn policy() -> PodPolicy {
         outbound_port: port(0),
         inbound_port: port(1),
         tunnel_port: port(2),
-        _reserved: [0; 6],
+        dns_port: port(3),
+        _reserved: [0; 4],
         localhost: 0x4142_4344,
         localhost_mask: 0x5152_5354,
         source_v4: address(0xa0),
@@ -181,7 +182,7 @@ fn event() -> Event {
         reason: 0x2122_2324,
         uid: 0x3132_3334,
         gid: 0x4142_4344,
-        _reserved: 0,
+        protocol: 0x5152_5354,
         source: address(0xa0),
         destination: address(0xc0),
         source_port: port(0),
@@ -221,6 +222,8 @@ fn numbers(lines: &mut Lines) {
         ("CAPTURES_V6", flag::CAPTURES_V6),
         ("EXCLUDES_GROUPS", flag::EXCLUDES_GROUPS),
         ("INCLUDES_GROUPS", flag::INCLUDES_GROUPS),
+        ("DUAL_STACK", flag::DUAL_STACK),
+        ("DNS_CAPTURE", flag::DNS_CAPTURE),
     ] {
         line(lines, "flag", name, bit);
     }

@@ -42,6 +42,7 @@ fn connect(context: SockAddr, v6: bool) -> Answer {
 
     let socket = Sock::new(context.socket());
     let mut facts = Facts {
+        protocol: IPPROTO_TCP,
         uid: 0,
         gid: 0,
         source: if v6 { socket.source_v6() } else { socket.source_v4() },
@@ -64,7 +65,7 @@ fn connect(context: SockAddr, v6: bool) -> Answer {
         port: facts.port,
     };
     let mut reason = verdict::outbound(pod, &PodRules(cookie), &connection);
-    let to_proxy = matches!(reason.action(), Action::ToOutbound | Action::ToInbound);
+    let to_proxy = matches!(reason.action(), Action::ToOutbound | Action::ToInbound | Action::ToDns);
     if to_proxy && count::proxy_is_behind(cookie) {
         reason = Reason::ProxyBacklog;
     }
@@ -77,6 +78,7 @@ fn connect(context: SockAddr, v6: bool) -> Answer {
         }
         Action::ToOutbound => redirect(context, v6, cookie, pod, record, &facts, pod.outbound_port),
         Action::ToInbound => redirect(context, v6, cookie, pod, record, &facts, pod.inbound_port),
+        Action::ToDns => redirect(context, v6, cookie, pod, record, &facts, pod.dns_port),
         Action::Drop => Answer::Refuse,
     }
 }

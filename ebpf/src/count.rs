@@ -12,6 +12,8 @@ use crate::{ctx, maps};
 /// The facts of a decision that an event carries.
 #[derive(Clone, Copy)]
 pub struct Facts {
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
+    pub protocol: u32,
     /// Creator's uid, or `NO_ID`.
     pub uid: u32,
     /// Creator's gid, or `NO_ID`.
@@ -44,7 +46,7 @@ pub fn decision(cookie: NetnsCookie, reason: Reason, facts: &Facts) {
         reason: reason as u32,
         uid: facts.uid,
         gid: facts.gid,
-        _reserved: 0,
+        protocol: facts.protocol,
         source: facts.source,
         destination: facts.destination,
         source_port: facts.source_port,

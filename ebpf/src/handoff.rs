@@ -11,7 +11,7 @@ use veer_common::reason::{Action, Fault};
 use veer_common::verdict::{self, Inbound};
 
 use crate::count::{self, Facts};
-use crate::ctx::SockOps;
+use crate::ctx::{IPPROTO_TCP, SockOps};
 use crate::maps::{self, Filed};
 use crate::rules::PodRules;
 
@@ -124,6 +124,7 @@ fn from_network(context: SockOps, cookie: NetnsCookie) {
     // Anything else reached the proxy by being dialled there from within the pod, which connect() counted.
     if reason.action() == Action::ToInbound {
         let facts = Facts {
+            protocol: IPPROTO_TCP,
             uid: NO_ID,
             gid: NO_ID,
             source: connection.remote,

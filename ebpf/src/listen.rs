@@ -3,7 +3,7 @@
 //! Every worker of a `SO_REUSEPORT` group has a slot of its own: an entry dies with its socket, and with
 //! one slot for the group its closing would refuse connections although the other workers live.
 
-use veer_common::address::Address;
+use veer_common::address::{Address, Port};
 use veer_common::maps::{
     LISTENER_SLOTS, MAX_LISTENER_SLOTS, NetnsCookie, PodPolicy, SocketRecord, flag, role,
 };
@@ -23,16 +23,21 @@ pub fn listening(context: SockOps) {
     let Some(record) = maps::record(socket) else { return };
     let Some(pod) = maps::pod(record.cookie) else { return };
     let port = context.local_port();
-    if port.get() != pod.inbound_port.get() && port.get() != pod.outbound_port.get() {
-        return;
-    }
-    if !may_be_redirected_to(pod, record.cookie, &context.local()) {
+    if !is_proxys(pod, port) || !may_be_redirected_to(pod, record.cookie, &context.local()) {
         return;
     }
     record.role = role::LISTENER;
     if !maps::register_listener(context, record.cookie, port, slots(pod, record, context.is_v6())) {
         count::fault(record.cookie, Fault::ListenerNotRegistered);
     }
+}
+
+/// Whether the pod's connections may be sent to this port instead of where they were dialled.
+#[inline(always)]
+pub fn is_proxys(pod: &PodPolicy, port: Port) -> bool {
+    port.get() == pod.inbound_port.get()
+        || port.get() == pod.outbound_port.get()
+        || (port.get() == pod.dns_port.get() && pod.flags & flag::DNS_CAPTURE != 0)
 }
 
 /// Whether iptables would have sent a connection to a socket bound to this address: 127.0.0.9, or an

@@ -11,6 +11,7 @@ use veer_common::verdict::{self, Inbound};
 
 use crate::count::{self, Facts};
 use crate::ctx::{IPPROTO_TCP, SkLookup};
+use crate::listen::is_proxys;
 use crate::maps::{self, Assigned};
 use crate::rules::PodRules;
 
@@ -33,9 +34,7 @@ pub fn sk_lookup(context: SkLookup, cookie: NetnsCookie) -> Answer {
     let connection = Inbound { remote: context.remote(), local: context.local(), port: context.local_port() };
     let reason = verdict::inbound(pod, &PodRules(cookie), &connection);
     if reason == Reason::WithinPod {
-        let is_proxy_port = connection.port.get() == pod.outbound_port.get()
-            || connection.port.get() == pod.inbound_port.get();
-        if is_proxy_port && !connection.local.is_loopback() {
+        if is_proxys(pod, connection.port) && !connection.local.is_loopback() {
             redirected_to_own_address(context, cookie, &connection);
         }
         return Answer::Pass;
@@ -47,7 +46,8 @@ pub fn sk_lookup(context: SkLookup, cookie: NetnsCookie) -> Answer {
             count::decision(cookie, reason, &facts(context, &connection));
             Answer::Pass
         }
-        Action::Drop => Answer::Drop,
+        // No inbound rule gives ToDns.
+        Action::ToDns | Action::Drop => Answer::Drop,
     }
 }
 
@@ -89,6 +89,7 @@ fn to_proxy(context: SkLookup, cookie: NetnsCookie, connection: &Inbound, port: 
 #[inline(always)]
 fn facts(context: SkLookup, connection: &Inbound) -> Facts {
     Facts {
+        protocol: IPPROTO_TCP,
         uid: NO_ID,
         gid: NO_ID,
         source: connection.remote,

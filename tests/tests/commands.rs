@@ -287,12 +287,16 @@ fn pods_counts_every_connection_under_its_reason() {
         pod["reasons"],
         json!({"all-outbound": 3, "excluded-port": 1, "app-to-own-address": 1, "all-inbound": 2, "proxy": 1})
     );
-    assert_eq!(pod["totals"], json!({"direct": 3, "toOutbound": 3, "toInbound": 2, "dropped": 0}));
+    assert_eq!(
+        pod["totals"],
+        json!({"direct": 3, "toOutbound": 3, "toInbound": 2, "toDns": 0, "dropped": 0})
+    );
     assert_eq!(mesh.agent.json(&["pods"]).unwrap(), json!([pod]), "one pod is the same as in the list");
     let table = say(&mesh.agent, &["pods"]).out;
     let cells: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    let heading = ["POD", "MODE", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "DIRECT", "DROPPED", "FAULTS"];
-    assert_eq!(cells, [heading, ["test/pod", "redirect", "listening", "3", "2", "3", "0", "0"]]);
+    let heading =
+        ["POD", "MODE", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "TO-DNS", "DIRECT", "DROPPED", "FAULTS"];
+    assert_eq!(cells, [heading, ["test/pod", "redirect", "listening", "3", "2", "0", "3", "0", "0"]]);
     let detail = say(&mesh.agent, &["pods", "test/pod"]).out;
     for (reason, direction, action, count) in
         [("all-outbound", "outbound", "to-outbound", "3"), ("all-inbound", "inbound", "to-inbound", "2")]

@@ -237,11 +237,12 @@ looked at before, none of which matched:
   2  proxy                 uid 1000 is not the proxy's, 1337
   3  proxy-group           gid 1000 is not the proxy's, 1337
   4  owner-group           the node captures all groups
-  5  localhost             192.0.2.1 is not 127.0.0.1 or ::1
-  6  no-address-of-family  the pod has the IPv4 address 10.77.0.2
-  7  ipv6-not-captured     192.0.2.1 is IPv4
-  8  excluded-range        192.0.2.1 is in none of 198.51.100.0/24
-  9  included-port         the pod includes no outbound port
+  5  dns                   port 443 is not 53
+  6  localhost             192.0.2.1 is not 127.0.0.1 or ::1
+  7  no-address-of-family  the pod has the IPv4 address 10.77.0.2
+  8  ipv6-not-captured     192.0.2.1 is IPv4
+  9  excluded-range        192.0.2.1 is in none of 198.51.100.0/24
+ 10  included-port         the pod includes no outbound port
 "
     );
     assert_eq!(
@@ -446,7 +447,7 @@ fn a_nodes_settings_are_a_cause_like_a_pods() {
 }
 
 #[test]
-fn udp_is_told_to_be_left_alone() {
+fn udp_is_told_to_be_left_alone_where_dns_is_not_captured() {
     let mesh = Mesh::new().unwrap();
     let told = text(&mesh.agent, &["test/pod", "--to=192.0.2.1:53", "--as=0:0", "--protocol=udp"]);
     assert_eq!(
@@ -454,7 +455,8 @@ fn udp_is_told_to_be_left_alone() {
         "\
 test/pod -> 192.0.2.1:53 by UDP as 0:0
 verdict   direct: where it was dialled
-reason    not-tcp: only TCP is brought to the proxy
+reason    not-dns: UDP, of which DNS alone is captured, where the pod says so
+matched   port 53 is DNS, which the pod does not capture
 because   ISTIO_META_DNS_CAPTURE is absent: default \"false\"
 "
     );

@@ -51,19 +51,19 @@ fn a_decision_says_who_where_what_and_why() {
     let pod = mesh.pod.v4();
     let expected = [
         json!({
-            "pod": "test/pod", "direction": "outbound", "action": "to-outbound", "reason": "all-outbound",
+            "pod": "test/pod", "direction": "outbound", "protocol": "tcp", "action": "to-outbound", "reason": "all-outbound",
             "uid": 1000, "gid": 1000, "source": "0.0.0.0", "destination": "192.0.2.1:80",
         }),
         json!({
-            "pod": "test/pod", "direction": "outbound", "action": "to-outbound", "reason": "all-outbound",
+            "pod": "test/pod", "direction": "outbound", "protocol": "tcp", "action": "to-outbound", "reason": "all-outbound",
             "uid": 0, "gid": 0, "source": "::", "destination": "[2001:db8::1]:443",
         }),
         json!({
-            "pod": "test/pod", "direction": "inbound", "action": "to-inbound", "reason": "all-inbound",
+            "pod": "test/pod", "direction": "inbound", "protocol": "tcp", "action": "to-inbound", "reason": "all-inbound",
             "source": client, "destination": format!("{pod}:{APP}"),
         }),
         json!({
-            "pod": "test/pod", "direction": "outbound", "action": "direct", "reason": "app-to-own-address",
+            "pod": "test/pod", "direction": "outbound", "protocol": "tcp", "action": "direct", "reason": "app-to-own-address",
             "uid": 1000, "gid": 1000, "source": "0.0.0.0", "destination": "127.0.0.1:8080",
         }),
     ];

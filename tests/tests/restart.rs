@@ -89,7 +89,7 @@ fn stopping_the_agent_while_connections_are_opened_changes_nothing() {
     let pod = view(agent, pod);
     assert_eq!(
         pod["totals"],
-        json!({"direct": 0, "toOutbound": made[0], "toInbound": made[1], "dropped": 0})
+        json!({"direct": 0, "toOutbound": made[0], "toInbound": made[1], "toDns": 0, "dropped": 0})
     );
 }
 

@@ -34,6 +34,7 @@ pub fn differences(cookie: NetnsCookie, held: &MapEntries, capture: &Capture) ->
         Setting::IncludedOutboundPorts => ports(PortList::IncludedOutbound),
         Setting::ExcludedOutboundPorts => ports(PortList::ExcludedOutbound),
         Setting::DualStack => flags(flag::CAPTURES_V6),
+        Setting::DnsCapture => flags(flag::DNS_CAPTURE),
         Setting::OwnerGroups => {
             flags(flag::EXCLUDES_GROUPS | flag::INCLUDES_GROUPS) || ranges(RangeList::Groups)
         }
@@ -42,7 +43,7 @@ pub fn differences(cookie: NetnsCookie, held: &MapEntries, capture: &Capture) ->
                 != (said.policy.localhost, said.policy.localhost_mask)
         }
         // Nothing in the maps says them.
-        Setting::ExcludedInterfaces | Setting::ReroutedInterfaces | Setting::DnsCapture => false,
+        Setting::ExcludedInterfaces | Setting::ReroutedInterfaces => false,
     };
     Setting::ALL.into_iter().filter(differs).collect()
 }
@@ -127,6 +128,7 @@ mod tests {
                 Setting::ExcludedOutboundPorts,
             ),
             (Capture { dual_stack: true, ..before.clone() }, Setting::DualStack),
+            (Capture { dns_capture: true, ..before.clone() }, Setting::DnsCapture),
             (Capture { owner_groups: OwnerGroups::Only([7].into()), ..before.clone() }, Setting::OwnerGroups),
             (Capture { loopback: "127.0.0.0/8".parse().unwrap(), ..before.clone() }, Setting::Loopback),
         ];

@@ -18,6 +18,8 @@ const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
 /// The proxy's own tunnel (HBONE).
 const TUNNEL_PORT: u16 = 15008;
+/// Where captured DNS goes.
+const DNS_PORT: u16 = 15053;
 
 /// Everything that the maps hold of a pod. The lists are sorted and without duplicates, so that two
 /// pods' entries, or a pod's before and after, can be compared.
@@ -52,7 +54,8 @@ fn policy(capture: &Capture, own: &OwnAddresses) -> PodPolicy {
         outbound_port: Port::new(OUTBOUND_PORT),
         inbound_port: Port::new(INBOUND_PORT),
         tunnel_port: Port::new(TUNNEL_PORT),
-        _reserved: [0; 6],
+        dns_port: Port::new(DNS_PORT),
+        _reserved: [0; 4],
         localhost: word(capture.loopback.network()),
         localhost_mask: word(capture.loopback.netmask()),
         source_v4: own.source_v4.map_or(Address::UNSPECIFIED, Address::from),
@@ -82,6 +85,7 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
         (flag::HAS_V6, has_v6),
         (flag::CAPTURES_V6, captures_v6),
         (flag::DUAL_STACK, capture.dual_stack),
+        (flag::DNS_CAPTURE, capture.dns_capture),
     ];
     with_flags(0, &conditions)
 }

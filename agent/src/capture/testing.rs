@@ -69,32 +69,34 @@ pub(crate) fn any_capture() -> impl Strategy<Value = Capture> {
     let outbound = prop_oneof![Just(OutboundRanges::All), ranges().prop_map(OutboundRanges::Only)];
     let ids = (select(vec![1337_u32, 2102]), select(vec![1337_u32, 2102]));
     let mode = select(vec![InterceptionMode::Redirect, InterceptionMode::Tproxy]);
-    (ids, (mode, owner_groups()), any::<bool>(), inbound, outbound, ranges(), ports(), ports()).prop_map(
-        |(
-            (proxy_uid, proxy_gid),
-            (mode, owner_groups),
-            dual_stack,
-            inbound,
-            outbound,
-            excluded_ranges,
-            included,
-            excluded,
-        )| {
-            Capture {
-                proxy_uid,
-                proxy_gid,
-                mode,
+    (ids, (mode, owner_groups(), any::<bool>()), any::<bool>(), inbound, outbound, ranges(), ports(), ports())
+        .prop_map(
+            |(
+                (proxy_uid, proxy_gid),
+                (mode, owner_groups, dns_capture),
                 dual_stack,
                 inbound,
                 outbound,
                 excluded_ranges,
-                included_outbound_ports: included,
-                excluded_outbound_ports: excluded,
-                owner_groups,
-                ..default_capture()
-            }
-        },
-    )
+                included,
+                excluded,
+            )| {
+                Capture {
+                    proxy_uid,
+                    proxy_gid,
+                    mode,
+                    dns_capture,
+                    dual_stack,
+                    inbound,
+                    outbound,
+                    excluded_ranges,
+                    included_outbound_ports: included,
+                    excluded_outbound_ports: excluded,
+                    owner_groups,
+                    ..default_capture()
+                }
+            },
+        )
 }
 
 fn owner_groups() -> impl Strategy<Value = OwnerGroups> {

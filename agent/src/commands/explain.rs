@@ -160,7 +160,7 @@ impl Answers {
         let (Asked::To { pod, .. } | Asked::From { pod, .. }) = asked else { return Ok(()) };
         let subject = subject(&self.place, pod)?;
         let policy = subject.held.as_ref().map(|(_, entries)| entries.policy);
-        let (connection, assumed) = connection(asked, policy.as_ref())?;
+        let (connection, assumed) = connection(asked, protocol, policy.as_ref())?;
         let question = Question { pod: full_name(pod), connection, protocol, observed: None, assumed };
         self.answer(pod, &subject, &question)
     }
@@ -173,7 +173,10 @@ impl Answers {
         let question = Question {
             pod: shown.pod.clone(),
             connection: shown.connection,
-            protocol: Protocol::Tcp,
+            protocol: match shown.connection {
+                Connection::Datagram(_) => Protocol::Udp,
+                Connection::Outbound(_) | Connection::Inbound(_) => Protocol::Tcp,
+            },
             observed: Some(shown.reason),
             assumed: None,
         };
@@ -198,8 +201,8 @@ impl Answers {
 
 fn report(subject: &Subject, question: &Question) -> Option<Report> {
     match (&subject.held, &subject.facts) {
-        (Some(_), facts) if question.protocol == Protocol::Udp => {
-            Some(Report::on_udp(question, facts.as_ref().map_err(String::as_str)))
+        (Some(_), _) if question.protocol == Protocol::Udp && is_inbound(&question.connection) => {
+            Some(Report::on_arriving_udp(question))
         }
         (Some((cookie, entries)), facts) => {
             let explanation = explain(*cookie, entries, &question.connection);
@@ -208,6 +211,10 @@ fn report(subject: &Subject, question: &Question) -> Option<Report> {
         (None, Ok(facts)) => Report::on_other(question, facts),
         (None, Err(_)) => None,
     }
+}
+
+fn is_inbound(connection: &Connection) -> bool {
+    matches!(connection, Connection::Inbound(_))
 }
 
 fn unknown(pod: &PodReference, facts: &Result<PodFacts, String>) -> Failure {
@@ -258,7 +265,11 @@ fn facts(place: &Place, pod: &PodReference) -> Result<PodFacts, Failure> {
 }
 
 /// The connection that is asked about, and what was taken for granted.
-fn connection(asked: &Asked, policy: Option<&PodPolicy>) -> Result<(Connection, Option<String>), Failure> {
+fn connection(
+    asked: &Asked,
+    protocol: Protocol,
+    policy: Option<&PodPolicy>,
+) -> Result<(Connection, Option<String>), Failure> {
     match asked {
         Asked::To { to, identity, source, .. } => {
             let ((uid, gid), assumed) = match identity {
@@ -269,7 +280,12 @@ fn connection(asked: &Asked, policy: Option<&PodPolicy>) -> Result<(Connection, 
             let unbound = if to.is_ipv4() { Address::v4([0; 4]) } else { Address::UNSPECIFIED };
             let source = source.map_or(unbound, Address::from);
             let port = Port::new(to.port());
-            Ok((Connection::Outbound(Outbound { uid, gid, source, destination, port }), assumed))
+            let outbound = Outbound { uid, gid, source, destination, port };
+            let connection = match protocol {
+                Protocol::Tcp => Connection::Outbound(outbound),
+                Protocol::Udp => Connection::Datagram(outbound),
+            };
+            Ok((connection, assumed))
         }
         Asked::From { from, at, port, .. } => {
             let (local, assumed) = match at {

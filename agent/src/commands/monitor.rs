@@ -59,9 +59,10 @@ pub fn run(flags: &MonitorFlags) -> Result<(), Failure> {
 
 /// Checks the filters and where things are, all of it at once.
 fn check(flags: &MonitorFlags) -> Result<Place, Failure> {
-    let actions = [Action::Direct, Action::ToOutbound, Action::ToInbound, Action::Drop].map(Action::name);
-    // Two are verdicts that another hook has counted already, or that nothing counts.
-    let told = |reason: &Reason| !matches!(reason, Reason::WithinPod | Reason::NotTcp);
+    let actions = [Action::Direct, Action::ToOutbound, Action::ToInbound, Action::ToDns, Action::Drop]
+        .map(Action::name);
+    // Three are verdicts that another hook has counted already, or that nothing counts.
+    let told = |reason: &Reason| !matches!(reason, Reason::WithinPod | Reason::NotTcp | Reason::NotDns);
     let reasons: Vec<&str> = Reason::ALL.into_iter().filter(told).map(Reason::name).collect();
     let pod = flags.pod.as_deref().filter(|pod| !pod.contains('/'));
     let filters = [
@@ -90,7 +91,8 @@ fn matches(flags: &MonitorFlags, decided: &Decided) -> bool {
     is(&flags.pod, &decided.pod) && is(&flags.action, &decided.action) && is(&flags.reason, &decided.reason)
 }
 
-/// `12:00:01.123Z shop/cart outbound 1000:1000  10.1.0.2 -> 10.96.0.1:80  to-outbound (all-outbound)`
+/// `12:00:01.123Z shop/cart outbound 1000:1000 10.1.0.2 -> 10.96.0.1:80 to-outbound (all-outbound)`; UDP says so
+/// after the direction.
 fn render(decided: &Decided) -> String {
     let milliseconds = decided.time_ms % 86_400_000;
     let (hours, minutes) = (milliseconds / 3_600_000, milliseconds / 60_000 % 60);
@@ -99,13 +101,14 @@ fn render(decided: &Decided) -> String {
         (Some(uid), Some(gid)) => format!(" {uid}:{gid}"),
         _ => String::new(),
     };
+    let udp = if decided.protocol == "udp" { " udp" } else { "" };
     // Before it is bound, a socket has no address.
     let source = match decided.source.as_str() {
         "0.0.0.0" | "::" => "-",
         source => source,
     };
     format!(
-        "{hours:02}:{minutes:02}:{seconds:02}.{rest:03}Z {} {}{who} {source} -> {} {} ({})",
+        "{hours:02}:{minutes:02}:{seconds:02}.{rest:03}Z {} {}{udp}{who} {source} -> {} {} ({})",
         decided.pod, decided.direction, decided.destination, decided.action, decided.reason
     )
 }

@@ -51,12 +51,15 @@ fn list(pods: &[PodView]) -> String {
             let faults: u64 = pod.faults.values().sum();
             let mode = pod.policy.as_ref().map_or("-", |policy| policy.mode);
             let mut row = vec![full_name(pod), mode.to_owned(), state(pod)];
-            row.extend([t.to_outbound, t.to_inbound, t.direct, t.dropped, faults].map(|n| n.to_string()));
+            row.extend(
+                [t.to_outbound, t.to_inbound, t.to_dns, t.direct, t.dropped, faults].map(|n| n.to_string()),
+            );
             row
         })
         .collect();
-    let heading = ["POD", "MODE", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "DIRECT", "DROPPED", "FAULTS"];
-    table::render(&heading, &rows, &[false, false, false, true, true, true, true, true])
+    let heading =
+        ["POD", "MODE", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "TO-DNS", "DIRECT", "DROPPED", "FAULTS"];
+    table::render(&heading, &rows, &[false, false, false, true, true, true, true, true, true])
 }
 
 /// One word on whether the pod's traffic flows.
@@ -84,6 +87,7 @@ fn detail(pod: &PodView) -> String {
         lines.push(format!("identity       uid {}, gid {}", policy.proxy_uid, policy.proxy_gid));
         lines.push(format!("outbound       {}", port(&policy.outbound)));
         lines.push(format!("inbound        {}", port(&policy.inbound)));
+        lines.extend(policy.dns.as_ref().map(|dns| format!("dns            {}", port(dns))));
     }
     lines.push(String::new());
     let mut rows: Vec<Vec<String>> = Reason::ALL

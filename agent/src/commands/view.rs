@@ -56,6 +56,9 @@ pub struct PolicyView {
     pub outbound: ProxyPort,
     /// Where inbound connections go.
     pub inbound: ProxyPort,
+    /// Where DNS goes, if it is captured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<ProxyPort>,
     /// Whether all outbound addresses are captured, or included ranges and ports alone.
     pub all_outbound: bool,
     /// Whether all inbound ports are captured, or included ports alone.
@@ -83,6 +86,8 @@ pub struct Totals {
     pub to_outbound: u64,
     /// Went to the proxy's inbound port.
     pub to_inbound: u64,
+    /// Went to the proxy's DNS port: TCP connections, connected UDP sockets, and single datagrams.
+    pub to_dns: u64,
     /// Were refused.
     pub dropped: u64,
 }
@@ -147,6 +152,7 @@ fn policy_view(maps: &Maps, cookie: NetnsCookie, policy: &PodPolicy) -> PolicyVi
         proxy_gid: policy.proxy_gid,
         outbound: port(policy.outbound_port),
         inbound: port(policy.inbound_port),
+        dns: (policy.flags & flag::DNS_CAPTURE != 0).then(|| port(policy.dns_port)),
         all_outbound: policy.flags & flag::OUTBOUND_ALL != 0,
         all_inbound: policy.flags & flag::INBOUND_ALL != 0,
         families: [(flag::HAS_V4, "IPv4"), (flag::CAPTURES_V6, "IPv6")]
@@ -164,6 +170,7 @@ fn totals(counters: &Counters) -> Totals {
             Action::Direct => totals.direct += count,
             Action::ToOutbound => totals.to_outbound += count,
             Action::ToInbound => totals.to_inbound += count,
+            Action::ToDns => totals.to_dns += count,
             Action::Drop => totals.dropped += count,
         }
     }
@@ -192,7 +199,7 @@ mod tests {
     #[test]
     fn every_reason_is_in_exactly_one_total() {
         let totals = totals(&Counters([1; COUNTERS]));
-        let sum = totals.direct + totals.to_outbound + totals.to_inbound + totals.dropped;
+        let sum = totals.direct + totals.to_outbound + totals.to_inbound + totals.to_dns + totals.dropped;
         assert_eq!(sum, Reason::ALL.len() as u64);
         assert_eq!(faults(&Counters([1; COUNTERS])).len(), Fault::ALL.len());
     }

@@ -167,9 +167,9 @@ pub fn open_netns(pod: &Enrolled) -> Option<File> {
     NetnsId::of(netns.as_fd()).is_ok_and(|id| id == pod.netns).then_some(netns)
 }
 
-/// The ports whose listeners are registered.
-pub fn proxy_ports(policy: &PodPolicy) -> [Port; 2] {
-    [policy.outbound_port, policy.inbound_port]
+/// The ports whose listeners are registered, that of DNS only where it is captured.
+pub fn proxy_ports(policy: &PodPolicy) -> [Port; 3] {
+    [policy.outbound_port, policy.inbound_port, policy.dns_port]
 }
 
 /// Registers listeners that the TCP_LISTEN hook did not see.
@@ -177,6 +177,9 @@ pub fn proxy_ports(policy: &PodPolicy) -> [Port; 2] {
 /// A listener that the kernel does not take (Go's are MPTCP) is reported and left out, as by the hook.
 pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, policy: &PodPolicy, listeners: &[Borrowed]) {
     for Borrowed { listener, socket } in listeners {
+        if listener.port == policy.dns_port && policy.flags & flag::DNS_CAPTURE == 0 {
+            continue;
+        }
         // Its record does not tell: it outlives an enrolment, and the slots do not.
         if datapath.maps.listeners(pod.cookie, listener.port).contains(&listener.cookie) {
             continue;

@@ -11,6 +11,9 @@ use veer_common::verdict::{Inbound, Outbound};
 use super::Connection;
 use super::lists::Lists;
 
+/// The port of resolvers.
+const DNS: u16 = 53;
+
 /// What a rule looks at.
 pub(super) struct Facts<'a> {
     pub(super) policy: &'a PodPolicy,
@@ -25,7 +28,7 @@ impl Facts<'_> {
 
     pub(super) const fn port(&self) -> u16 {
         match self.connection {
-            Connection::Outbound(outbound) => outbound.port.get(),
+            Connection::Outbound(outbound) | Connection::Datagram(outbound) => outbound.port.get(),
             Connection::Inbound(inbound) => inbound.port.get(),
         }
     }
@@ -34,7 +37,9 @@ impl Facts<'_> {
 /// What a rule compared, as a statement that is true of the connection.
 pub(super) fn compared(rule: Rule, matched: bool, facts: &Facts<'_>) -> String {
     match facts.connection {
-        Connection::Outbound(outbound) => of_outbound(rule, matched, facts, outbound),
+        Connection::Outbound(outbound) | Connection::Datagram(outbound) => {
+            of_outbound(rule, matched, facts, outbound)
+        }
         Connection::Inbound(inbound) => of_inbound(rule, matched, facts, inbound),
     }
 }
@@ -44,6 +49,7 @@ fn of_outbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Outbou
     let to = IpAddr::from(destination);
     let v4 = destination.is_v4();
     match rule {
+        Rule::NotDns | Rule::Dns => dns(facts, &destination),
         Rule::ExcludedPort => in_ports(facts, PortList::ExcludedOutbound, "excludes no outbound port"),
         Rule::IncludedPort => in_ports(facts, PortList::IncludedOutbound, "includes no outbound port"),
         Rule::PassthroughSource => source(connection, matched),
@@ -114,7 +120,8 @@ fn of_inbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Inbound
         }
         Rule::IncludedInboundPort => in_ports(facts, PortList::IncludedInbound, "includes no inbound port"),
         Rule::NotIncludedInbound => format!("port {port} is not included"),
-        Rule::ExcludedPort
+        Rule::NotDns
+        | Rule::ExcludedPort
         | Rule::PassthroughSource
         | Rule::ProxyToOwnAddress
         | Rule::ProxyWithinPod
@@ -124,6 +131,7 @@ fn of_inbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Inbound
         | Rule::Proxy
         | Rule::ProxyGroup
         | Rule::OwnerGroup
+        | Rule::Dns
         | Rule::Localhost
         | Rule::NoAddressOfFamily
         | Rule::Ipv6NotCaptured
@@ -154,6 +162,21 @@ fn in_ranges(facts: &Facts<'_>, list: RangeList, address: &Address, none: &str) 
         (Some(range), _) => format!("{to} is in {range}"),
         (None, Some(ranges)) => format!("{to} is in none of {ranges}"),
         (None, None) => format!("the pod {none}"),
+    }
+}
+
+/// Whether it is DNS that is captured, or what is missing for that.
+fn dns(facts: &Facts<'_>, destination: &Address) -> String {
+    let port = facts.port();
+    let to = IpAddr::from(*destination);
+    if port != DNS {
+        format!("port {port} is not {DNS}")
+    } else if !facts.has(flag::DNS_CAPTURE) {
+        format!("port {port} is DNS, which the pod does not capture")
+    } else if !destination.is_v4() && !facts.has(flag::CAPTURES_V6) {
+        format!("port {port} is DNS, but {to} is IPv6, which is not captured in this pod")
+    } else {
+        format!("port {port} is DNS, which the pod captures")
     }
 }
 
@@ -208,7 +231,9 @@ fn proxy_within_pod(facts: &Facts<'_>, connection: &Outbound, matched: bool) -> 
 /// Why what the proxy dials is no service of its pod.
 fn not_own_service(facts: &Facts<'_>, connection: &Outbound) -> String {
     let destination = connection.effective_destination();
-    if facts.port() == facts.policy.tunnel_port.get() {
+    if facts.port() == DNS && facts.has(flag::DNS_CAPTURE) {
+        format!("port {DNS} is DNS, which the proxy asks by itself")
+    } else if facts.port() == facts.policy.tunnel_port.get() {
         format!("port {} is the tunnel port, the proxy's own", facts.port())
     } else if destination.is_v4() || facts.has(flag::CAPTURES_V6) {
         format!("{} is {}, where no service is", IpAddr::from(destination), localhost(facts))
@@ -240,6 +265,9 @@ fn owner_group(facts: &Facts<'_>, connection: &Outbound, matched: bool) -> Strin
 }
 
 fn app_within_pod(facts: &Facts<'_>, to: IpAddr, matched: bool) -> String {
+    if !matched && !facts.has(flag::INCLUDES_LOOPBACK) {
+        return format!("port {DNS} is DNS, which the pod captures on loopback, too");
+    }
     if !matched {
         let ranges = facts.lists.loopback_ranges();
         return format!("the pod includes loopback: {}", ranges.as_deref().unwrap_or("by a range"));

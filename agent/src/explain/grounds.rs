@@ -27,6 +27,8 @@ pub enum Ground {
 pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
     let set = |setting| vec![Ground::Setting(setting)];
     match rule {
+        Rule::NotDns if facts.port() != 53 => vec![Ground::Always("of UDP, DNS alone can be captured")],
+        Rule::NotDns | Rule::Dns => set(Setting::DnsCapture),
         Rule::ExcludedPort => set(Setting::ExcludedOutboundPorts),
         Rule::IncludedPort => set(Setting::IncludedOutboundPorts),
         Rule::PassthroughSource => vec![Ground::Always("127.0.0.6 and ::6 are the proxy's towards its app")],
@@ -83,7 +85,9 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
 /// By what the dialler is the proxy within its pod.
 fn proxys(facts: &Facts<'_>) -> Vec<Ground> {
     let by_uid = match facts.connection {
-        Connection::Outbound(outbound) => outbound.uid == facts.policy.proxy_uid,
+        Connection::Outbound(outbound) | Connection::Datagram(outbound) => {
+            outbound.uid == facts.policy.proxy_uid
+        }
         Connection::Inbound(_) => true,
     };
     if by_uid {
@@ -96,7 +100,7 @@ fn proxys(facts: &Facts<'_>) -> Vec<Ground> {
 /// Why the connection does not leave the pod.
 fn stays(facts: &Facts<'_>) -> Vec<Ground> {
     let address = match facts.connection {
-        Connection::Outbound(outbound) => outbound.effective_destination(),
+        Connection::Outbound(outbound) | Connection::Datagram(outbound) => outbound.effective_destination(),
         Connection::Inbound(inbound) if inbound.local.is_loopback() => inbound.local,
         Connection::Inbound(inbound) => inbound.remote,
     };

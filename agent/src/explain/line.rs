@@ -28,7 +28,7 @@ pub struct Shown {
 pub enum LineError {
     /// Neither of the two forms.
     #[error(
-        "{} is no line of `veer monitor`: a JSON object, or TIME POD DIRECTION [UID:GID] SOURCE -> DESTINATION \
+        "{} is no line of `veer monitor`: a JSON object, or TIME POD DIRECTION [udp] [UID:GID] SOURCE -> DESTINATION \
          ACTION (REASON)",
         Quoted(.0)
     )]
@@ -59,6 +59,7 @@ pub enum LineError {
 struct Parts {
     pod: String,
     direction: String,
+    protocol: Option<String>,
     reason: String,
     uid: Option<u32>,
     gid: Option<u32>,
@@ -101,13 +102,16 @@ fn connection(parts: &Parts) -> Result<Connection, LineError> {
     let destination = Address::from(destination.ip());
     match parts.direction.as_str() {
         "inbound" => Ok(Connection::Inbound(Inbound { remote: source, local: destination, port })),
-        "outbound" => Ok(Connection::Outbound(Outbound {
-            uid: parts.uid.unwrap_or(NO_ID),
-            gid: parts.gid.unwrap_or(NO_ID),
-            source,
-            destination,
-            port,
-        })),
+        "outbound" => {
+            let uid = parts.uid.unwrap_or(NO_ID);
+            let gid = parts.gid.unwrap_or(NO_ID);
+            let outbound = Outbound { uid, gid, source, destination, port };
+            match parts.protocol.as_deref() {
+                None | Some("tcp") => Ok(Connection::Outbound(outbound)),
+                Some("udp") => Ok(Connection::Datagram(outbound)),
+                Some(other) => Err(wrong("protocol", other, "tcp or udp")),
+            }
+        }
         other => Err(wrong("direction", other, "inbound or outbound")),
     }
 }
@@ -130,19 +134,23 @@ fn for_people(line: &str) -> Option<Parts> {
         [_time, pod, rest @ ..] => ((*pod).to_owned(), rest),
         _ => return None,
     };
-    let (direction, who, source, destination, reason) = match rest {
-        [direction, who, source, "->", destination, _action, reason] => {
-            (direction, Some(who.split_once(':')?), source, destination, reason)
+    let (direction, protocol, rest) = match rest {
+        [direction, "udp", rest @ ..] => (direction, Some("udp".to_owned()), rest),
+        [direction, rest @ ..] => (direction, None, rest),
+        [] => return None,
+    };
+    let (who, source, destination, reason) = match rest {
+        [who, source, "->", destination, _action, reason] => {
+            (Some(who.split_once(':')?), source, destination, reason)
         }
-        [direction, source, "->", destination, _action, reason] => {
-            (direction, None, source, destination, reason)
-        }
+        [source, "->", destination, _action, reason] => (None, source, destination, reason),
         _ => return None,
     };
     let id = |text: &str| text.parse().ok();
     Some(Parts {
         pod,
         direction: (*direction).to_owned(),
+        protocol,
         reason: reason.strip_prefix('(')?.strip_suffix(')')?.to_owned(),
         uid: who.and_then(|(uid, _)| id(uid)),
         gid: who.and_then(|(_, gid)| id(gid)),
@@ -181,6 +189,21 @@ mod tests {
     }
 
     #[test]
+    fn a_line_of_udp_is_read_as_a_datagram() {
+        let json = r#"{"time_ms": 1, "pod": "a/b", "direction": "outbound", "protocol": "udp", "action": "to-dns",
+            "reason": "dns", "uid": 0, "gid": 0, "source": "0.0.0.0:4711", "destination": "10.96.0.10:53"}"#;
+        let text = "12:00:01.123Z a/b outbound udp 0:0 0.0.0.0:4711 -> 10.96.0.10:53 to-dns (dns)";
+        for line in [json, text] {
+            let shown = read(line).unwrap();
+            assert!(
+                matches!(shown.connection, Connection::Datagram(sent) if sent.port.get() == 53),
+                "{shown:?}"
+            );
+            assert_eq!(shown.reason, Reason::Dns);
+        }
+    }
+
+    #[test]
     fn what_is_wrong_with_a_line_is_named() {
         let rows = [
             ("", "\"\" is no line of `veer monitor`"),
@@ -190,6 +213,10 @@ mod tests {
             ("t a/b outbound 0:0 - -> 10.1.0.3 direct (proxy)", "destination \"10.1.0.3\" is not IP:PORT"),
             ("t a/b outbound 0:0 x -> 10.1.0.3:1 direct (proxy)", "source \"x\" is not an IP"),
             ("t a/b sideways 0:0 - -> 10.1.0.3:1 direct (proxy)", "direction \"sideways\" is not"),
+            (
+                r#"{"pod": "a/b", "direction": "outbound", "protocol": "sctp", "reason": "dns", "source": "::", "destination": "[::1]:53"}"#,
+                "protocol \"sctp\" is not tcp or udp",
+            ),
             ("t a/b outbound 0:0 - -> 10.1.0.3:1 direct (magic)", "reason \"magic\" is not a reason"),
         ];
         for (line, expected) in rows {

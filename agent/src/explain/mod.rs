@@ -25,11 +25,13 @@ pub use self::grounds::Ground;
 use self::lists::Lists;
 use crate::capture::{MapEntries, MapRules};
 
-/// A TCP connection, as the verdict sees it.
+/// A connection, or a datagram, as the verdict sees it.
 #[derive(Clone, Copy, Debug)]
 pub enum Connection {
     /// A process of the pod opens it.
     Outbound(Outbound),
+    /// A process of the pod sends it by UDP.
+    Datagram(Outbound),
     /// It arrives in the pod's netns.
     Inbound(Inbound),
 }
@@ -65,16 +67,17 @@ pub fn explain(cookie: NetnsCookie, entries: &MapEntries, connection: &Connectio
     let mut trail = Trail::default();
     let reason = match connection {
         Connection::Outbound(outbound) => verdict::trace_outbound(policy, &rules, outbound, &mut trail),
+        Connection::Datagram(sent) => verdict::trace_datagram(policy, &rules, sent, &mut trail),
         Connection::Inbound(inbound) => verdict::trace_inbound(policy, &rules, inbound, &mut trail),
     };
     let facts = Facts { policy, lists: Lists::new(cookie, entries), connection };
     let looked_at =
         |rule: Rule, matched: bool| LookedAt { rule, compared: compared::compared(rule, matched, &facts) };
-    // The last rule of each direction always matches.
-    let rule = trail.matched.unwrap_or(if reason.is_inbound() {
-        Rule::NotIncludedInbound
-    } else {
-        Rule::NotIncluded
+    // The last rule of each of the three always matches.
+    let rule = trail.matched.unwrap_or(match connection {
+        Connection::Outbound(_) => Rule::NotIncluded,
+        Connection::Datagram(_) => Rule::Ipv6NotCaptured,
+        Connection::Inbound(_) => Rule::NotIncludedInbound,
     });
     Explanation {
         reason,
@@ -90,6 +93,7 @@ pub fn proxy_port(policy: &PodPolicy, reason: Reason) -> Option<u16> {
     match reason.action() {
         Action::ToOutbound => Some(policy.outbound_port.get()),
         Action::ToInbound => Some(policy.inbound_port.get()),
+        Action::ToDns => Some(policy.dns_port.get()),
         Action::Direct | Action::Drop => None,
     }
 }

@@ -10,9 +10,6 @@ use super::causes::{Cause, Manifest, PodFacts};
 use super::{Connection, Explanation, Ground};
 use crate::model::{Origin, Setting};
 
-/// The port of resolvers.
-const DNS: u16 = 53;
-
 /// The answer on one connection.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -51,9 +48,9 @@ pub struct Report {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// What the verdict is about.
+    /// Connections.
     Tcp,
-    /// What is left alone.
+    /// Datagrams, of which DNS alone may be captured.
     Udp,
 }
 
@@ -152,14 +149,8 @@ impl Report {
         }
     }
 
-    /// On UDP of an enrolled pod: no rule is looked at.
-    pub fn on_udp(question: &Question, facts: Result<&PodFacts, &str>) -> Self {
-        let because = match question.connection {
-            Connection::Outbound(outbound) if outbound.port.get() == DNS => {
-                vec![because(&Ground::Setting(Setting::DnsCapture), facts.ok())]
-            }
-            Connection::Outbound(_) | Connection::Inbound(_) => Vec::new(),
-        };
+    /// On UDP that arrives in an enrolled pod: no rule is looked at.
+    pub fn on_arriving_udp(question: &Question) -> Self {
         Self {
             pod: question.pod.clone(),
             enrolled: true,
@@ -168,10 +159,10 @@ impl Report {
             action: Reason::NotTcp.action().name(),
             port: None,
             reason: Reason::NotTcp.name().to_owned(),
-            sentence: "only TCP is brought to the proxy".to_owned(),
+            sentence: "of what arrives, only TCP is brought to the proxy".to_owned(),
             rule: None,
             compared: None,
-            because,
+            because: Vec::new(),
             before: Vec::new(),
             observed: None,
             notes: Vec::new(),
@@ -218,7 +209,7 @@ impl Report {
 impl Asked {
     fn new(connection: &Connection) -> Self {
         match connection {
-            Connection::Outbound(outbound) => Self::Outbound {
+            Connection::Outbound(outbound) | Connection::Datagram(outbound) => Self::Outbound {
                 uid: outbound.uid,
                 gid: outbound.gid,
                 source: (!outbound.source.is_unspecified()).then(|| outbound.source.into()),

@@ -39,6 +39,9 @@ fn any_connection() -> impl Strategy<Value = Connection> {
         (id(), id(), address(), address(), port()).prop_map(|(uid, gid, source, destination, port)| {
             Connection::Outbound(Outbound { uid, gid, source, destination, port })
         }),
+        (id(), id(), address(), address(), port()).prop_map(|(uid, gid, source, destination, port)| {
+            Connection::Datagram(Outbound { uid, gid, source, destination, port })
+        }),
         (address(), address(), port()).prop_map(|(remote, local, port)| Connection::Inbound(Inbound {
             remote,
             local,
@@ -59,6 +62,7 @@ proptest! {
         let rules = CaptureRules::new(&capture, &own);
         let reason = match &connection {
             Connection::Outbound(outbound) => verdict::outbound(&entries.policy, &rules, outbound),
+            Connection::Datagram(sent) => verdict::datagram(&entries.policy, &rules, sent),
             Connection::Inbound(inbound) => verdict::inbound(&entries.policy, &rules, inbound),
         };
         prop_assert_eq!(explanation.reason, reason);

@@ -53,6 +53,7 @@ fn verdict(report: &Report) -> String {
     match report.action {
         "to-outbound" => format!("to-outbound: to the proxy's outbound port {port}"),
         "to-inbound" => format!("to-inbound: to the proxy's inbound port {port}"),
+        "to-dns" => format!("to-dns: to the proxy's DNS port {port}"),
         "drop" => "drop: refused".to_owned(),
         other => format!("{other}: where it was dialled"),
     }

@@ -10,6 +10,7 @@ use crate::rule::{Rule, Trace};
 use crate::verdict::Rules;
 
 mod agreement;
+mod dns;
 mod iptables;
 mod table;
 
@@ -28,6 +29,7 @@ struct Scene {
     proxy_uid: u32,
     proxy_gid: u32,
     tproxy: bool,
+    captures_dns: bool,
     dual_stack: bool,
     /// In netlink's order: IPv4 first.
     own: Vec<IpAddr>,
@@ -52,6 +54,7 @@ impl Scene {
             proxy_uid: PROXY,
             proxy_gid: PROXY,
             tproxy: false,
+            captures_dns: false,
             dual_stack: true,
             own: addresses(&["10.0.0.5", "192.168.7.5", "2001:db8::5", "fd00::5", "fe80::5", "::6"]),
             excluded_outbound: vec![15020],
@@ -90,6 +93,7 @@ impl Scene {
             (flag::EXCLUDES_GROUPS, self.groups.as_ref().is_err_and(|groups| !groups.is_empty())),
             (flag::INCLUDES_GROUPS, self.groups.is_ok()),
             (flag::TPROXY, self.tproxy),
+            (flag::DNS_CAPTURE, self.captures_dns),
             (flag::HAS_V4, v4),
             (flag::HAS_V6, v6),
             (flag::CAPTURES_V6, v6 && (self.dual_stack || !routable_v4)),
@@ -106,7 +110,8 @@ impl Scene {
             outbound_port: Port::new(15001),
             inbound_port: Port::new(15006),
             tunnel_port: Port::new(15008),
-            _reserved: [0; 6],
+            dns_port: Port::new(15053),
+            _reserved: [0; 4],
             localhost: word(network),
             localhost_mask: word(mask),
             source_v4: Address::UNSPECIFIED,

@@ -41,13 +41,7 @@ fn outbound_goes_where_istio_inits_rules_send_it() {
         for picks in picks {
             let dial = dial(&scene, &destinations, picks);
             let Some(expected) = expected(&scene, &iptables, &dial) else { continue };
-            let facts = Outbound {
-                uid: dial.uid,
-                gid: dial.gid,
-                source: dial.source.map_or(Address::UNSPECIFIED, Address::from),
-                destination: dial.destination.into(),
-                port: Port::new(dial.port),
-            };
+            let facts = facts(&dial);
             let reason = verdict::outbound(&policy, &scene, &facts);
             let mut trace = Trail::default();
             prop_assert_eq!(verdict::trace_outbound(&policy, &scene, &facts, &mut trace), reason);
@@ -58,6 +52,36 @@ fn outbound_goes_where_istio_inits_rules_send_it() {
         Ok(())
     });
     assert!(compared.get() >= 100_000, "only {} connections were compared", compared.get());
+}
+
+#[test]
+fn udp_goes_where_istio_inits_rules_send_it() {
+    let captured = Cell::new(0);
+    run(&(scene(), vec(any::<Picks>(), CONNECTIONS)), |(scene, picks)| {
+        let iptables = Iptables::of(&scene);
+        let policy = scene.policy();
+        let destinations = destinations(&scene);
+        for picks in picks {
+            // Nothing but DNS is redirected, so let a good part of it be that.
+            let port = if picks[4] < 128 { 53 } else { pick(&PORTS, picks[4]) };
+            let dial = Dial { port, ..dial(&scene, &destinations, picks) };
+            let expected = match packet(&scene, &dial) {
+                // As for TCP: nobody dials ::6 so.
+                Some(packet) if dial.source.is_none() && packet.destination == ip("::6") => continue,
+                Some(packet) => iptables.output(Packet { udp: true, ..packet }),
+                None => Action::Direct,
+            };
+            let facts = facts(&dial);
+            let reason = verdict::datagram(&policy, &scene, &facts);
+            let mut trace = Trail::default();
+            prop_assert_eq!(verdict::trace_datagram(&policy, &scene, &facts, &mut trace), reason);
+            prop_assert!(trace.leads_to(reason), "{:?} to {:?}: {:?}", dial, reason, trace);
+            prop_assert_eq!(reason.action(), expected, "{:?} gave {:?} in {:?}", dial, reason, &scene);
+            captured.set(captured.get() + u32::from(reason.action() == Action::ToDns));
+        }
+        Ok(())
+    });
+    assert!(captured.get() >= 5_000, "only {} datagrams were captured", captured.get());
 }
 
 #[test]
@@ -72,8 +96,15 @@ fn inbound_goes_where_istio_inits_rules_send_it() {
                 IpAddr::V6(_) => pick(&addresses(&["2001:db8:9::9", "fd00::6", "fe80::9"]), remote),
             };
             let port = pick(&PORTS, port);
-            let packet =
-                Packet { source: remote, destination: local, port, owner: None, loopback: false, mark: 0 };
+            let packet = Packet {
+                udp: false,
+                source: remote,
+                destination: local,
+                port,
+                owner: None,
+                loopback: false,
+                mark: 0,
+            };
             let facts = Inbound { remote: remote.into(), local: local.into(), port: Port::new(port) };
             let reason = verdict::inbound(&policy, &scene, &facts);
             let mut trace = Trail::default();
@@ -95,16 +126,23 @@ fn expected(scene: &Scene, iptables: &Iptables, dial: &Dial) -> Option<Action> {
     if dial.source.is_none() && packet.destination == ip("::6") {
         return None;
     }
+    let stays = packet.loopback;
+    let by_uid = dial.uid == scene.proxy_uid;
+    // istio-init excepts the proxy's DNS from "to its own pod, so for its app" by its uid alone. By its gid it
+    // does not, and the contract has all DNS of the proxy's go direct.
+    let dns = scene.captures_dns && dial.port == 53;
+    if dns && stays && !by_uid && dial.gid == scene.proxy_gid {
+        return None;
+    }
     // TPROXY marks the proxy's connections to its own pod in the mangle table, which knows neither the
     // excluded outbound ports nor the tunnel port, and applies the lists of inbound ports. The contract
     // has O6, O7 and O11 hold in both modes alike.
-    let by_uid = dial.uid == scene.proxy_uid;
-    if scene.tproxy && packet.loopback && (by_uid || dial.gid == scene.proxy_gid) {
+    if scene.tproxy && stays && (by_uid || dial.gid == scene.proxy_gid) {
         let captured_inbound = match &scene.included_inbound {
             None => !scene.excluded_inbound.contains(&dial.port),
             Some(included) => included.contains(&dial.port),
         };
-        let excluded_outbound = dial.port == 15008 || scene.excluded_outbound.contains(&dial.port);
+        let excluded_outbound = dial.port == 15008 || dns || scene.excluded_outbound.contains(&dial.port);
         if excluded_outbound || !(by_uid || captured_inbound) {
             return None;
         }
@@ -138,7 +176,17 @@ fn packet(scene: &Scene, dial: &Dial) -> Option<Packet> {
     };
     let source = bound.or(chosen).filter(|_| chosen.is_some())?;
     let owner = Some((dial.uid, dial.gid));
-    Some(Packet { source, destination, port: dial.port, owner, loopback, mark: 0 })
+    Some(Packet { udp: false, source, destination, port: dial.port, owner, loopback, mark: 0 })
+}
+
+fn facts(dial: &Dial) -> Outbound {
+    Outbound {
+        uid: dial.uid,
+        gid: dial.gid,
+        source: dial.source.map_or(Address::UNSPECIFIED, Address::from),
+        destination: dial.destination.into(),
+        port: Port::new(dial.port),
+    }
 }
 
 fn dial(scene: &Scene, destinations: &[IpAddr], [uid, gid, source, destination, port]: Picks) -> Dial {
@@ -206,14 +254,23 @@ fn scene() -> impl Strategy<Value = Scene> {
     let lists = (ports(), ports(), prop::option::of(some_ranges()), some_ranges());
     let inbound = (prop::option::of(ports()), ports());
     let node = (groups(), localhost());
-    (identity, own(), any::<bool>(), any::<bool>(), lists, inbound, node).prop_map(
-        |((proxy_uid, proxy_gid), own, tproxy, dual_stack, lists, inbound, (groups, localhost))| {
+    let modes = (any::<bool>(), any::<bool>(), any::<bool>());
+    (identity, own(), modes, lists, inbound, node).prop_map(
+        |(
+            (proxy_uid, proxy_gid),
+            own,
+            (tproxy, dual_stack, captures_dns),
+            lists,
+            inbound,
+            (groups, localhost),
+        )| {
             let (excluded_outbound, included_outbound, included_ranges, excluded_ranges) = lists;
             let (included_inbound, excluded_inbound) = inbound;
             Scene {
                 proxy_uid,
                 proxy_gid,
                 tproxy,
+                captures_dns,
                 dual_stack,
                 own,
                 excluded_outbound,

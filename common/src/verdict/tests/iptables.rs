@@ -2,16 +2,18 @@
 //!
 //! Written from what istio-init programs (istio/istio, tools/istio-iptables, August 2026) and from what
 //! netfilter does with it, without a look at the verdict: it knows packets, chains and marks, and no
-//! reasons. DNS capture and interfaces are not in it, as they are not in the verdict yet.
+//! reasons. Interfaces are not in it, as they are not in the verdict yet; nor are the zones that conntrack
+//! keeps DNS in, which do not decide where it goes.
 
 use std::net::IpAddr;
 
 use super::{Range, Scene};
 use crate::reason::Action;
 
-/// A TCP SYN, or the `connect()` that would send it.
+/// A TCP SYN or a UDP datagram, or the `connect()` that would send it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Packet {
+    pub(super) udp: bool,
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
     pub(super) port: u16,
@@ -37,11 +39,14 @@ enum Chain {
     IstioRedirect,
     IstioInRedirect,
     IstioTproxy,
+    IstioOutputDns,
 }
 
-/// A condition of a rule. `-p tcp` is everywhere true here.
+/// A condition of a rule.
 #[derive(Clone, Copy, Debug)]
 enum When {
+    Tcp,
+    Udp,
     /// `-o lo` in OUTPUT, `-i lo` in PREROUTING.
     Lo,
     From(Range),
@@ -125,6 +130,7 @@ fn action(port: Option<u16>) -> Action {
         None => Action::Direct,
         Some(15001) => Action::ToOutbound,
         Some(15006) => Action::ToInbound,
+        Some(15053) => Action::ToDns,
         Some(other) => panic!("no rule sends to port {other}"),
     }
 }
@@ -154,6 +160,8 @@ impl When {
         // The owner match is in OUTPUT alone, and what passes there has a socket.
         let owned = |test: fn(u32, u32, u32) -> bool, id| packet.owner.is_some_and(|(u, g)| test(u, g, id));
         match self {
+            Self::Tcp => !packet.udp,
+            Self::Udp => packet.udp,
             Self::Lo => packet.loopback,
             Self::From(range) => holds(range, packet.source),
             Self::To(range) => holds(range, packet.destination),
@@ -221,28 +229,21 @@ fn rules(scene: &Scene, v4: bool) -> Vec<Rule> {
             *address == ip("::1") || v6.to_ipv4_mapped().is_some_and(|v4| v4.octets()[0] == 127)
         }
     });
-    let (uid, gid) = (scene.proxy_uid, scene.proxy_gid);
 
     let mut list = vec![
-        Rule(Nat, IstioInbound, vec![Dport(15008)], Return),
-        Rule(Nat, IstioRedirect, vec![], Redirect(15001)),
-        Rule(Nat, IstioInRedirect, vec![], Redirect(15006)),
+        Rule(Nat, IstioInbound, vec![Tcp, Dport(15008)], Return),
+        Rule(Nat, IstioRedirect, vec![Tcp], Redirect(15001)),
+        Rule(Nat, IstioInRedirect, vec![Tcp], Redirect(15006)),
     ];
     list.extend(inbound_rules(scene, localhost, passthrough));
 
     list.push(Rule(Nat, Output, vec![], Jump(IstioOutput)));
     for port in &scene.excluded_outbound {
-        list.push(Rule(Nat, IstioOutput, vec![Dport(*port)], Return));
+        list.push(Rule(Nat, IstioOutput, vec![Tcp, Dport(*port)], Return));
+        list.push(Rule(Nat, IstioOutput, vec![Udp, Dport(*port)], Return));
     }
     list.push(Rule(Nat, IstioOutput, vec![Lo, From(passthrough)], Return));
-    for (is_proxy, is_not_proxy) in [(Uid(uid), NotUid(uid)), (Gid(gid), NotGid(gid))] {
-        let to_itself = vec![Lo, NotTo(localhost), NotDport(15008), is_proxy];
-        list.push(Rule(Nat, IstioOutput, to_itself, Jump(IstioInRedirect)));
-        if !loopback_included {
-            list.push(Rule(Nat, IstioOutput, vec![Lo, is_not_proxy], Return));
-        }
-        list.push(Rule(Nat, IstioOutput, vec![is_proxy], Return));
-    }
+    list.extend(proxy_rules(scene, localhost, loopback_included));
     match &scene.groups {
         Err(excluded) => {
             list.extend(excluded.iter().map(|gid| Rule(Nat, IstioOutput, vec![Gid(*gid)], Return)));
@@ -252,13 +253,19 @@ fn rules(scene: &Scene, v4: bool) -> Vec<Rule> {
             list.push(Rule(Nat, IstioOutput, of_none, Return));
         }
     }
+    if scene.captures_dns {
+        // SetupDNSRedir, with CaptureAllDNS as istio-cni sets it.
+        list.push(Rule(Nat, IstioOutput, vec![], Jump(IstioOutputDns)));
+        list.push(Rule(Nat, IstioOutputDns, vec![Tcp, Dport(53)], Redirect(15053)));
+        list.push(Rule(Nat, IstioOutputDns, vec![Udp, Dport(53)], Redirect(15053)));
+    }
     list.push(Rule(Nat, IstioOutput, vec![To(localhost)], Return));
     let of_family = |range: &&Range| range.0.is_ipv4() == v4;
     for range in scene.excluded_ranges.iter().filter(of_family) {
         list.push(Rule(Nat, IstioOutput, vec![To(*range)], Return));
     }
     for port in &scene.included_outbound {
-        list.push(Rule(Nat, IstioOutput, vec![Dport(*port)], Jump(IstioRedirect)));
+        list.push(Rule(Nat, IstioOutput, vec![Tcp, Dport(*port)], Jump(IstioRedirect)));
     }
     match &scene.included_ranges {
         None => list.push(Rule(Nat, IstioOutput, vec![], Jump(IstioRedirect))),
@@ -271,6 +278,31 @@ fn rules(scene: &Scene, v4: bool) -> Vec<Rule> {
     list
 }
 
+/// The rules on the proxy's uid, then those on its gid.
+fn proxy_rules(scene: &Scene, localhost: Range, loopback_included: bool) -> Vec<Rule> {
+    use {Chain::*, Table::*, Then::*, When::*};
+
+    let mut list = vec![];
+    let (uid, gid) = (scene.proxy_uid, scene.proxy_gid);
+    for (is_proxy, is_not_proxy) in [(Uid(uid), NotUid(uid)), (Gid(gid), NotGid(gid))] {
+        let mut to_itself = vec![Lo, NotTo(localhost), Tcp, NotDport(15008), is_proxy];
+        let mut over_lo = vec![Lo, is_not_proxy];
+        if scene.captures_dns {
+            over_lo.extend([Tcp, NotDport(53)]);
+            // The rule on the gid has no such exception.
+            if matches!(is_proxy, Uid(_)) {
+                to_itself.push(NotDport(53));
+            }
+        }
+        list.push(Rule(Nat, IstioOutput, to_itself, Jump(IstioInRedirect)));
+        if !loopback_included {
+            list.push(Rule(Nat, IstioOutput, over_lo, Return));
+        }
+        list.push(Rule(Nat, IstioOutput, vec![is_proxy], Return));
+    }
+    list
+}
+
 /// `handleInboundPortsInclude`, and what TPROXY adds at the end and in front.
 fn inbound_rules(scene: &Scene, localhost: Range, passthrough: Range) -> Vec<Rule> {
     use {Chain::*, Table::*, Then::*, When::*};
@@ -279,27 +311,32 @@ fn inbound_rules(scene: &Scene, localhost: Range, passthrough: Range) -> Vec<Rul
     let (table, capture) = if scene.tproxy { (Mangle, IstioTproxy) } else { (Nat, IstioInRedirect) };
     if scene.tproxy {
         for is_proxy in [Uid(scene.proxy_uid), Gid(scene.proxy_gid)] {
-            list.push(Rule(Mangle, Output, vec![NotTo(localhost), Lo, is_proxy], SetMark(MARK_OUTBOUND)));
+            list.push(Rule(
+                Mangle,
+                Output,
+                vec![NotTo(localhost), Tcp, Lo, is_proxy],
+                SetMark(MARK_OUTBOUND),
+            ));
         }
-        list.push(Rule(Mangle, IstioInbound, vec![Mark(MARK_PROXY)], Return));
-        list.push(Rule(Mangle, IstioInbound, vec![From(passthrough), Lo], Return));
-        list.push(Rule(Mangle, IstioInbound, vec![Lo, NotMark(MARK_OUTBOUND)], Return));
-        list.push(Rule(Mangle, IstioTproxy, vec![NotTo(localhost)], Tproxy(15006)));
+        list.push(Rule(Mangle, IstioInbound, vec![Tcp, Mark(MARK_PROXY)], Return));
+        list.push(Rule(Mangle, IstioInbound, vec![Tcp, From(passthrough), Lo], Return));
+        list.push(Rule(Mangle, IstioInbound, vec![Tcp, Lo, NotMark(MARK_OUTBOUND)], Return));
+        list.push(Rule(Mangle, IstioTproxy, vec![Tcp, NotTo(localhost)], Tproxy(15006)));
     }
     match &scene.included_inbound {
         None => {
-            list.push(Rule(table, Prerouting, vec![], Jump(IstioInbound)));
+            list.push(Rule(table, Prerouting, vec![Tcp], Jump(IstioInbound)));
             for port in &scene.excluded_inbound {
-                list.push(Rule(table, IstioInbound, vec![Dport(*port)], Return));
+                list.push(Rule(table, IstioInbound, vec![Tcp, Dport(*port)], Return));
             }
-            list.push(Rule(table, IstioInbound, vec![], Jump(capture)));
+            list.push(Rule(table, IstioInbound, vec![Tcp], Jump(capture)));
         }
         // An empty list is an empty string, for which nothing at all is programmed.
         Some(ports) if ports.is_empty() => {}
         Some(ports) => {
-            list.push(Rule(table, Prerouting, vec![], Jump(IstioInbound)));
+            list.push(Rule(table, Prerouting, vec![Tcp], Jump(IstioInbound)));
             for port in ports {
-                list.push(Rule(table, IstioInbound, vec![Dport(*port)], Jump(capture)));
+                list.push(Rule(table, IstioInbound, vec![Tcp, Dport(*port)], Jump(capture)));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Every row of the decision table that the verdict answers for, by its name, for both families.
 //!
-//! I4 and I5 (interfaces) and the rows on UDP are no business of these two functions.
+//! I4 and I5 (interfaces) are no business of these two functions; the rows on DNS are in `dns`.
 
 use std::net::IpAddr;
 
