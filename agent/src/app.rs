@@ -27,6 +27,7 @@ use crate::model::NodeSettings;
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::load::Datapath;
+use crate::platform::bpf::order::Neighbours;
 use crate::platform::bpf::pins::Pins;
 use crate::platform::cgroup::{Cgroup, CgroupError};
 use crate::platform::netlink::changes::AddressChanges;
@@ -86,6 +87,10 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let pins = Pins::new(&config.place.bpffs);
     let datapath = Datapath::start(pins.clone(), cgroup.directory.as_fd(), cgroup.id)?;
     tracing::info!(cgroup = %cgroup.path.display(), pins = %pins.root().display(), "datapath attached");
+    let neighbours = Neighbours { pins: pins.clone(), cgroup: cgroup.path.clone() };
+    for program in neighbours.before_ours() {
+        tracing::warn!("{program}");
+    }
     // Before the pods are looked at, so that no change is missed in between.
     let changes = AddressChanges::listen().inspect_err(|error| {
         tracing::warn!(%error, "addresses that pods gain or lose later are not followed: CAP_NET_BROADCAST?");
@@ -104,6 +109,8 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         cgroup: cgroup.path.display().to_string(),
         exclude_namespaces: config.exclude_namespaces.iter().cloned().collect(),
         enrolled,
+        // Looked at when it is asked for.
+        runs_before: Vec::new(),
     };
     let settings = NodeSettings {
         excluded_namespaces: config.exclude_namespaces.clone(),
@@ -111,7 +118,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         loopback: config.loopback,
     };
     let lookup = Lookup { source: source.clone(), settings: settings.clone(), node: handle.clone() };
-    let control = Control::new(lookup, status);
+    let control = Control::new(lookup, status, neighbours);
     let follower = changes.ok().map(|changes| (changes, handle.clone()));
     let answerer = Arc::new(Answerer { source, settings, node: handle });
 

@@ -26,6 +26,7 @@ use veer_common::reason::Reason;
 use crate::enrol::NodeHandle;
 use crate::lookup::Lookup;
 use crate::platform::bpf::events::Events;
+use crate::platform::bpf::order::{Neighbours, RunsBefore};
 use crate::socket;
 use crate::source::PodSource;
 
@@ -73,6 +74,8 @@ pub struct AgentStatus {
     pub exclude_namespaces: Vec<String>,
     /// Pods that are enrolled.
     pub enrolled: usize,
+    /// Foreign programs that see a connection before veer's.
+    pub runs_before: Vec<RunsBefore>,
 }
 
 /// A line of `veer monitor`.
@@ -123,15 +126,17 @@ pub struct Control<S> {
     node: NodeHandle,
     lookup: Lookup<S>,
     status: AgentStatus,
+    neighbours: Neighbours,
     lines: broadcast::Sender<Line>,
     watchers: Arc<AtomicUsize>,
 }
 
 impl<S: PodSource + Send + Sync + 'static> Control<S> {
     /// `status` is what does not change while the agent runs.
-    pub fn new(lookup: Lookup<S>, status: AgentStatus) -> Arc<Self> {
+    pub fn new(lookup: Lookup<S>, status: AgentStatus, neighbours: Neighbours) -> Arc<Self> {
         let (lines, _nobody) = broadcast::channel(BACKLOG);
-        Arc::new(Self { node: lookup.node.clone(), lookup, status, lines, watchers: Arc::default() })
+        let node = lookup.node.clone();
+        Arc::new(Self { node, lookup, status, neighbours, lines, watchers: Arc::default() })
     }
 
     /// Serves questions until `stop`.
@@ -171,7 +176,8 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
 
     async fn status(&self) -> AgentStatus {
         let enrolled = self.node.run(|node| node.registry().len()).await.unwrap_or_default();
-        AgentStatus { enrolled, ..self.status.clone() }
+        let runs_before = self.neighbours.before_ours();
+        AgentStatus { enrolled, runs_before, ..self.status.clone() }
     }
 
     /// Events are written exactly while somebody watches. The node's thread looks at the number when it

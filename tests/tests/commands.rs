@@ -189,7 +189,8 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
     let expected =
         ["agent", "agentError", "enrolled", "faults", "handingOver", "listening", "pins", "programs"];
     assert_eq!(keys(&status), expected);
-    let expected = ["cgroup", "enrolled", "excludeNamespaces", "pid", "podsFrom", "startedAt", "version"];
+    let expected =
+        ["cgroup", "enrolled", "excludeNamespaces", "pid", "podsFrom", "runsBefore", "startedAt", "version"];
     assert_eq!(keys(&status["agent"]), expected);
     assert_eq!(status["agent"]["excludeNamespaces"], json!(["kube-system"]));
     assert_eq!(

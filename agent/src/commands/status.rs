@@ -87,6 +87,7 @@ fn render(status: &NodeStatus) -> String {
             lines.push(format!("agent      running, pid {}, version {}, up {up}", agent.pid, agent.version));
             lines.push(format!("pods from  {}", agent.pods_from));
             lines.push(format!("cgroup     {}", agent.cgroup));
+            lines.extend(agent.runs_before.iter().map(|program| format!("warning    {program}")));
         }
         None => lines
             .push("agent      not running; enrolled pods stay redirected, new pods cannot start".to_owned()),

@@ -1,14 +1,17 @@
 //! The eBPF side of the node: objects, pins, links and maps.
 //!
 //! Owns: [`sys`] (bpf(2)), [`pins`] (where things are pinned), [`load`] (objects into the kernel and onto
-//! their hooks), [`maps`] (typed access to what is pinned), [`events`] (the ring buffer).
+//! their hooks), [`maps`] (typed access to what is pinned), [`events`] (the ring buffer), [`query`] (whose
+//! programs are at a hook), [`order`] (who runs before ours).
 //! Never does: know what a pod is beyond its netns cookie.
 //! Everything outlives the agent: a restart finds it by its pins and takes it over in place.
 
 pub mod events;
 pub mod load;
 pub mod maps;
+pub mod order;
 pub mod pins;
+pub mod query;
 pub mod sys;
 
 use std::io;

@@ -18,8 +18,12 @@ const MAP_DELETE_ELEM: libc::c_int = 3;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+
+/// `BPF_F_QUERY_EFFECTIVE`.
+const QUERY_EFFECTIVE: u32 = 1;
 
 /// `BPF_NOEXIST`.
 const NOEXIST: u64 = 1;
@@ -93,6 +97,18 @@ struct ObjectInfo {
     fd: u32,
     length: u32,
     info: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgramQuery {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    _padding: u32,
 }
 
 #[repr(C)]
@@ -187,6 +203,45 @@ pub fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     let [low, high] = info.object.map(u64::from);
     let object = if info.kind == LINK_TYPE_NETNS { low } else { low | high << 32 };
     Ok(LinkTarget { program_id: info.program_id, object })
+}
+
+/// Which programs of a cgroup a query asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Programs {
+    /// Those that hang on the cgroup itself.
+    Own,
+    /// Those that run for the processes in it, its ancestors' included, in the order of their running.
+    Effective,
+}
+
+/// Ids of the programs at a hook of a cgroup.
+///
+/// # Errors
+/// As the kernel says; EINVAL for a hook that it does not have.
+pub fn programs_at(cgroup: BorrowedFd<'_>, hook: AttachType, which: Programs) -> io::Result<Vec<u32>> {
+    // A cgroup has 64 at the most, and so have its ancestors.
+    let mut ids = vec![0_u32; 64];
+    loop {
+        let mut attribute = ProgramQuery {
+            target: number(cgroup),
+            attach_type: hook as u32,
+            query_flags: if which == Programs::Effective { QUERY_EFFECTIVE } else { 0 },
+            ids: ids.as_mut_ptr().expose_provenance() as u64,
+            count: u32::try_from(ids.len()).unwrap_or(u32::MAX),
+            ..ProgramQuery::default()
+        };
+        match bpf(PROG_QUERY, &mut attribute) {
+            // Then it has said how many there are.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                ids.resize((attribute.count as usize).max(ids.len() * 2), 0);
+            }
+            outcome => {
+                outcome?;
+                ids.truncate(attribute.count as usize);
+                return Ok(ids);
+            }
+        }
+    }
 }
 
 /// Gives a program or link a name on a bpffs.
