@@ -21,7 +21,7 @@ use crate::cni::answer::Answerer;
 use crate::cni::server;
 use crate::config::{AgentConfig, Place};
 use crate::control::{AgentStatus, Control};
-use crate::enrol::{Node, NodeHandle, follow};
+use crate::enrol::{Ebpf, EnrolError, Node, NodeHandle, follow};
 use crate::lookup::Lookup;
 use crate::model::NodeSettings;
 use crate::platform::bpf::BpfError;
@@ -71,6 +71,9 @@ pub enum AppError {
     /// The agent's own netns.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// What an earlier agent has left.
+    #[error("take over what is enrolled: {0}")]
+    TakeOver(#[from] EnrolError),
     /// The pods' source.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -95,7 +98,8 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let changes = AddressChanges::listen().inspect_err(|error| {
         tracing::warn!(%error, "addresses that pods gain or lose later are not followed: CAP_NET_BROADCAST?");
     });
-    let node = Node::take_over(datapath, NetnsThread::start()?)?;
+    let netns = NetnsThread::start()?;
+    let node = Node::take_over(Ebpf::new(datapath, netns.clone()), netns)?;
     let enrolled = node.registry().len();
     release_memory();
 

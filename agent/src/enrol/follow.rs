@@ -9,13 +9,12 @@ use std::os::fd::AsFd;
 
 use tokio_util::sync::CancellationToken;
 use veer_common::address::Address;
-use veer_common::maps::{NetnsCookie, flag};
+use veer_common::maps::NetnsCookie;
 
 use super::error::EnrolError;
 use super::node::{Node, NodeHandle};
 use super::steps;
-use crate::capture::{InterfaceAddress, OwnAddresses, own_address_keys, policy_of_addresses};
-use crate::platform::bpf::maps::ListEntries;
+use crate::capture::InterfaceAddress;
 use crate::platform::netlink;
 use crate::platform::netlink::changes::{self, AddressChanges, Changed, FollowedChanges, NetnsNumber};
 
@@ -95,28 +94,14 @@ impl Node {
         if !self.numbers.values().any(|followed| *followed == cookie) {
             self.follow(cookie, changes::number_of(netns.as_fd()));
         }
-        let Some(policy_before) = self.datapath.maps.policy(cookie)? else { return Ok(()) };
-        let mut addresses = self
+        let addresses = self
             .netns
             .run(netns.as_fd(), netlink::addresses)?
             .map_err(|source| EnrolError::Inspect { attempt: "read the addresses", source })?;
-        let choose = |addresses: &[_]| OwnAddresses::choose(addresses, &before.interface);
-        let policy = policy_of_addresses(&policy_before, &choose(&addresses));
-        if policy.flags & flag::CAPTURES_V6 != 0 {
-            addresses = with_passthrough(addresses);
+        if let Some(pod) = self.backend.readdress(&before, netns.as_fd(), addresses)? {
+            tracing::info!(pod = %pod.full_name(), addresses = pod.lists.own_addresses.len(), "its addresses have changed");
+            self.registry.insert(pod);
         }
-        let own_addresses = own_address_keys(cookie, &choose(&addresses));
-        let mut pod = before.clone();
-        pod.lists = ListEntries { own_addresses, ..pod.lists };
-        let is_same = pod.lists.without(&before.lists).own_addresses.is_empty()
-            && before.lists.without(&pod.lists).own_addresses.is_empty();
-        if is_same && policy == policy_before {
-            return Ok(());
-        }
-        steps::give_passthrough(&self.netns, netns.as_fd(), &policy)?;
-        let (name, count) = (pod.full_name(), pod.lists.own_addresses.len());
-        self.renew(pod, &policy, &[], &before.lists)?;
-        tracing::info!(pod = %name, addresses = count, "its addresses have changed");
         Ok(())
     }
 }

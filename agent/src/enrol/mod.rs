@@ -1,11 +1,13 @@
 //! Enrolment: from a pod that was decided on to a netns that is redirected, and back.
 //!
-//! Owns: the order of the steps ([`steps`]), who is enrolled ([`registry`]), and the node's state, which one
-//! thread has ([`node`]).
+//! Owns: what redirects a pod (`backend`, and `ebpf` with its [`steps`]), who is enrolled ([`registry`]), and the
+//! node's state, which one thread has ([`node`]).
 //! Never does: decide on a pod (that is `model`), or listen for requests (that is `cni`).
 //! Atomic: a step that fails is undone with all before it. A crash in between leaves entries that no
 //! program looks at, because the policy, which everything hangs on, is written last and removed first.
 
+mod backend;
+mod ebpf;
 pub mod error;
 pub mod follow;
 mod identity;
@@ -13,6 +15,7 @@ pub mod node;
 pub mod registry;
 pub mod steps;
 
+pub use self::ebpf::Ebpf;
 pub use self::error::EnrolError;
 pub use self::node::{Node, NodeHandle};
 pub use self::registry::{Enrolled, Registry};

@@ -123,13 +123,12 @@ impl Registry {
 }
 
 impl Enrolled {
-    /// The pod of an ADD.
+    /// The pod of an ADD, without lists.
     pub fn new(
         cookie: NetnsCookie,
         netns: NetnsId,
         attachment: &Attachment,
         pod: PodReference,
-        lists: ListEntries,
         enrolled_at: u64,
     ) -> Self {
         Self {
@@ -141,7 +140,7 @@ impl Enrolled {
             netns_path: attachment.netns.clone(),
             netns,
             enrolled_at,
-            lists,
+            lists: ListEntries::default(),
         }
     }
 

@@ -1,0 +1,92 @@
+//! What redirects a pod's traffic, as the node's thread sees it: one trait, one implementation for each way.
+//!
+//! Owns: what is asked of a backend. Never does: know who is enrolled, which is the registry's, or look into a
+//! netns on its own account. Implemented by: [`Ebpf`](super::ebpf::Ebpf). Called by: `node` and `follow`.
+
+use std::fmt::Debug;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::error::EnrolError;
+use super::registry::Enrolled;
+use crate::capture::{InterfaceAddress, MapEntries};
+use crate::model::Capture;
+use crate::platform::netlink::Listener;
+
+/// A pod that is to be redirected.
+#[derive(Debug)]
+pub(super) struct Joining<'a> {
+    /// Who it is; a backend that keeps something of its own there fills it in.
+    pub(super) pod: Enrolled,
+    /// How it is to be captured, with the ids of the node's kernel.
+    pub(super) capture: &'a Capture,
+    /// Its netns.
+    pub(super) netns: &'a OwnedFd,
+    /// The addresses of its netns.
+    pub(super) addresses: Vec<InterfaceAddress>,
+    /// The sockets that listen on the proxy's ports already.
+    pub(super) listeners: Vec<Listener>,
+    /// The pod as it was enrolled before, for a second ADD.
+    pub(super) before: Option<&'a Enrolled>,
+}
+
+/// What became of a pod that an earlier agent has enrolled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Found {
+    /// It is redirected, or as near to it as can be: to forget it would be to let its traffic through.
+    Kept,
+    /// Its netns is gone, or it never was enrolled to the end: what is left of it is to be removed.
+    Leftover,
+}
+
+/// A way of redirecting pods.
+pub(super) trait Backend: Debug + Send {
+    /// The pods that an earlier agent has enrolled.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    fn recall(&mut self) -> Result<Vec<Enrolled>, EnrolError>;
+
+    /// Takes a recalled pod over.
+    ///
+    /// # Errors
+    /// If it cannot be told what became of it.
+    fn take_over(&mut self, pod: &Enrolled) -> Result<Found, EnrolError>;
+
+    /// Redirects a pod, or brings one that is redirected up to date.
+    ///
+    /// # Errors
+    /// Whatever stands in the way; then nothing of it is left, or the pod is as it was before.
+    fn enrol(&mut self, joining: Joining<'_>) -> Result<Enrolled, EnrolError>;
+
+    /// Whether the pod is as [`enrol`](Self::enrol) left it.
+    ///
+    /// # Errors
+    /// `NotEnrolled` with what is missing.
+    fn check(&self, pod: &Enrolled) -> Result<(), EnrolError>;
+
+    /// Gives a pod the addresses that it has now; `None` if nothing changes.
+    ///
+    /// # Errors
+    /// As the kernel says; the pod keeps what it has.
+    fn readdress(
+        &mut self,
+        pod: &Enrolled,
+        netns: BorrowedFd<'_>,
+        addresses: Vec<InterfaceAddress>,
+    ) -> Result<Option<Enrolled>, EnrolError>;
+
+    /// Takes everything of a pod away. Goes on after a failure and reports all of them.
+    fn unenrol(&mut self, pod: &Enrolled) -> Vec<EnrolError>;
+
+    /// What the verdict goes by for this pod; `None` for one that is not wholly enrolled.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn map_entries(&self, pod: &Enrolled) -> Result<Option<MapEntries>, EnrolError>;
+
+    /// Turns events on or off.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn set_watched(&mut self, watched: bool) -> Result<(), EnrolError>;
+}

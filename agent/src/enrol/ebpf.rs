@@ -1,0 +1,260 @@
+//! The eBPF backend: a pod's policy, lists and inbound program in the datapath that the node's pods share.
+//!
+//! Owns: the datapath and what [`steps`] do not: taking over, repairing, renewing. Never does: know of other
+//! pods than the one that it is asked about. Called by: `node`, through [`Backend`].
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use veer_common::address::{Address, Port};
+use veer_common::maps::{NetnsCookie, PodPolicy, PortListKey, PortSet, flag};
+
+use super::backend::{Backend, Found, Joining};
+use super::error::EnrolError;
+use super::follow::with_passthrough;
+use super::registry::Enrolled;
+use super::steps::{self, Hands, Target};
+use crate::capture::{
+    InterfaceAddress, MapEntries, OwnAddresses, map_entries, own_address_keys, policy_of_addresses,
+};
+use crate::model::Capture;
+use crate::platform::bpf::load::Datapath;
+use crate::platform::bpf::maps::ListEntries;
+use crate::platform::listeners::{self, Borrowed};
+use crate::platform::netlink::{self, Listener};
+use crate::platform::netns::NetnsThread;
+
+/// The datapath, and the way into a netns.
+#[derive(Debug)]
+pub struct Ebpf {
+    datapath: Datapath,
+    netns: NetnsThread,
+}
+
+impl Ebpf {
+    /// With what was loaded.
+    pub fn new(datapath: Datapath, netns: NetnsThread) -> Self {
+        Self { datapath, netns }
+    }
+
+    /// Attaches the inbound program of a pod whose link was lost, if its netns is where it was.
+    fn reattach(&mut self, pod: &Enrolled) -> Result<(), EnrolError> {
+        let netns = steps::open_netns(pod).ok_or_else(|| {
+            EnrolError::NotEnrolled(format!("{} is not the pod's netns any more", pod.netns_path))
+        })?;
+        Ok(self.datapath.attach_netns(pod.cookie, netns.as_fd())?)
+    }
+
+    /// Gives an enrolled pod back what it has lost: after a CHECK that failed, the way out is another ADD.
+    fn repair(
+        &mut self,
+        pod: &Enrolled,
+        policy: &PodPolicy,
+        netns: &OwnedFd,
+        listeners: &[Borrowed],
+    ) -> Result<(), EnrolError> {
+        if self.datapath.netns_of_link(pod.cookie) != Some(pod.netns.inode) {
+            self.datapath.attach_netns(pod.cookie, netns.as_fd())?;
+            tracing::warn!(pod = %pod.full_name(), "attached its inbound program again");
+        }
+        steps::adopt(&mut self.datapath, pod, policy, listeners);
+        Ok(())
+    }
+
+    /// Brings the lists of an enrolled pod up to date: what is new first, what is old after, and the rest
+    /// untouched, so that no connection meets a gap. A port list that changes does so at once.
+    fn renew(
+        &mut self,
+        pod: &Enrolled,
+        policy: &PodPolicy,
+        ports: &[(PortListKey, Box<PortSet>)],
+        before: &ListEntries,
+    ) -> Result<(), EnrolError> {
+        self.datapath.maps.insert_enrolment(pod.cookie, &pod.to_map()?)?;
+        let new = pod.lists.without(before);
+        let ports_before = self.datapath.maps.port_lists(&before.ports)?;
+        if let Err(error) = self.datapath.maps.insert_lists(ports, &new) {
+            let removed = self.datapath.maps.remove_lists(&new);
+            self.datapath.maps.insert_port_lists(&ports_before).and(removed)?;
+            return Err(error.into());
+        }
+        self.datapath.maps.insert_policy(pod.cookie, policy)?;
+        self.datapath.maps.remove_lists(&before.without(&pod.lists))?;
+        Ok(())
+    }
+
+    /// Looks for listeners once more: one that began to listen after the first look and before there was a
+    /// policy was seen by nobody. In a new pod there is no process yet, and so none.
+    fn adopt_late(&mut self, pod: &Enrolled, policy: &PodPolicy, netns: &OwnedFd) {
+        let ports = steps::proxy_ports(&DEFAULT_PORTS);
+        let late = self
+            .netns
+            .run(netns.as_fd(), move || netlink::listeners(&ports).unwrap_or_default())
+            .map_err(EnrolError::from)
+            .and_then(|found| borrow(pod, &found));
+        match late {
+            Ok(late) => steps::adopt(&mut self.datapath, pod, policy, &late),
+            Err(error) => tracing::error!(pod = %pod.full_name(), %error, "look for late listeners"),
+        }
+    }
+
+    fn hands(&mut self) -> Hands<'_> {
+        Hands { datapath: &mut self.datapath, netns: &self.netns }
+    }
+}
+
+impl Backend for Ebpf {
+    fn recall(&mut self) -> Result<Vec<Enrolled>, EnrolError> {
+        let mut lists = self.datapath.maps.list_entries()?;
+        let records = self.datapath.maps.enrolments()?;
+        let pods = records
+            .into_iter()
+            .map(|(cookie, record)| {
+                Enrolled::from_map(cookie, &record, lists.remove(&cookie).unwrap_or_default())
+            })
+            .collect();
+        // Lists without a name: nobody looks at them, but they take room.
+        for (cookie, orphan) in lists {
+            tracing::warn!(cookie, "removed the lists of a pod that nobody knows");
+            self.datapath.maps.remove_lists(&orphan)?;
+        }
+        Ok(pods)
+    }
+
+    fn take_over(&mut self, pod: &Enrolled) -> Result<Found, EnrolError> {
+        let (cookie, name) = (pod.cookie, pod.full_name());
+        if self.datapath.maps.policy(cookie)?.is_none() {
+            tracing::warn!(pod = %name, cookie, "removed what was left of an enrolment");
+            return Ok(Found::Leftover);
+        }
+        match self.datapath.refresh_netns(cookie) {
+            Ok(true) => tracing::info!(pod = %name, cookie, "took over"),
+            Ok(false) => {
+                tracing::info!(pod = %name, cookie, "its netns is gone");
+                return Ok(Found::Leftover);
+            }
+            Err(error) => match self.reattach(pod) {
+                Ok(()) => tracing::warn!(pod = %name, cookie, %error, "attached its inbound program again"),
+                Err(second) => {
+                    tracing::error!(pod = %name, cookie, %error, %second, "its inbound program is not ours");
+                }
+            },
+        }
+        Ok(Found::Kept)
+    }
+
+    fn enrol(&mut self, joining: Joining<'_>) -> Result<Enrolled, EnrolError> {
+        let Joining { mut pod, capture, netns, addresses, listeners, before } = joining;
+        let entries = entries(pod.cookie, capture, addresses, &pod.interface);
+        let (policy, ports) = (entries.policy, entries.ports);
+        pod.lists = ListEntries {
+            ports: ports.iter().map(|(key, _)| *key).collect(),
+            ranges: entries.ranges,
+            own_addresses: entries.own_addresses,
+        };
+        let listeners = borrow(&pod, &listeners)?;
+        if let Some(before) = before {
+            self.repair(&pod, &policy, netns, &listeners)?;
+            steps::give_passthrough(&self.netns, netns.as_fd(), &policy)?;
+            self.renew(&pod, &policy, &ports, &before.lists)?;
+            return Ok(pod);
+        }
+        let record = pod.to_map()?;
+        let target = Target { pod: &pod, record, policy, ports: &ports, netns, listeners };
+        steps::enrol(&mut self.hands(), &target)?;
+        self.adopt_late(&pod, &policy, netns);
+        Ok(pod)
+    }
+
+    fn check(&self, pod: &Enrolled) -> Result<(), EnrolError> {
+        if self.datapath.maps.policy(pod.cookie)?.is_none() {
+            return Err(EnrolError::NotEnrolled(format!("pod {} has no policy any more", pod.full_name())));
+        }
+        match self.datapath.netns_of_link(pod.cookie) {
+            Some(inode) if inode == pod.netns.inode => Ok(()),
+            Some(_) | None => Err(EnrolError::NotEnrolled(format!(
+                "the inbound program of pod {} is not attached to its netns any more",
+                pod.full_name()
+            ))),
+        }
+    }
+
+    fn readdress(
+        &mut self,
+        before: &Enrolled,
+        netns: BorrowedFd<'_>,
+        mut addresses: Vec<InterfaceAddress>,
+    ) -> Result<Option<Enrolled>, EnrolError> {
+        let Some(policy_before) = self.datapath.maps.policy(before.cookie)? else { return Ok(None) };
+        let choose = |addresses: &[_]| OwnAddresses::choose(addresses, &before.interface);
+        let policy = policy_of_addresses(&policy_before, &choose(&addresses));
+        if policy.flags & flag::CAPTURES_V6 != 0 {
+            addresses = with_passthrough(addresses);
+        }
+        let own_addresses = own_address_keys(before.cookie, &choose(&addresses));
+        let mut pod = before.clone();
+        pod.lists = ListEntries { own_addresses, ..pod.lists };
+        let is_same = pod.lists.without(&before.lists).own_addresses.is_empty()
+            && before.lists.without(&pod.lists).own_addresses.is_empty();
+        if is_same && policy == policy_before {
+            return Ok(None);
+        }
+        steps::give_passthrough(&self.netns, netns, &policy)?;
+        self.renew(&pod, &policy, &[], &before.lists)?;
+        Ok(Some(pod))
+    }
+
+    fn unenrol(&mut self, pod: &Enrolled) -> Vec<EnrolError> {
+        let policy = self.datapath.maps.policy(pod.cookie).ok().flatten().unwrap_or(DEFAULT_PORTS);
+        steps::unenrol(&mut self.hands(), pod, &policy)
+    }
+
+    fn map_entries(&self, pod: &Enrolled) -> Result<Option<MapEntries>, EnrolError> {
+        let Some(policy) = self.datapath.maps.policy(pod.cookie)? else { return Ok(None) };
+        Ok(Some(self.datapath.maps.entries(policy, pod.lists.clone())?))
+    }
+
+    fn set_watched(&mut self, watched: bool) -> Result<(), EnrolError> {
+        Ok(self.datapath.maps.set_watched(watched)?)
+    }
+}
+
+/// The map entries of a pod.
+fn entries(
+    cookie: NetnsCookie,
+    capture: &Capture,
+    addresses: Vec<InterfaceAddress>,
+    interface: &str,
+) -> MapEntries {
+    let entries = map_entries(cookie, capture, &OwnAddresses::choose(&addresses, interface));
+    if entries.policy.flags & flag::CAPTURES_V6 == 0 {
+        return entries;
+    }
+    map_entries(cookie, capture, &OwnAddresses::choose(&with_passthrough(addresses), interface))
+}
+
+/// Borrows the listeners that were found in a pod's netns.
+fn borrow(pod: &Enrolled, found: &[Listener]) -> Result<Vec<Borrowed>, EnrolError> {
+    let borrowed = listeners::borrow(found, pod.netns.inode)
+        .map_err(|source| EnrolError::Inspect { attempt: "find the listeners", source })?;
+    if borrowed.len() < found.len() {
+        let missing = found.len() - borrowed.len();
+        tracing::warn!(pod = %pod.full_name(), missing, "listeners whose process was not found");
+    }
+    Ok(borrowed)
+}
+
+/// The ports of the proxy, where a policy that would say them is gone or not there yet.
+pub(super) const DEFAULT_PORTS: PodPolicy = PodPolicy {
+    flags: 0,
+    proxy_uid: 0,
+    proxy_gid: 0,
+    outbound_port: Port::new(15001),
+    inbound_port: Port::new(15006),
+    tunnel_port: Port::new(15008),
+    dns_port: Port::new(15053),
+    _reserved: [0; 4],
+    localhost: 0,
+    localhost_mask: u32::MAX,
+    source_v4: Address::UNSPECIFIED,
+    source_v6: Address::UNSPECIFIED,
+};
