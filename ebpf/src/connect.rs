@@ -1,9 +1,9 @@
 //! cgroup/connect4 and connect6: the outbound verdict, and the rewriting of what it redirects.
 
 use veer_common::address::{Address, Port};
-use veer_common::maps::{NetnsCookie, PodPolicy, SocketRecord, role};
+use veer_common::maps::{NetnsCookie, PodPolicy, SocketRecord, flag, role};
 use veer_common::reason::{Action, Fault, Reason};
-use veer_common::verdict::{self, Outbound};
+use veer_common::verdict::{self, Outbound, Rules as _};
 
 use crate::count::{self, Facts};
 use crate::ctx::{IPPROTO_TCP, Sock, SockAddr};
@@ -76,10 +76,32 @@ fn connect(context: SockAddr, v6: bool) -> Answer {
             record.role = role::NONE;
             Answer::Proceed
         }
-        Action::ToOutbound => redirect(context, v6, cookie, pod, record, &facts, pod.outbound_port),
-        Action::ToInbound => redirect(context, v6, cookie, pod, record, &facts, pod.inbound_port),
-        Action::ToDns => redirect(context, v6, cookie, pod, record, &facts, pod.dns_port),
+        action @ (Action::ToOutbound | Action::ToInbound | Action::ToDns) => {
+            let port = match action {
+                Action::ToInbound => pod.inbound_port,
+                Action::ToDns => pod.dns_port,
+                Action::ToOutbound | Action::Direct | Action::Drop => pod.outbound_port,
+            };
+            // What is told to the app and to the proxy is where the kernel would have connected.
+            facts.destination = connection.effective_destination();
+            let source = source(cookie, pod, &facts.destination, action);
+            redirect(context, v6, cookie, &source, record, &facts, port)
+        }
         Action::Drop => Answer::Refuse,
+    }
+}
+
+/// The address that the kernel would have connected from: to an address of its own a host connects from that
+/// address. Only with included loopback ranges does what is sent outbound go there.
+#[inline(always)]
+fn source(cookie: NetnsCookie, pod: &PodPolicy, destination: &Address, action: Action) -> Address {
+    let may_be_own = action != Action::ToOutbound || pod.flags & flag::INCLUDES_LOOPBACK != 0;
+    if may_be_own && PodRules(cookie).own_address(destination) {
+        *destination
+    } else if destination.is_v4() {
+        pod.source_v4
+    } else {
+        pod.source_v6
     }
 }
 
@@ -88,14 +110,13 @@ fn redirect(
     context: SockAddr,
     v6: bool,
     cookie: NetnsCookie,
-    pod: &PodPolicy,
+    source: &Address,
     record: &mut SocketRecord,
     facts: &Facts,
     port: Port,
 ) -> Answer {
     let destination = facts.destination;
-    let source = if destination.is_v4() { pod.source_v4 } else { pod.source_v6 };
-    let target = target(context, v6, cookie, facts, &source);
+    let target = target(context, v6, cookie, facts, source);
 
     record.role = role::DIALLER;
     record.destination = destination;

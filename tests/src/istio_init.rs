@@ -24,12 +24,19 @@ pub fn apply(netns: &NetNs) -> Result<()> {
 /// Programs a pod's netns as istio-init does with further arguments. Inbound ports that the injector always
 /// excludes are to be part of what is given with `-d`.
 pub fn apply_with<'a>(netns: &NetNs, arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let arguments: Vec<&str> = arguments.into_iter().collect();
+    apply_in(netns, &[], &arguments)
+}
+
+/// The same with environment variables, which some of the settings of a node's pods are.
+pub fn apply_in(netns: &NetNs, environment: &[(&str, &str)], arguments: &[&str]) -> Result<()> {
     let program = std::env::var_os("VEER_ISTIO_IPTABLES").map_or_else(
         || bail!("VEER_ISTIO_IPTABLES is not set: `cargo xtask setup` builds istio-iptables"),
         |path| executable(path.into(), "VEER_ISTIO_IPTABLES"),
     )?;
     let mut command = Command::new(program);
     command.args(INJECTED).args(["-d", "15090,15021,15020"]).args(arguments);
+    command.envs(environment.iter().copied());
     let output = netns.run(|| command.output())?.context("run istio-iptables")?;
     if !output.status.success() {
         bail!(

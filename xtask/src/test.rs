@@ -22,6 +22,9 @@ pub(crate) struct Options {
     part: Option<String>,
     /// A part of a test's name
     name: Option<String>,
+    /// Makes up 200 further policies for the matrix of connections, which takes minutes
+    #[arg(long)]
+    long: bool,
 }
 
 /// The selection that the arguments make.
@@ -64,6 +67,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             .args(run.targets);
         command.args(["--"]).args(&selection.name);
         command.envs(stage::variables(&binaries, &tools));
+        if options.long {
+            command.env("VEER_LONG", "1");
+        }
         let mut count = Count::default();
         let status = exec::watch(&mut command, |line| count.add(line))?;
         total = total.plus(count);
@@ -159,7 +165,8 @@ mod tests {
     #[test]
     fn a_part_or_a_name_selects() {
         let select = |part: Option<&str>, name: Option<&str>| {
-            let options = Options { part: part.map(str::to_owned), name: name.map(str::to_owned) };
+            let options =
+                Options { part: part.map(str::to_owned), name: name.map(str::to_owned), long: false };
             let selection = options.selection();
             (selection.unit, selection.netns, selection.name)
         };

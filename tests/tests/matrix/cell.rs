@@ -1,0 +1,149 @@
+//! One cell: a connection, in words that mean the same in every place.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use veer_tests::launch::Identity;
+use veer_tests::mesh::{APP, INBOUND, OUTBOUND};
+use veer_tests::pod::{REMOTE_V4, REMOTE_V6, ROUTER_V4, ROUTER_V6};
+
+/// The first pod of a world.
+pub(crate) const OWN_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+pub(crate) const OWN_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
+/// Of a second interface, as Multus adds one.
+pub(crate) const SECOND_V4: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+/// Further services outside.
+pub(crate) const OTHER_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub(crate) const OTHER_V6: Ipv6Addr = Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 1);
+pub(crate) const TUNNEL: u16 = 15008;
+/// Where the app and the services outside listen.
+pub(crate) const PORTS: [u16; 9] = [22, 53, 80, 443, APP, TUNNEL, 15020, 15021, 15090];
+
+/// Who opens a connection in the pod.
+pub(crate) fn identities() -> [(&'static str, Identity); 8] {
+    [
+        ("app", Identity::app()),
+        ("root", Identity::root()),
+        ("proxy", Identity::proxy()),
+        ("proxy's uid", Identity::new(1337, 1000)),
+        ("proxy's gid", Identity::new(1000, 1337)),
+        ("root of proxy's gid", Identity::new(0, 1337)),
+        ("supplementary", Identity::app().with_groups(&[1337, 3000])),
+        ("2102", Identity::new(2102, 2102)),
+    ]
+}
+
+/// A connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Cell {
+    pub(crate) from: From,
+    pub(crate) to: SocketAddr,
+}
+
+/// Where it begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum From {
+    /// In the pod.
+    Pod {
+        /// Index in [`identities`].
+        who: usize,
+        /// The address that the socket is bound to.
+        source: Option<IpAddr>,
+    },
+    /// Outside, bound to this address.
+    World(IpAddr),
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.from {
+            From::Pod { who, source } => {
+                let who = identities().into_iter().nth(who).map_or("nobody", |(name, _)| name);
+                write!(f, "{who}")?;
+                source.map_or(Ok(()), |source| write!(f, " bound to {source}"))?;
+            }
+            From::World(source) => write!(f, "the world from {source}")?,
+        }
+        write!(f, " -> {}", self.to)
+    }
+}
+
+/// All connections that make sense on any pod: the whole product.
+pub(crate) fn all() -> Vec<Cell> {
+    let mut cells = outbound();
+    for (sources, own) in [
+        ([IpAddr::V4(ROUTER_V4), REMOTE_V4.into()], IpAddr::V4(OWN_V4)),
+        ([ROUTER_V6.into(), REMOTE_V6.into()], OWN_V6.into()),
+    ] {
+        for source in sources {
+            for port in PORTS.into_iter().chain([OUTBOUND, INBOUND]) {
+                cells.push(Cell { from: From::World(source), to: (own, port).into() });
+            }
+        }
+    }
+    cells
+}
+
+fn outbound() -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for destination in destinations() {
+        for source in sources(destination) {
+            for who in 0..identities().len() {
+                for port in [80, 443, APP, TUNNEL, OUTBOUND] {
+                    // Nobody listens there outside.
+                    if port == OUTBOUND && !is_local(destination.to_canonical()) {
+                        continue;
+                    }
+                    cells.push(Cell { from: From::Pod { who, source }, to: (destination, port).into() });
+                }
+            }
+        }
+    }
+    cells
+}
+
+fn destinations() -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = vec![
+        REMOTE_V4.into(),
+        OTHER_V4.into(),
+        ROUTER_V4.into(),
+        OWN_V4.into(),
+        SECOND_V4.into(),
+        Ipv4Addr::LOCALHOST.into(),
+        Ipv4Addr::new(127, 0, 0, 2).into(),
+        Ipv4Addr::new(127, 0, 0, 6).into(),
+        Ipv4Addr::UNSPECIFIED.into(),
+        REMOTE_V6.into(),
+        OTHER_V6.into(),
+        ROUTER_V6.into(),
+        OWN_V6.into(),
+        Ipv6Addr::LOCALHOST.into(),
+        Ipv6Addr::UNSPECIFIED.into(),
+    ];
+    let mapped = [REMOTE_V4, OWN_V4, Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
+    addresses.extend(mapped.map(|v4| IpAddr::V6(v4.to_ipv6_mapped())));
+    addresses
+}
+
+/// What a socket that dials there may be bound to.
+fn sources(destination: IpAddr) -> Vec<Option<IpAddr>> {
+    let (own, localhost, passthrough): (IpAddr, IpAddr, IpAddr) = match destination {
+        IpAddr::V4(_) => (OWN_V4.into(), Ipv4Addr::LOCALHOST.into(), Ipv4Addr::new(127, 0, 0, 6).into()),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => return vec![None],
+        IpAddr::V6(_) => {
+            (OWN_V6.into(), Ipv6Addr::LOCALHOST.into(), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into())
+        }
+    };
+    let mut sources = vec![None, Some(own)];
+    // What leaves the pod with a loopback source never arrives, so there would be nothing to see.
+    if is_local(destination) {
+        sources.extend([Some(localhost), Some(passthrough)]);
+    }
+    sources
+}
+
+/// Whether it stays in the pod.
+pub(crate) fn is_local(address: IpAddr) -> bool {
+    let own: [IpAddr; 3] = [OWN_V4.into(), OWN_V6.into(), SECOND_V4.into()];
+    address.is_loopback() || address.is_unspecified() || own.contains(&address)
+}

@@ -1,0 +1,131 @@
+//! Whether two backends agree on a cell, and where veer is allowed to be better.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde_json::Value;
+
+use crate::cell::{Cell, From, TUNNEL, is_local};
+use crate::place::Outcome;
+use crate::policy::Policy;
+
+/// Where veer and istio-init may differ, and why. Whatever differs and is not named here is a bug.
+pub(crate) const IMPROVEMENTS: [Improvement; 4] = [
+    Improvement {
+        name: "the proxy sees the dialled address as its own",
+        why: "inbound connections are handed over without NAT, so getsockname() needs no SO_ORIGINAL_DST",
+        holds: |_, cell, istio, veer| {
+            let (Some(theirs), Some(ours)) = (istio.local(), veer.local()) else { return false };
+            istio.with_local(ours) == *veer && ours == effective(cell) && theirs.port() == 15006
+        },
+    },
+    Improvement {
+        name: "SO_ORIGINAL_DST has an answer",
+        why: "the proxy asks each connection for it, also those that it was dialled by itself",
+        holds: |_, cell, istio, veer| {
+            istio.original().is_none()
+                && veer.original() == Some(effective(cell))
+                && istio.with_original(veer.original()) == *veer
+        },
+    },
+    Improvement {
+        name: "with TPROXY, too, what is excluded within the pod stays direct",
+        why: "istio-init's mangle table knows neither excluded outbound ports nor 15008, and brings the proxy's \
+              connection to its own pod back to the proxy",
+        holds: |policy, cell, istio, veer| {
+            let excluded = policy.exclude_outbound.as_deref().unwrap_or("15020");
+            let port = cell.to.port();
+            let is_excluded = port == TUNNEL || excluded.split(',').any(|one| one == port.to_string());
+            policy.tproxy && is_excluded && istio.at() == Some("inbound") && veer.at() == Some("app")
+        },
+    },
+    Improvement {
+        name: "with TPROXY the proxy's connection to its own pod arrives as with REDIRECT",
+        why: "known by its gid or its uid, it is handed over the same way, from the same address",
+        holds: |policy, cell, istio, veer| {
+            let dialled = istio.local() == Some(effective(cell));
+            let Some(ours) = veer.local() else { return false };
+            policy.tproxy && dialled && ours.port() == 15006 && istio.with_local(ours) == *veer
+        },
+    },
+];
+
+/// A difference that is wanted.
+pub(crate) struct Improvement {
+    pub(crate) name: &'static str,
+    pub(crate) why: &'static str,
+    holds: fn(&Policy, &Cell, &Outcome, &Outcome) -> bool,
+}
+
+/// What two outcomes are to each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Judgement {
+    Agree,
+    /// Index in [`IMPROVEMENTS`].
+    Better(usize),
+    Differ,
+}
+
+/// Compares what came of a cell under istio-init with what came of it under veer.
+pub(crate) fn judge(policy: &Policy, cell: &Cell, istio: &Outcome, veer: &Outcome) -> Judgement {
+    if istio == veer {
+        return Judgement::Agree;
+    }
+    let better = IMPROVEMENTS.iter().position(|improvement| (improvement.holds)(policy, cell, istio, veer));
+    better.map_or(Judgement::Differ, Judgement::Better)
+}
+
+/// Whether what came of a cell is what its explanation says; else why not.
+pub(crate) fn explained(cell: &Cell, veer: &Outcome, decision: &Value, report: &Value) -> Result<(), String> {
+    let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    let destination = text(decision, "destination").and_then(|text| text.parse::<SocketAddr>().ok());
+    if destination.map(canonical) != Some(canonical(cell.to)) {
+        return Err(format!("the decision is on another connection: {decision}"));
+    }
+    let reason = text(report, "reason");
+    if text(decision, "reason") != reason && text(decision, "reason").as_deref() != Some("no-listener") {
+        return Err(format!("the kernel's reason is {decision}, explained is {reason:?}"));
+    }
+    let action = text(decision, "action").unwrap_or_default();
+    let expected: &[&str] = match action.as_str() {
+        "to-outbound" => &["outbound"],
+        "to-inbound" => &["inbound"],
+        "direct" => match cell.from {
+            // The app may dial the proxy's own port.
+            _ if cell.to.port() == 15001 => &["outbound", "inbound"],
+            _ if cell.to.port() == 15006 => &["inbound"],
+            From::Pod { .. } if is_local(cell.to.ip().to_canonical()) => &["app"],
+            From::Pod { .. } => &["outside"],
+            From::World(_) => &["app"],
+        },
+        _ => &[],
+    };
+    match veer {
+        Outcome::At { at, original, .. } => {
+            let redirected = action.starts_with("to-");
+            if !expected.contains(at) {
+                return Err(format!("explained is {action}, and it arrived at {at}"));
+            }
+            if redirected && original.map(canonical) != Some(effective(cell)) {
+                return Err(format!("the proxy was told {original:?} for {}", cell.to));
+            }
+            Ok(())
+        }
+        Outcome::Failed(_) => Ok(()),
+    }
+}
+
+/// What the kernel takes a dialled address for: v4-mapped is IPv4; `0.0.0.0` is what the socket is bound to,
+/// and `::` is loopback whatever that is.
+fn effective(cell: &Cell) -> SocketAddr {
+    let source = if let From::Pod { source, .. } = cell.from { source } else { None };
+    let ip = match cell.to.ip().to_canonical() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => source.unwrap_or(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(ip, cell.to.port())
+}
+
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,158 @@
+//! The differential matrix: every connection under istio-init's own rules, under each backend of veer, and
+//! explained. Every cell must agree, but for the improvements that are named.
+//!
+//! A program of its own rather than tests, because its table is for people. It takes a part of a policy's
+//! name, as a test does, and ends like one. With `VEER_LONG` set (`cargo xtask test --long`) it makes up
+//! further policies; `VEER_SEED` makes it the same ones again.
+
+mod cell;
+mod judge;
+mod place;
+mod policy;
+mod run;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use judge::IMPROVEMENTS;
+use policy::Policy;
+use run::{Backend, Tally};
+
+/// One line on stdout. Whoever closes it early does not want the rest.
+macro_rules! say {
+    ($($text:tt)*) => { drop(writeln!(io::stdout(), $($text)*)) };
+}
+
+/// What a run of the usual size has at least.
+const LEAST_CELLS: usize = 2000;
+/// Of a long run.
+const RANDOM_POLICIES: usize = 200;
+
+fn main() -> ExitCode {
+    match perform() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("matrix: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform() -> Result<bool> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // What the usual harness is asked by tools that list tests.
+    if arguments.iter().any(|argument| argument == "--list") {
+        return Ok(true);
+    }
+    let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
+    let is_asked = |policy: &Policy| {
+        filter.is_none_or(|part| "matrix".contains(part.as_str()) || policy.name.contains(part.as_str()))
+    };
+    let known = all_policies()?;
+    let count = known.len();
+    let policies: Vec<Policy> = known.into_iter().filter(is_asked).collect();
+    let started = Instant::now();
+    say!("\nrunning {} policies of the matrix", policies.len());
+    let tallies = run_all(&policies, &cell::all())?;
+    let failed = report(&policies, &tallies)?;
+    let cells: usize = tallies.iter().flatten().map(|tally| tally.cells).sum();
+    let complete = filter.is_some() || cells >= LEAST_CELLS;
+    let verdict = if failed == 0 && complete { "ok" } else { "FAILED" };
+    say!(
+        "\ntest result: {verdict}. {} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out; \
+         finished in {:.2}s\n",
+        policies.len() - failed,
+        count - policies.len(),
+        started.elapsed().as_secs_f64()
+    );
+    Ok(failed == 0 && complete)
+}
+
+/// Those of every run, and in a long one as many again as are made up.
+fn all_policies() -> Result<Vec<Policy>> {
+    let mut policies = policy::all();
+    if std::env::var_os("VEER_LONG").is_some() {
+        let seed = match std::env::var("VEER_SEED") {
+            Ok(seed) => seed.parse().context("VEER_SEED is not a number")?,
+            Err(_not_set) => fastrand::u64(..),
+        };
+        say!("\nthe random policies again: VEER_SEED={seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        policies.extend((0..RANDOM_POLICIES).map(|number| policy::random(number, &mut random)));
+    }
+    Ok(policies)
+}
+
+/// Runs the policies, a few at once.
+fn run_all(policies: &[Policy], cells: &[cell::Cell]) -> Result<Vec<Vec<Tally>>> {
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let workers = thread::available_parallelism().map_or(2, |count| count.get().min(4));
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(policy) = policies.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = run::policy(policy, cells);
+                    say!("  {} {}", policy.name, if result.is_ok() { "done" } else { "failed" });
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push((&policy.name, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let ordered = policies.iter().map(|policy| {
+        let index = results.iter().position(|(name, _)| **name == policy.name);
+        index
+            .map_or_else(|| bail!("policy {} was not run", policy.name), |index| results.swap_remove(index).1)
+    });
+    ordered.collect()
+}
+
+/// Prints the table and what differs; returns how many policies failed.
+fn report(policies: &[Policy], tallies: &[Vec<Tally>]) -> Result<usize> {
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "\n{:28} {:10} {:>6} {:>6} {:>6} {:>7} {:>9}",
+        "policy", "backend", "cells", "agree", "better", "differ", "explained"
+    )?;
+    let mut failed = 0;
+    for (policy, tallies) in policies.iter().zip(tallies) {
+        for tally in tallies {
+            writeln!(
+                out,
+                "{:28} {:10} {:>6} {:>6} {:>6} {:>7} {:>9}",
+                policy.name,
+                tally.backend.name(),
+                tally.cells,
+                tally.agree,
+                tally.better.iter().sum::<usize>(),
+                tally.differences.len(),
+                if tally.backend == Backend::Ebpf { tally.explained.to_string() } else { "-".to_owned() },
+            )?;
+        }
+        failed += usize::from(tallies.iter().any(|tally| !tally.differences.is_empty()));
+    }
+    let all = || tallies.iter().flatten();
+    writeln!(out, "\n{} cells in all", all().map(|tally| tally.cells).sum::<usize>())?;
+    for (index, improvement) in IMPROVEMENTS.iter().enumerate() {
+        let count: usize = all().filter_map(|tally| tally.better.get(index)).sum();
+        writeln!(out, "{count} better: {} ({})", improvement.name, improvement.why)?;
+    }
+    for (policy, tally) in policies
+        .iter()
+        .zip(tallies)
+        .flat_map(|(policy, tallies)| tallies.iter().map(move |tally| (policy, tally)))
+    {
+        for difference in tally.differences.iter().take(12) {
+            writeln!(out, "\n{} under {}: {difference}\n  {policy:?}", policy.name, tally.backend.name())?;
+        }
+    }
+    Ok(failed)
+}

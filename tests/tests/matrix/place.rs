@@ -1,0 +1,180 @@
+//! A place: a world with one pod in it whose traffic somebody redirects, and everybody listens.
+//!
+//! All places look the same from inside: the same addresses, listeners and users. So what comes of a cell
+//! can be compared as it is.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+use veer_tests::cgroup::Cgroup;
+use veer_tests::mesh::{Arrival, INBOUND, Listeners, OUTBOUND};
+use veer_tests::pod::{TestPod, World};
+use veer_tests::socket_maker::Maker;
+use veer_tests::veth::{self, ip};
+
+use crate::cell::{Cell, From, OTHER_V4, OTHER_V6, PORTS, SECOND_V4, identities};
+use crate::policy::Policy;
+
+/// How long a connection that goes nowhere is waited for.
+const LOST_AFTER: Duration = Duration::from_millis(400);
+
+/// A world, its pod, and who listens in them.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) world: World,
+    pub(crate) pod: TestPod,
+    makers: Vec<Maker>,
+    listeners: Listeners,
+}
+
+/// What came of a connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// It arrived.
+    At {
+        /// Whose listener.
+        at: &'static str,
+        /// `SO_ORIGINAL_DST` there, if it is the proxy's.
+        original: Option<SocketAddr>,
+        /// Its own address there.
+        local: SocketAddr,
+        /// Who the client is, there.
+        client: IpAddr,
+        /// Whom the client believes to talk to.
+        peername: SocketAddr,
+    },
+    /// connect() failed.
+    Failed(ErrorKind),
+}
+
+impl Outcome {
+    /// The proxy's, app's or service's own address.
+    pub(crate) const fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::At { local, .. } => Some(*local),
+            Self::Failed(_) => None,
+        }
+    }
+
+    /// Whose listener it arrived at.
+    pub(crate) const fn at(&self) -> Option<&'static str> {
+        match self {
+            Self::At { at, .. } => Some(*at),
+            Self::Failed(_) => None,
+        }
+    }
+
+    /// What `SO_ORIGINAL_DST` said.
+    pub(crate) fn original(&self) -> Option<SocketAddr> {
+        match self {
+            Self::At { original, .. } => *original,
+            Self::Failed(_) => None,
+        }
+    }
+
+    /// The same, had it arrived at another address.
+    pub(crate) fn with_local(&self, address: SocketAddr) -> Self {
+        let mut other = self.clone();
+        if let Self::At { local, .. } = &mut other {
+            *local = address;
+        }
+        other
+    }
+
+    /// The same, had the proxy been told this.
+    pub(crate) fn with_original(&self, address: Option<SocketAddr>) -> Self {
+        let mut other = self.clone();
+        if let Self::At { original, .. } = &mut other {
+            *original = address;
+        }
+        other
+    }
+}
+
+impl Place {
+    /// Makes it; nobody redirects yet.
+    pub(crate) fn new(cgroup: &Cgroup) -> Result<Self> {
+        let world = World::new()?;
+        for address in [IpAddr::from(OTHER_V4), OTHER_V6.into()] {
+            world.add_address(&format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 }))?;
+        }
+        let pod = TestPod::new(&world, cgroup, "pod")?;
+        veth::pair(
+            veth::End { netns: pod.netns(), name: "net1", addresses: &[&format!("{SECOND_V4}/24")] },
+            veth::End { netns: world.netns(), name: "net1", addresses: &[] },
+        )?;
+        // Istio-init adds it; under veer an app may bind to it where it is.
+        ip(pod.netns(), ["address replace ::6/128 dev lo nodad"])?;
+        let makers = identities().map(|(_, identity)| pod.maker(identity));
+        let makers = makers.into_iter().collect::<Result<_>>()?;
+        Ok(Self { world, pod, makers, listeners: Listeners::default() })
+    }
+
+    /// Opens all listeners, once somebody redirects.
+    pub(crate) fn listen(&mut self, policy: &Policy) -> Result<()> {
+        let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+        for any in any {
+            for port in PORTS {
+                self.listeners.add("app", self.pod.app(), (any, port))?;
+                self.listeners.add_in_world("outside", &self.world, (any, port))?;
+            }
+            if policy.proxy_is_away {
+                continue;
+            }
+            self.listeners.add("outbound", self.pod.proxy(), (any, OUTBOUND))?;
+            let at = SocketAddr::new(any, INBOUND);
+            let inbound =
+                self.pod.proxy().socket(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+            if policy.tproxy {
+                // What iptables' TPROXY asks of a listener; the test has the privilege, veer does not ask.
+                set_transparent(&inbound, any)?;
+            }
+            self.listeners.listen("inbound", inbound, at)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the connection and tells what came of it.
+    pub(crate) fn open(&self, cell: &Cell) -> Result<Outcome> {
+        let socket = self.socket(cell)?;
+        if let Err(error) = socket.connect_timeout(&cell.to.into(), LOST_AFTER) {
+            return Ok(Outcome::Failed(error.kind()));
+        }
+        let (arrival, accepted) = self.listeners.accept()?;
+        let peername = socket.peer_addr()?.as_socket().context("a peer's address")?;
+        // Closed with a reset: thousands in TIME-WAIT would take the ports of the next.
+        socket.set_linger(Some(Duration::ZERO))?;
+        drop(socket);
+        drop(accepted);
+        Ok(outcome(&arrival, peername))
+    }
+
+    fn socket(&self, cell: &Cell) -> Result<Socket> {
+        let (domain, protocol) = (Domain::for_address(cell.to), Some(Protocol::TCP));
+        let (socket, source) = match cell.from {
+            From::Pod { who, source } => {
+                let maker = self.makers.get(who).context("a cell of nobody")?;
+                (maker.socket(domain, Type::STREAM, protocol)?, source)
+            }
+            From::World(source) => (self.world.socket(domain, Type::STREAM, protocol)?, Some(source)),
+        };
+        if let Some(source) = source {
+            socket.bind(&SocketAddr::new(source, 0).into()).with_context(|| format!("bind for {cell}"))?;
+        }
+        Ok(socket)
+    }
+}
+
+fn outcome(arrival: &Arrival, peername: SocketAddr) -> Outcome {
+    let Arrival { at, original, local, peer } = *arrival;
+    // Under istio-init a connection that was not redirected has itself as its original destination.
+    let original = original.filter(|_| ["outbound", "inbound"].contains(&at));
+    Outcome::At { at, original, local, client: peer.ip(), peername }
+}
+
+fn set_transparent(socket: &Socket, family: IpAddr) -> io::Result<()> {
+    if family.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
+}
