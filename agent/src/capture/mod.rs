@@ -2,13 +2,14 @@
 //!
 //! Owns: the map entries of a pod ([`map_entries()`]), the choice among its addresses
 //! ([`OwnAddresses`]) and the pod's lists as the verdict asks for them ([`CaptureRules`] from the
-//! parsed lists, [`MapRules`] from the entries), and where the entries differ from a manifest of today
+//! parsed lists, [`MapRules`] from the entries), its rules of nftables ([`nft`]), and where the entries differ from a manifest of today
 //! ([`differences()`]). Never does: I/O; it neither reads addresses nor writes
 //! maps. Called by: enrolment; the rules by tests, which compare them with the maps.
 
 mod addresses;
 mod differences;
 mod map_entries;
+pub mod nft;
 mod rules;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -9,5 +9,6 @@ pub mod cgroup;
 pub mod listeners;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod redirection;
 pub mod userns;

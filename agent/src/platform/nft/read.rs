@@ -1,0 +1,88 @@
+//! What is in the kernel of ours.
+
+use netlink_packet_core::NlasIterator;
+
+use super::NftError;
+use super::expression::{COUNTER, family_number};
+use super::message::{Attributes, DUMP, Head, Messages};
+use super::transaction;
+use crate::capture::nft::{Family, TABLE};
+
+/// `NFT_MSG_GETTABLE` and `NFT_MSG_GETOBJ`.
+const GET_TABLE: u16 = 1;
+const GET_OBJECT: u16 = 19;
+
+/// A counter as it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Counted {
+    /// The family of its table.
+    pub family: Family,
+    /// Its name.
+    pub name: String,
+    /// What it has counted.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// The families that have a table of ours.
+///
+/// # Errors
+/// As the kernel says.
+pub fn present() -> Result<Vec<Family>, NftError> {
+    let mut found = Vec::new();
+    for family in [Family::Ip, Family::Ip6] {
+        let head = Head { kind: GET_TABLE, flags: DUMP, family: family_number(family) };
+        let mut is_there = false;
+        transaction::ask(&Messages::question(head, &Attributes::new()), |answer| {
+            is_there |= text(answer, 1).as_deref() == Some(TABLE);
+        })?;
+        if is_there {
+            found.push(family);
+        }
+    }
+    Ok(found)
+}
+
+/// Our counters.
+///
+/// # Errors
+/// As the kernel says.
+pub fn counters() -> Result<Vec<Counted>, NftError> {
+    let mut counters = Vec::new();
+    for family in [Family::Ip, Family::Ip6] {
+        let head = Head { kind: GET_OBJECT, flags: DUMP, family: family_number(family) };
+        let of_ours = Attributes::new().text(1, TABLE).number(3, COUNTER);
+        transaction::ask(&Messages::question(head, &of_ours), |answer| {
+            // Kernels before 4.14 answer with those of other tables, too.
+            if text(answer, 1).as_deref() == Some(TABLE) {
+                counters.extend(counted(answer, family));
+            }
+        })?;
+    }
+    Ok(counters)
+}
+
+fn counted(answer: &[u8], family: Family) -> Option<Counted> {
+    let value = attribute(answer, 4)?;
+    let number = |kind| Some(u64::from_be_bytes(*attribute(value, kind)?.first_chunk()?));
+    Some(Counted { family, name: text(answer, 2)?, bytes: number(1)?, packets: number(2)? })
+}
+
+fn attribute(attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    let mut rest = attributes;
+    for attribute in NlasIterator::new(attributes) {
+        let attribute = attribute.ok()?;
+        let length = 4 + attribute.value_length();
+        if attribute.kind() == kind {
+            return rest.get(4..length);
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    None
+}
+
+fn text(attributes: &[u8], kind: u16) -> Option<String> {
+    let text = attribute(attributes, kind)?.split(|byte| *byte == 0).next()?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
