@@ -32,6 +32,8 @@ pub mod name {
     pub const HAND_OFFS: &str = "HAND_OFFS";
     /// Socket storage with a [`SocketRecord`](super::SocketRecord), inherited by accepted sockets.
     pub const SOCKETS: &str = "SOCKETS";
+    /// Socket storage with a [`DatagramRecord`](super::DatagramRecord), for UDP of pods that capture DNS.
+    pub const DATAGRAMS: &str = "DATAGRAMS";
     /// At index 0 the inbound program, which the program of each netns jumps to.
     pub const INBOUND: &str = "INBOUND";
     /// For each CPU the cookie of the pod that the inbound program decides for.
@@ -360,6 +362,51 @@ pub struct SocketRecord {
     pub _reserved_end: [u8; 4],
 }
 
+/// What is known of a UDP socket of a pod that captures DNS, kept in its storage: who made it, and whom it
+/// has asked. Replies come from the proxy, and are shown as coming from there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DatagramRecord {
+    /// The netns that the socket was created in.
+    pub cookie: NetnsCookie,
+    /// Creator's uid, as the initial user namespace counts.
+    pub uid: u32,
+    /// Creator's primary gid, as the initial user namespace counts.
+    pub gid: u32,
+    /// The resolver that the socket is connected to; [`Address::UNSPECIFIED`] if it was not redirected.
+    pub connected: Address,
+    /// The IPv6 resolver that was last asked without connect(); [`Address::UNSPECIFIED`] for none.
+    pub asked_v6: Address,
+    /// The IPv4 resolvers that were asked without connect(), as [`Address::words`] has them in its last word;
+    /// zero for none. The place of each is the slot whose source its questions have: see
+    /// [`slot_source`](Self::slot_source).
+    pub asked_v4: [u32; Self::SLOTS],
+    /// The proxy's port that the questions went to instead.
+    pub dns_port: Port,
+    /// Zero.
+    pub _reserved: [u8; 6],
+}
+
+impl DatagramRecord {
+    /// IPv4 resolvers that one socket may ask without connect() and tell the replies apart.
+    pub const SLOTS: usize = 4;
+
+    /// The source of questions from a slot but the first: 127.53.0.2 for the second. The proxy's replies go
+    /// there, and come from there: all that a program can see of a message which is not the sender's word.
+    #[inline(always)]
+    pub const fn slot_source(slot: u8) -> Address {
+        Address::v4([127, 53, 0, slot + 1])
+    }
+
+    /// The slot whose questions have this source.
+    #[inline(always)]
+    pub const fn slot_of_source(source: &Address) -> Option<u8> {
+        let [a, b, c, number] = source.v4_octets();
+        let is_one = source.is_v4() && a == 127 && b == 53 && c == 0 && number > 1;
+        if is_one && number as usize <= Self::SLOTS { Some(number - 1) } else { None }
+    }
+}
+
 /// What the agent tells all programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -408,12 +455,29 @@ macro_rules! layout {
 
 layout! {
     PodPolicy: 64, PortListKey: 16, PortSet: 8192, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16,
-    HandOffKey: 32, HandOff: 24, SocketRecord: 64, Settings: 8, Counters: 512, Enrolment: 872,
+    HandOffKey: 32, HandOff: 24, SocketRecord: 64, DatagramRecord: 72, Settings: 8, Counters: 512, Enrolment: 872,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_slot_but_the_first_has_a_source_that_tells_it() {
+        for slot in 1..4 {
+            assert_eq!(DatagramRecord::slot_of_source(&DatagramRecord::slot_source(slot)), Some(slot));
+        }
+        for other in [
+            [127, 53, 0, 0],
+            [127, 53, 0, 1],
+            [127, 53, 0, 5],
+            [127, 53, 1, 2],
+            [127, 0, 0, 2],
+            [10, 53, 0, 2],
+        ] {
+            assert_eq!(DatagramRecord::slot_of_source(&Address::v4(other)), None, "{other:?}");
+        }
+    }
 
     #[test]
     fn a_port_set_holds_what_was_put_in_and_nothing_else() {

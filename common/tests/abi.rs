@@ -10,8 +10,8 @@ use veer_common::ABI_VERSION;
 use veer_common::address::{Address, Port};
 use veer_common::event::Event;
 use veer_common::maps::{
-    self, Counters, Enrolment, HandOff, HandOffKey, ListenerKey, OwnAddressKey, PodPolicy, PortList,
-    PortListKey, PortSet, RangeList, RangeMatch, Settings, SocketRecord, flag, name, role,
+    self, Counters, DatagramRecord, Enrolment, HandOff, HandOffKey, ListenerKey, OwnAddressKey, PodPolicy,
+    PortList, PortListKey, PortSet, RangeList, RangeMatch, Settings, SocketRecord, flag, name, role,
 };
 use veer_common::reason::{COUNTERS, Fault, Reason};
 use zerocopy::{Immutable, IntoBytes};
@@ -94,6 +94,7 @@ fn bytes(lines: &mut Lines) {
     );
     record(lines, "HandOff", &HandOff { destination: address(0xa0), port: port(0), _reserved: [0; 6] });
     record(lines, "SocketRecord", &socket_record());
+    record(lines, "DatagramRecord", &datagram_record());
     record(lines, "Settings", &Settings { abi_version: 0x1112_1314, watched: 0x2122_2324 });
     record(lines, "Counters", &counters());
     record(lines, "Enrolment", &enrolment());
@@ -153,6 +154,19 @@ fn socket_record() -> SocketRecord {
     }
 }
 
+fn datagram_record() -> DatagramRecord {
+    DatagramRecord {
+        cookie: COOKIE,
+        uid: 0x1112_1314,
+        gid: 0x2122_2324,
+        connected: address(0xa0),
+        asked_v6: address(0xc0),
+        asked_v4: [0x3132_3334, 0x4142_4344, 0x5152_5354, 0x6162_6364],
+        dns_port: port(0),
+        _reserved: [0; 6],
+    }
+}
+
 fn counters() -> Counters {
     let mut next = 0;
     Counters([(); COUNTERS].map(|()| {
@@ -202,6 +216,7 @@ fn numbers(lines: &mut Lines) {
         (name::LISTENERS, maps::MAX_LISTENERS),
         (name::HAND_OFFS, maps::MAX_HAND_OFFS),
         (name::SOCKETS, 0),
+        (name::DATAGRAMS, 0),
         (name::SETTINGS, 1),
         (name::EVENTS, maps::EVENTS_BYTES),
     ] {

@@ -6,10 +6,10 @@ use veer_common::reason::{Action, Fault, Reason};
 use veer_common::verdict::{self, Outbound, Rules as _};
 
 use crate::count::{self, Facts};
-use crate::ctx::{IPPROTO_TCP, Sock, SockAddr};
-use crate::maps;
+use crate::ctx::{IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
 use crate::rules::PodRules;
 use crate::sock_create::record_of;
+use crate::{datagram, maps};
 
 /// What the hook answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,9 +34,19 @@ pub fn connect6(context: SockAddr) -> Answer {
 
 #[inline(always)]
 fn connect(context: SockAddr, v6: bool) -> Answer {
-    if context.protocol() != IPPROTO_TCP {
-        return Answer::Proceed;
+    let protocol = context.protocol();
+    if protocol == IPPROTO_TCP {
+        connect_tcp(context, v6)
+    } else if protocol == IPPROTO_UDP {
+        datagram::connect(context, v6)
+    } else {
+        Answer::Proceed
     }
+}
+
+/// A function of its own in the object, as UDP's is: of the 512 bytes of stack each has what it needs.
+#[inline(never)]
+fn connect_tcp(context: SockAddr, v6: bool) -> Answer {
     let cookie = context.netns_cookie();
     let Some(pod) = maps::pod(cookie) else { return Answer::Proceed };
 
@@ -94,7 +104,7 @@ fn connect(context: SockAddr, v6: bool) -> Answer {
 /// The address that the kernel would have connected from: to an address of its own a host connects from that
 /// address. Only with included loopback ranges does what is sent outbound go there.
 #[inline(always)]
-fn source(cookie: NetnsCookie, pod: &PodPolicy, destination: &Address, action: Action) -> Address {
+pub fn source(cookie: NetnsCookie, pod: &PodPolicy, destination: &Address, action: Action) -> Address {
     let may_be_own = action != Action::ToOutbound || pod.flags & flag::INCLUDES_LOOPBACK != 0;
     if may_be_own && PodRules(cookie).own_address(destination) {
         *destination

@@ -10,6 +10,8 @@
 
 #![expect(unsafe_code, reason = "kernel contexts are raw pointers; this is the room where they are read")]
 
+mod message;
+
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt};
@@ -25,6 +27,8 @@ pub const AF_INET: u32 = 2;
 pub const AF_INET6: u32 = 10;
 /// `IPPROTO_TCP`; MPTCP's subflows say the same.
 pub const IPPROTO_TCP: u32 = 6;
+/// `IPPROTO_UDP`.
+pub const IPPROTO_UDP: u32 = 17;
 
 /// The offsets below, checked against the kernel's own header.
 const _: () = {
@@ -123,7 +127,7 @@ pub fn monotonic_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Context of bind4, bind6, connect4, connect6, getpeername4 and getpeername6.
+/// Context of the bind, connect, sendmsg, recvmsg and getpeername hooks.
 #[derive(Clone, Copy)]
 pub struct SockAddr(*mut bpf_sock_addr);
 

@@ -3,12 +3,16 @@
 use veer_common::address::Address;
 use veer_common::maps::{SocketRecord, role};
 
-use crate::ctx::SockAddr;
-use crate::maps;
+use crate::ctx::{IPPROTO_UDP, SockAddr};
+use crate::{datagram, maps};
 
 /// getpeername4: an `AF_INET` socket.
 #[inline(always)]
 pub fn getpeername4(context: SockAddr) {
+    if context.protocol() == IPPROTO_UDP {
+        datagram::getpeername4(context);
+        return;
+    }
     if let Some(record) = redirected(context, context.address_v4()) {
         context.set_address_v4(&record.destination);
         context.set_port(record.port);
@@ -18,6 +22,10 @@ pub fn getpeername4(context: SockAddr) {
 /// getpeername6: an `AF_INET6` socket; the address may be v4-mapped.
 #[inline(always)]
 pub fn getpeername6(context: SockAddr) {
+    if context.protocol() == IPPROTO_UDP {
+        datagram::getpeername6(context);
+        return;
+    }
     if let Some(record) = redirected(context, context.address_v6()) {
         context.set_address_v6(&record.destination);
         context.set_port(record.port);

@@ -1,6 +1,6 @@
 //! The datapath: gathers facts from the kernel's hooks, asks the shared verdict, acts on it.
 //!
-//! Owns: one module for each hook family ([`bind`], [`connect`], [`handoff`], [`listen`], [`getsockopt`],
+//! Owns: one module for each hook family ([`bind`], [`connect`], [`datagram`], [`handoff`], [`listen`], [`getsockopt`],
 //! [`getpeername`], [`setsockopt`], [`sock_create`], [`sk_lookup`]), the maps behind accessors ([`maps`]), and every
 //! access to a kernel context ([`ctx`]).
 //! Never does: decide. What goes where is `veer_common::verdict`; a test on a laptop runs the same code.
@@ -14,6 +14,7 @@ pub mod bind;
 pub mod connect;
 pub mod count;
 pub mod ctx;
+pub mod datagram;
 pub mod getpeername;
 pub mod getsockopt;
 pub mod handoff;

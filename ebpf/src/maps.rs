@@ -24,7 +24,7 @@ use aya_ebpf::programs::SkLookupContext;
 use veer_common::address::{Address, Port};
 use veer_common::event::Event;
 use veer_common::maps::{
-    Counters, EVENTS_BYTES, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_HAND_OFFS,
+    Counters, DatagramRecord, EVENTS_BYTES, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_HAND_OFFS,
     MAX_LISTENER_SLOTS, MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie,
     OwnAddressKey, PodPolicy, PortList, PortListKey, PortSet, RangeList, RangeMatch, Settings, SocketRecord,
 };
@@ -91,6 +91,8 @@ const STORAGE_FLAGS: usize = 0x201;
 
 #[btf_map]
 static SOCKETS: BtfMap<i32, SocketRecord, SK_STORAGE, 0, STORAGE_FLAGS> = BtfMap::new();
+#[btf_map]
+static DATAGRAMS: BtfMap<i32, DatagramRecord, SK_STORAGE, 0, { BPF_F_NO_PREALLOC as usize }> = BtfMap::new();
 #[btf_map]
 static LISTENERS: BtfMap<ListenerKey, u64, SOCKHASH, { MAX_LISTENERS as usize }, 0> = BtfMap::new();
 
@@ -231,6 +233,27 @@ pub fn record_or_insert(socket: *mut c_void) -> Option<&'static mut SocketRecord
     let record = unsafe { bpf_sk_storage_get(SOCKETS.pointer(), socket, ptr::null_mut(), flags) };
     // SAFETY: as for `record`.
     unsafe { record.cast::<SocketRecord>().as_mut() }
+}
+
+/// The record of a UDP socket, likewise.
+#[expect(clippy::not_unsafe_ptr_arg_deref, reason = "the verifier proves what `unsafe` would ask of callers")]
+#[inline(always)]
+pub fn datagrams(socket: *mut c_void) -> Option<&'static mut DatagramRecord> {
+    // SAFETY: the map is a socket storage with DatagramRecord values, the socket comes from the kernel.
+    let record = unsafe { bpf_sk_storage_get(DATAGRAMS.pointer(), socket, ptr::null_mut(), 0) };
+    // SAFETY: null, or a DatagramRecord that lives as long as the socket, which the program holds.
+    unsafe { record.cast::<DatagramRecord>().as_mut() }
+}
+
+/// The record of a UDP socket, all zero where there was none; `None` when memory is short.
+#[expect(clippy::not_unsafe_ptr_arg_deref, reason = "the verifier proves what `unsafe` would ask of callers")]
+#[inline(always)]
+pub fn datagrams_or_insert(socket: *mut c_void) -> Option<&'static mut DatagramRecord> {
+    let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: as for `datagrams`; without a first value the kernel makes one of zeros.
+    let record = unsafe { bpf_sk_storage_get(DATAGRAMS.pointer(), socket, ptr::null_mut(), flags) };
+    // SAFETY: as for `datagrams`.
+    unsafe { record.cast::<DatagramRecord>().as_mut() }
 }
 
 /// Registers the listener of a TCP_LISTEN callback in the first free slot of its port from `slot` on, before `end`.

@@ -7,8 +7,8 @@
 use aya_ebpf::programs::SockContext;
 use veer_common::maps::{NetnsCookie, SocketRecord};
 
-use crate::ctx::{self, IPPROTO_TCP, Sock};
-use crate::maps;
+use crate::ctx::{self, IPPROTO_TCP, IPPROTO_UDP, Sock};
+use crate::{datagram, maps};
 
 /// `IPPROTO_MPTCP`.
 const IPPROTO_MPTCP: u32 = 262;
@@ -33,6 +33,10 @@ pub fn record_of(socket: Sock, cookie: NetnsCookie) -> Option<&'static mut Socke
 pub fn sock_create(context: &SockContext) {
     let socket = Sock::new(context.sock.cast());
     let protocol = socket.protocol();
+    if protocol == IPPROTO_UDP {
+        datagram::created(socket);
+        return;
+    }
     if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
         return;
     }

@@ -3,8 +3,8 @@
 //! Owns: network namespaces ([`netns`]), links and addresses ([`veth`]), cgroups ([`cgroup`]), processes
 //! in them without any privilege ([`launch`], [`socket_maker`]), the world around a pod ([`pod`]), the
 //! real agent ([`agent`]), what it pins ([`pinned`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real Envoy
-//! ([`envoy`]), an app ([`http`]), a socket load balancer ([`socket_lb`]), and load ([`load`], [`dst_server`],
-//! [`jam`]).
+//! ([`envoy`]), an app ([`http`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), and load ([`load`],
+//! [`dst_server`], [`jam`]).
 //! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
 //! Used by: the tests in `tests/`, the demo and the benchmarks. All of it needs root.
 //!
@@ -17,6 +17,7 @@ pub mod cgroup;
 pub mod cni;
 pub mod credentials;
 pub mod dial;
+pub mod dns;
 pub mod dst_server;
 pub mod envoy;
 pub mod http;

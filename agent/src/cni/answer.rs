@@ -133,7 +133,6 @@ fn supported(name: &str, capture: Capture) -> Result<Capture, Reply> {
 
 fn unsupported(capture: &Capture) -> Vec<&'static str> {
     let rows = [
-        (capture.dns_capture, "DNS capture (ISTIO_META_DNS_CAPTURE)"),
         (!capture.excluded_interfaces.is_empty(), "excludeInterfaces"),
         (!capture.rerouted_interfaces.is_empty(), "istio.io/reroute-virtual-interfaces"),
         // INVALID_DROP is not among them: it is about packets that conntrack calls invalid, and nothing

@@ -13,7 +13,7 @@ use veer_common::maps::{Enrolment, MAX_PODS, NetnsCookie};
 use veer_ebpf::connect::{self, Answer};
 use veer_ebpf::ctx::{SkLookup, SockAddr, SockOps, SockOpt};
 use veer_ebpf::sk_lookup::{self as inbound, Answer as Inbound};
-use veer_ebpf::{bind, getpeername, getsockopt, handoff, listen, maps, setsockopt, sock_create};
+use veer_ebpf::{bind, datagram, getpeername, getsockopt, handoff, listen, maps, setsockopt, sock_create};
 
 /// Who the enrolled pods are. No program reads it: it is here because it lives and dies with the others.
 #[map]
@@ -65,6 +65,32 @@ fn veer_peername4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 fn veer_peername6(context: SockAddrContext) -> i32 {
     getpeername::getpeername6(SockAddr::new(context.sock_addr));
+    1
+}
+
+/// DNS that is asked without connect(), IPv4.
+#[cgroup_sock_addr(sendmsg4)]
+fn veer_sendmsg4(context: SockAddrContext) -> i32 {
+    i32::from(datagram::sendmsg4(SockAddr::new(context.sock_addr)) == Answer::Proceed)
+}
+
+/// DNS that is asked without connect(), IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+fn veer_sendmsg6(context: SockAddrContext) -> i32 {
+    i32::from(datagram::sendmsg6(SockAddr::new(context.sock_addr)) == Answer::Proceed)
+}
+
+/// Replies from whom was asked, `AF_INET`.
+#[cgroup_sock_addr(recvmsg4)]
+fn veer_recvmsg4(context: SockAddrContext) -> i32 {
+    datagram::recvmsg4(SockAddr::new(context.sock_addr));
+    1
+}
+
+/// Replies from whom was asked, `AF_INET6`.
+#[cgroup_sock_addr(recvmsg6)]
+fn veer_recvmsg6(context: SockAddrContext) -> i32 {
+    datagram::recvmsg6(SockAddr::new(context.sock_addr));
     1
 }
 

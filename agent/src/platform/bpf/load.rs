@@ -29,7 +29,7 @@ const INBOUND_PROGRAM: &str = "veer_inbound";
 
 /// The programs of the cgroup, in the order in which they are attached: identity and hand-off are there
 /// before anything is redirected.
-pub const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
+pub const CGROUP_PROGRAMS: [(&str, AttachType); 14] = [
     ("veer_sock_new", AttachType::SockCreate),
     ("veer_setsockopt", AttachType::SetSockOpt),
     ("veer_bind4", AttachType::Bind4),
@@ -38,11 +38,15 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
     ("veer_getsockopt", AttachType::GetSockOpt),
     ("veer_peername4", AttachType::GetPeerName4),
     ("veer_peername6", AttachType::GetPeerName6),
+    ("veer_recvmsg4", AttachType::UdpRecvMsg4),
+    ("veer_recvmsg6", AttachType::UdpRecvMsg6),
+    ("veer_sendmsg4", AttachType::UdpSendMsg4),
+    ("veer_sendmsg6", AttachType::UdpSendMsg6),
     ("veer_connect4", AttachType::Connect4),
     ("veer_connect6", AttachType::Connect6),
 ];
 
-const SHARED_MAPS: [&str; 13] = [
+const SHARED_MAPS: [&str; 14] = [
     name::PODS,
     name::ENROLMENTS,
     name::COUNTERS,
@@ -52,6 +56,7 @@ const SHARED_MAPS: [&str; 13] = [
     name::LISTENERS,
     name::HAND_OFFS,
     name::SOCKETS,
+    name::DATAGRAMS,
     name::INBOUND,
     name::INBOUND_COOKIE,
     name::SETTINGS,

@@ -95,12 +95,16 @@ const fn rewrites(hook: AttachType) -> Option<&'static str> {
     match hook {
         AttachType::Connect4 => Some("connect4"),
         AttachType::Connect6 => Some("connect6"),
+        AttachType::UdpSendMsg4 => Some("sendmsg4"),
+        AttachType::UdpSendMsg6 => Some("sendmsg6"),
         AttachType::SockCreate
         | AttachType::SockOps
         | AttachType::Bind4
         | AttachType::Bind6
         | AttachType::GetSockOpt
         | AttachType::SetSockOpt
+        | AttachType::UdpRecvMsg4
+        | AttachType::UdpRecvMsg6
         | AttachType::GetPeerName4
         | AttachType::GetPeerName6
         | AttachType::SkLookup => None,

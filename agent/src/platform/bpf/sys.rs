@@ -44,6 +44,14 @@ pub enum AttachType {
     Connect4 = 10,
     /// cgroup/connect6
     Connect6 = 11,
+    /// cgroup/sendmsg4
+    UdpSendMsg4 = 14,
+    /// cgroup/sendmsg6
+    UdpSendMsg6 = 15,
+    /// cgroup/recvmsg4
+    UdpRecvMsg4 = 19,
+    /// cgroup/recvmsg6
+    UdpRecvMsg6 = 20,
     /// cgroup/getsockopt
     GetSockOpt = 21,
     /// cgroup/setsockopt
