@@ -11,7 +11,7 @@ use veer_common::cni::{self, PodReference, code};
 use crate::output::{Failure, Problem};
 
 /// Looks up a variable; the process environment outside of tests.
-pub(crate) type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// The linux limit on an interface's name, its final NUL taken off.
 const MAX_INTERFACE_NAME: usize = 15;

@@ -1,28 +1,6 @@
-//! `veer-cni`, the CNI plugin: tells the node's agent of each pod before its first process runs.
-//!
-//! The container runtime runs it once for each verb on each pod, so it is synchronous, static and small.
-//! Owns: the CNI side (environment, configuration on stdin, result on stdout) and one question to the
-//! agent. Never does: change anything on the node; every decision about a pod is the agent's.
-//!
-//! | Room | Owns |
-//! |---|---|
-//! | [`plugin`] | the verbs: what is asked, what an answer or its absence means for each |
-//! | [`environment`] | pure: the `CNI_*` variables into types |
-//! | [`netconf`] | pure: the network configuration into types |
-//! | [`netns`] | the pod's network namespace as a file that is known to be one |
-//! | [`client`] | the agent's socket, with a deadline |
-//! | [`output`] | results, errors and versions as the specification wants them printed |
-//! | [`log`] | lines on stderr |
+//! The program: what the runtime gives and takes, and nothing else. See the library.
 
 #![forbid(unsafe_code)]
-
-mod client;
-mod environment;
-mod log;
-mod netconf;
-mod netns;
-mod output;
-mod plugin;
 
 use std::io::{self, IsTerminal, Read};
 use std::process::ExitCode;
@@ -32,5 +10,5 @@ fn main() -> ExitCode {
     // By hand nobody types a configuration: do not wait for one.
     let input: Box<dyn Read> =
         if stdin.is_terminal() { Box::new(io::empty()) } else { Box::new(stdin.lock()) };
-    plugin::run(&|name| std::env::var_os(name), input, io::stdout().lock(), io::stderr().lock())
+    veer_cni::run(&|name| std::env::var_os(name), input, io::stdout().lock(), io::stderr().lock())
 }

@@ -5,7 +5,7 @@
 //! the way out (DEL and GC succeed without the agent; it finds what is gone by itself when it is back).
 //! Never does: decide about a pod, except that excluded namespaces start without the agent, which may be
 //! waiting for one of their pods.
-//! Used by: `main`.
+//! Used by: the program.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -25,7 +25,7 @@ use crate::output::{self, Failure, Object, Problem, SpecVersion};
 const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs the verb of the environment, prints its result or its error, and returns the exit code.
-pub(crate) fn run(
+pub fn run(
     variables: Variables<'_>,
     input: impl Read,
     mut stdout: impl Write,

@@ -11,6 +11,7 @@ mod build;
 mod check;
 mod demo;
 mod exec;
+mod fuzz;
 mod laws;
 mod setup;
 mod stage;
@@ -48,6 +49,8 @@ enum Verb {
     Bench(PassedOn),
     /// All tests, or a part of them
     Test(test::Options),
+    /// libFuzzer on everything that comes from outside, ten minutes each
+    Fuzz(fuzz::Options),
     /// Form, lints, documentation, licences and the laws of the source
     Check(check::Options),
 }
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Verb::Demo(passed) => demo::run(&passed.arguments),
         Verb::Bench(passed) => bench::run(&passed.arguments),
         Verb::Test(options) => test::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Check(options) => check::run(&options),
     };
     match done {

@@ -10,7 +10,7 @@ use veer_common::reason::Reason;
 use veer_common::verdict::{Inbound, Outbound};
 
 use super::Connection;
-use crate::model::annotation::Quoted;
+use crate::model::quoted::{Brief, Quoted};
 
 /// A decision that `veer monitor` has shown.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub enum LineError {
     )]
     Form(String),
     /// JSON that lacks something.
-    #[error("the line of `veer monitor --json` cannot be read: {0}")]
+    #[error("the line of `veer monitor --json` cannot be read: {}", Brief(.0))]
     Json(String),
     /// A part is not what it should be.
     #[error("{part} {} is not {accepted}", Quoted(.value))]
@@ -47,7 +47,7 @@ pub enum LineError {
         accepted: &'static str,
     },
     /// The pod was gone when the decision was shown.
-    #[error("{pod} is no pod: it was gone when its decision was shown, and its lists with it")]
+    #[error("{} is no pod: it was gone when its decision was shown, and its lists with it", Brief(.pod))]
     PodGone {
         /// What stands there.
         pod: String,

@@ -4,13 +4,13 @@
 //! the two differ a test says so. A list's parser returns every element that is wrong, not the first.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use thiserror::Error;
 
 use super::capture::{InterceptionMode, OutboundRanges};
+use super::quoted::Quoted;
 use super::values::{InterfaceName, Port};
 
 /// Names of the annotations and of the label that are read.
@@ -90,9 +90,6 @@ pub enum ValueError {
     Mode(String),
 }
 
-/// Shows text of unknown length and content in one line: quoted, escaped, cut after 80 characters.
-pub struct Quoted<'a>(pub &'a str);
-
 /// `REDIRECT`, `TPROXY` or `NONE`.
 pub fn interception_mode(value: &str) -> Result<RequestedMode, ValueError> {
     match value {
@@ -152,16 +149,6 @@ pub fn go_bool(value: &str) -> Option<bool> {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
         _ => None,
-    }
-}
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MOST: usize = 80;
-        match self.0.char_indices().nth(MOST) {
-            Some((end, _)) => write!(f, "{:?}…", self.0.get(..end).unwrap_or_default()),
-            None => write!(f, "{:?}", self.0),
-        }
     }
 }
 

@@ -127,7 +127,7 @@ impl OutboundRanges {
 
 impl fmt::Display for EnvironmentWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = super::annotation::Quoted(&self.value);
+        let value = super::quoted::Quoted(&self.value);
         write!(f, "environment variable {} of the proxy: {value} is not a boolean, taken as false", self.name)
     }
 }

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
-use super::annotation::{self, Quoted, RequestedMode, ValueError, environment, name};
+use super::annotation::{self, RequestedMode, ValueError, environment, name};
 use super::capture::{
     Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups,
 };
 use super::manifest::{Container, Pod};
+use super::quoted::Quoted;
 use super::values::Port;
 
 /// The proxy's uid and gid where the pod does not say.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
+use super::quoted::{Brief, Quoted};
+
 /// Longest manifest that is read: what etcd takes for one object, and far more than a pod needs.
 pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
 
@@ -118,13 +120,17 @@ pub enum ManifestError {
     #[error("manifest has more than {MAX_OPEN_BRACKETS} brackets that are open at one place")]
     TooDeep,
     /// It is neither JSON nor YAML, or a field has the wrong type.
-    #[error("manifest is not a Pod in JSON: {0}")]
+    #[error("manifest is not a Pod in JSON: {}", Brief(.0))]
     Json(#[source] serde_json::Error),
     /// It is not YAML, or a field has the wrong type.
-    #[error("manifest is not a Pod in YAML: {0}")]
+    #[error("manifest is not a Pod in YAML: {}", Brief(.0))]
     Yaml(#[source] serde_yaml_ng::Error),
     /// It is some other Kubernetes object.
-    #[error("manifest has apiVersion {api_version:?} and kind {kind:?}, a pod's are \"v1\" and \"Pod\"")]
+    #[error(
+        "manifest has apiVersion {} and kind {}, a pod's are \"v1\" and \"Pod\"",
+        Quoted(.api_version),
+        Quoted(.kind)
+    )]
     NotAPod {
         /// What it says.
         api_version: String,
@@ -132,7 +138,7 @@ pub enum ManifestError {
         kind: String,
     },
     /// Name or namespace could not be those of a pod.
-    #[error("{field} {value:?} is not 1 to {most} lower-case letters, digits, '-' and '.'")]
+    #[error("{field} {} is not 1 to {most} lower-case letters, digits, '-' and '.'", Quoted(.value))]
     Name {
         /// The field's path.
         field: &'static str,

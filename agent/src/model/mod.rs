@@ -11,6 +11,7 @@ pub mod decision;
 pub mod ids;
 pub mod manifest;
 mod origin;
+pub mod quoted;
 mod values;
 
 pub use self::capture::{

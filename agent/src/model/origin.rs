@@ -11,10 +11,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::annotation::{self, Quoted, environment, name};
+use super::annotation::{self, environment, name};
 use super::capture::OwnerGroups;
 use super::decision::{self, DEFAULT_PROXY_ID, NodeSettings, PROXY_CONTAINER};
 use super::manifest::{Container, Pod};
+use super::quoted::Quoted;
 
 /// Flags of `veer agent`.
 const INCLUDE_GROUPS: &str = "--outbound-owner-groups";

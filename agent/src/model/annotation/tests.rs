@@ -187,13 +187,6 @@ fn a_boolean_is_what_go_takes_for_one() {
     }
 }
 
-#[test]
-fn quoted_text_is_one_short_line() {
-    assert_eq!(Quoted("a\n\"b").to_string(), r#""a\n\"b""#);
-    let long = "ä".repeat(500);
-    assert_eq!(Quoted(&long).to_string(), format!("\"{}\"…", "ä".repeat(80)));
-}
-
 proptest! {
     #[test]
     fn no_text_makes_a_parser_panic(value in ".{0,60}") {

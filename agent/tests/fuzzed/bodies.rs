@@ -1,0 +1,93 @@
+//! What is fuzzed of the agent: one function for each kind of text that comes from outside.
+//!
+//! Each takes any bytes, panics for what must never be, and knows nothing of the fuzzer: the same functions run
+//! over the committed corpus in the tests (`main.rs` beside this file) and under libFuzzer (`fuzz/`).
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
+use veer::explain::line;
+use veer::model::annotation::{self, ValueError};
+use veer::model::{Decision, NodeSettings, Origins, Pod, decide};
+use veer_common::cni::{Request, encode, read_message};
+
+/// A line of a log that nobody wants to read. Names and values are cut before they make it this long.
+const LONGEST_ERROR: usize = 512;
+
+/// Values of annotations and variables, through every parser.
+pub(crate) fn annotations(data: &[u8]) {
+    let Ok(value) = std::str::from_utf8(data) else { return };
+    judge(annotation::interception_mode(value).map_err(|error| vec![error]));
+    judge(annotation::included_inbound_ports(value));
+    judge(annotation::included_outbound_ranges(value));
+    printed_again(annotation::ports(value), annotation::ports);
+    printed_again(annotation::ranges(value), annotation::ranges);
+    printed_again(annotation::interfaces(value), annotation::interfaces);
+    if let Some(known) = annotation::go_bool(value) {
+        assert_eq!(annotation::go_bool(&known.to_string()), Some(known));
+    }
+}
+
+/// Manifests, up to what is decided about the pod.
+pub(crate) fn manifest(data: &[u8]) {
+    let pod = match Pod::from_manifest(data) {
+        Ok(pod) => pod,
+        Err(error) => return assert_readable(&error),
+    };
+    let node = NodeSettings::default();
+    match decide(&pod, &node) {
+        Ok(Decision::Pass(reason)) => assert!(!reason.name().is_empty()),
+        Ok(Decision::Capture(_)) => drop(Origins::of(&pod, &node)),
+        Err(errors) => {
+            assert!(!errors.errors.is_empty(), "refused for nothing");
+            errors.errors.iter().for_each(assert_readable);
+            assert!(errors.to_string().starts_with(&format!("pod {}", pod.full_name())), "{errors}");
+        }
+    }
+}
+
+/// Messages of the plugin. Whoever may open the socket is root, but not every root process is the plugin.
+pub(crate) fn cni_message(data: &[u8]) {
+    let Ok(request) = read_message::<Request>(&mut &*data) else { return };
+    let Ok(bytes) = encode(&request) else { return };
+    let again: Request = match read_message(&mut &*bytes) {
+        Ok(again) => again,
+        Err(error) => panic!("{request:?} is not read again: {error}"),
+    };
+    assert_eq!(again, request);
+}
+
+/// Lines that somebody says `veer monitor` has printed.
+pub(crate) fn monitor_line(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match line::read(text) {
+        Ok(shown) => assert!(shown.pod.contains('/')),
+        Err(error) => assert_readable(&error),
+    }
+}
+
+/// What was taken is taken again as it is printed, and is the same then.
+fn printed_again<T: Ord + Display + std::fmt::Debug>(
+    parsed: Result<BTreeSet<T>, Vec<ValueError>>,
+    parse: fn(&str) -> Result<BTreeSet<T>, Vec<ValueError>>,
+) {
+    if let Ok(values) = &parsed {
+        let printed: Vec<String> = values.iter().map(ToString::to_string).collect();
+        assert_eq!(parse(&printed.join(",")).as_ref(), Ok(values));
+    }
+    judge(parsed);
+}
+
+fn judge<T>(parsed: Result<T, Vec<ValueError>>) {
+    if let Err(errors) = parsed {
+        assert!(!errors.is_empty(), "refused for nothing");
+        errors.iter().for_each(assert_readable);
+    }
+}
+
+/// An error is one line that a terminal and a log can bear, whatever was in the input.
+fn assert_readable(error: &impl Display) {
+    let text = error.to_string();
+    assert!(!text.is_empty() && text.len() <= LONGEST_ERROR, "{} bytes: {text}", text.len());
+    assert!(!text.chars().any(char::is_control), "{text:?}");
+}
