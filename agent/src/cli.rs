@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
     version,
     about = "Puts pods into a service mesh without touching them: eBPF instead of istio-init",
     after_help = "Exit codes: 0 done, 64 usage or configuration, 69 no agent or datapath here, 70 failed, \
-                  126 `veer check`: the redirection is missing."
+                  126 `veer check`: the redirection is missing. `veer doctor` has 1 and 2 of its own."
 )]
 pub struct Cli {
     /// What to do.
@@ -36,6 +36,8 @@ pub enum Command {
     JoinUserNamespace,
     /// Run in a pod, by anybody: prove that its connections are redirected
     Check(CheckFlags),
+    /// Tell whether this node is able, what would be used, and what is in the way
+    Doctor(DoctorFlags),
     /// Explain where a connection goes: the verdict, the rule, what gave the rule, and the rules before it
     Explain(ExplainFlags),
 }
@@ -157,6 +159,34 @@ pub struct MonitorFlags {
     /// End after so many decisions
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
+    /// What all readers have.
+    #[command(flatten)]
+    pub read: ReadFlags,
+}
+
+/// Flags of `veer doctor`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    long_about = "Tell whether this node is able, what would be used, and what is in the way.\n\n\
+        Loads every program and makes every map as the agent would, attaches them in a cgroup and a network\n\
+        namespace of their own, and lets go of all of it: nothing is pinned, nothing is left, and an agent that\n\
+        runs does not notice. Then it looks at where things are and who else is there: other eBPF programs at\n\
+        the same hooks and their order, the CNI configuration that the runtime uses, rules of istio-init and of\n\
+        other meshes in the pods' namespaces. Each finding says what it means and what to do. Without root it\n\
+        says what it can see, and what it cannot.",
+    after_help = "Exit codes: 0 all is well, 1 there are warnings, 2 there are errors: pods cannot be redirected, \
+        or are redirected wrongly; 64 usage. --json has the same findings with stable names."
+)]
+pub struct DoctorFlags {
+    /// Cgroup v2 directory of the pods; auto takes the running agent's, else finds kubepods, else the root
+    #[arg(long, env = "VEER_CGROUP", value_name = "auto|PATH", default_value = "auto")]
+    pub cgroup: String,
+    /// Directory of the runtime's CNI configuration; auto finds it
+    #[arg(long, env = "VEER_CNI_CONF_DIR", value_name = "auto|DIR", default_value = "auto")]
+    pub cni_conf_dir: String,
+    /// Directory of the runtime's CNI plugins; auto takes the one that belongs to the configuration
+    #[arg(long, env = "VEER_CNI_BIN_DIR", value_name = "auto|DIR", default_value = "auto")]
+    pub cni_bin_dir: String,
     /// What all readers have.
     #[command(flatten)]
     pub read: ReadFlags,

@@ -12,7 +12,10 @@ use ipnet::Ipv4Net;
 use crate::cli::{AgentFlags, PlaceFlags};
 use crate::model::OwnerGroups;
 
+mod doctor;
 mod node;
+
+pub use doctor::DoctorConfig;
 
 /// Where things are.
 #[derive(Clone, PartialEq, Eq, Debug)]

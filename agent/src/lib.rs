@@ -1,8 +1,8 @@
 //! The node agent and the operator's commands.
 //!
 //! Pure rooms, which import nothing that does I/O: [`model`] (what a pod asks for), [`capture`] (what the
-//! maps hold for it), [`explain`] (why a connection goes where it goes) and [`check`] (what a trial in a pod
-//! means). Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`enrol`] (the node's state),
+//! maps hold for it), [`explain`] (why a connection goes where it goes), [`check`] (what a trial in a pod
+//! means) and [`doctor`] (what facts about a node mean), with [`columns`] for their texts. Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`enrol`] (the node's state),
 //! [`socket`], [`cni`], [`control`] and [`lookup`] (who talks to the agent, and what it is told), [`commands`]
 //! (terminal). [`app`] puts them together.
 
@@ -11,9 +11,11 @@ pub mod capture;
 pub mod check;
 pub mod cli;
 pub mod cni;
+pub mod columns;
 pub mod commands;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod enrol;
 pub mod explain;
 pub mod lookup;

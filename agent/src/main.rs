@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         }
     };
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             let (code, text) = match failure {
                 Failure::Usage(text) => (USAGE, text),
@@ -45,8 +45,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command) -> Result<u8, Failure> {
     match command {
+        Command::Doctor(flags) => return commands::doctor::run(&flags),
         Command::Agent(flags) => {
             let config = AgentConfig::parse(&flags).map_err(|errors| Failure::Usage(errors.to_string()))?;
             telemetry::start(config.log);
@@ -61,4 +62,5 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Check(flags) => commands::check::run(&flags),
         Command::Explain(flags) => commands::explain::run(&flags),
     }
+    .map(|()| 0)
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use rustix::thread::CapabilitySet;
 
 use crate::cgroup::Cgroup;
 use crate::netns::NetNs;
@@ -58,6 +59,7 @@ pub struct Launch {
     netns: Option<PathBuf>,
     cgroup: Option<PathBuf>,
     identity: Option<Identity>,
+    lacks: Vec<CapabilitySet>,
     survives: bool,
 }
 
@@ -89,6 +91,13 @@ impl Launch {
         self
     }
 
+    /// As who it is, without some of its capabilities; they go from the bounding set, before the program runs.
+    #[must_use]
+    pub fn without(mut self, capabilities: &[CapabilitySet]) -> Self {
+        capabilities.clone_into(&mut self.lacks);
+        self
+    }
+
     /// It outlives the test. Else the kernel kills it when the thread that started it ends.
     #[must_use]
     pub const fn surviving(mut self) -> Self {
@@ -109,6 +118,7 @@ impl Launch {
             command.arg(format!("--uid={}", identity.uid)).arg(format!("--gid={}", identity.gid));
             command.args(identity.groups.iter().map(|group| format!("--group={group}")));
         }
+        command.args(self.lacks.iter().map(|capability| format!("--without={}", capability.bits())));
         if !self.survives {
             command.arg("--die-with-parent");
         }

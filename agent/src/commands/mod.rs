@@ -3,6 +3,7 @@
 //! Owns: what is printed. Never does: change anything.
 
 pub mod check;
+pub mod doctor;
 pub mod explain;
 pub mod monitor;
 pub mod pods;

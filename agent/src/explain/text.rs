@@ -1,9 +1,8 @@
 //! A report for people, in 100 columns.
 
 use super::report::{Asked, Protocol, Report};
+use crate::columns::hang;
 
-/// Columns of a terminal that is not wide.
-const WIDTH: usize = 100;
 /// Columns of what stands before each line's text.
 const LABEL: usize = 10;
 
@@ -57,23 +56,4 @@ fn verdict(report: &Report) -> String {
         "drop" => "drop: refused".to_owned(),
         other => format!("{other}: where it was dialled"),
     }
-}
-
-/// Adds a text behind a label, its further lines below its first.
-fn hang(lines: &mut Vec<String>, label: &str, text: &str) {
-    let indent = label.chars().count();
-    let mut line = label.to_owned();
-    let mut empty = true;
-    for word in text.split(' ') {
-        if !empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
-            lines.push(std::mem::replace(&mut line, " ".repeat(indent)));
-            empty = true;
-        }
-        if !empty {
-            line.push(' ');
-        }
-        line.push_str(word);
-        empty = false;
-    }
-    lines.push(line.trim_end().to_owned());
 }

@@ -1,6 +1,6 @@
 //! Where the pods are in the cgroup v2 tree, and so where the programs are attached.
 //!
-//! Owns: finding the mount and the directory. Never does: make or change a cgroup. Called by: `app`.
+//! Owns: finding the mount and the directory. Never does: make or change a cgroup. Called by: `app` and `probe`.
 
 use std::fs::{self, File};
 use std::io;
@@ -77,16 +77,23 @@ impl Cgroup {
 
 /// The first mount of cgroup2: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid nodes.
 fn mount_point() -> Option<PathBuf> {
-    mount_point_in(&fs::read_to_string("/proc/thread-self/mountinfo").ok()?)
+    mounts("cgroup2").into_iter().next().map(PathBuf::from)
+}
+
+/// Where file systems of a kind are mounted, in the order of their mounting.
+pub fn mounts(kind: &str) -> Vec<String> {
+    let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    mounts_in(&mountinfo, kind)
 }
 
 /// `36 35 98:0 / /mount/point options - cgroup2 source options`
-fn mount_point_in(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
+fn mounts_in(mountinfo: &str, kind: &str) -> Vec<String> {
+    let mount = |line: &str| {
         let (before, after) = line.split_once(" - ")?;
         let mount_point = before.split(' ').nth(4)?;
-        (after.split(' ').next() == Some("cgroup2")).then(|| PathBuf::from(mount_point))
-    })
+        (after.split(' ').next() == Some(kind)).then(|| mount_point.to_owned())
+    };
+    mountinfo.lines().filter_map(mount).collect()
 }
 
 #[cfg(test)]
@@ -101,8 +108,9 @@ mod tests {
 31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw
 32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
 ";
-        assert_eq!(mount_point_in(mountinfo), Some(PathBuf::from("/sys/fs/cgroup/unified")));
-        assert_eq!(mount_point_in("25 1 0:22 / /sys rw - sysfs sysfs rw\n"), None);
+        assert_eq!(mounts_in(mountinfo, "cgroup2"), ["/sys/fs/cgroup/unified"]);
+        assert_eq!(mounts_in(mountinfo, "cgroup"), ["/sys/fs/cgroup/cpu"]);
+        assert_eq!(mounts_in("25 1 0:22 / /sys rw - sysfs sysfs rw\n", "cgroup2"), [""; 0]);
     }
 
     #[test]

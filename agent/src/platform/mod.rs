@@ -1,7 +1,8 @@
 //! Everything that touches the kernel: narrow rooms, no decisions.
 //!
 //! Owns: [`bpf`] (objects, pins, links, maps), [`netns`] (entering, identity), [`netlink`] (addresses),
-//! [`listeners`] (sockets older than the agent), [`cgroup`] (where pods live), [`redirection`] (a trial of it, in a pod).
+//! [`listeners`] (sockets older than the agent), [`cgroup`] (where pods live), [`redirection`] (a trial of it, in a pod),
+//! [`probe`] (what a node can, and who else is there).
 //! Never does: decide what a pod gets. Called by: `enrol`, `app` and the commands.
 
 pub mod bpf;
@@ -10,5 +11,6 @@ pub mod listeners;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod probe;
 pub mod redirection;
 pub mod userns;

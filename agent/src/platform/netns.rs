@@ -5,7 +5,10 @@
 //! Never does: hold on to a namespace. A descriptor lives as long as the request that brought it.
 
 #![expect(unsafe_code, reason = "SO_NETNS_COOKIE and NS_GET_NSTYPE have no safe wrapper")]
-#![expect(clippy::disallowed_methods, reason = "this is the room where setns is called")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the room where namespaces are entered, and made for a trial"
+)]
 
 use std::fs::File;
 use std::io;
@@ -13,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread;
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::fstat;
 use veer_common::maps::NetnsCookie;
 
@@ -95,6 +98,11 @@ impl NetnsThread {
         Ok(Self { jobs, host })
     }
 
+    /// The host's.
+    pub const fn host(&self) -> NetnsId {
+        self.host
+    }
+
     /// Checks that a descriptor is a network namespace other than the host's.
     ///
     /// # Errors
@@ -124,7 +132,12 @@ impl NetnsThread {
             .map_err(|source| NetnsError::System { attempt: "keep the pod's netns", source })?;
         let (answer, result) = mpsc::sync_channel(1);
         let job: Job = Box::new(move |host| {
-            let entered = setns(&netns, CloneFlags::CLONE_NEWNET).map(|()| work());
+            if let Err(errno) = setns(&netns, CloneFlags::CLONE_NEWNET) {
+                // It is where it was.
+                drop(answer.send(Err(errno)));
+                return;
+            }
+            let worked = work();
             // A thread that cannot go back is in the wrong place for every later pod. The datapath goes on
             // without the agent, and the next agent has a thread that is in the right place.
             if let Err(errno) = setns(host, CloneFlags::CLONE_NEWNET) {
@@ -132,7 +145,7 @@ impl NetnsThread {
                 std::process::abort();
             }
             // Whoever asked may have given up.
-            drop(answer.send(entered));
+            drop(answer.send(Ok(worked)));
         });
         self.jobs.send(job).map_err(|_closed| NetnsError::ThreadEnded)?;
         result
@@ -154,6 +167,20 @@ pub fn owner(netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made it, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(owner) })
+}
+
+/// A new netns with nothing in it, for a trial. It is gone when its descriptor is closed.
+///
+/// # Errors
+/// As the kernel says: EPERM without CAP_SYS_ADMIN.
+pub fn scratch() -> io::Result<File> {
+    let unshared = || -> io::Result<File> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        File::open("/proc/thread-self/ns/net")
+    };
+    // The thread ends in the new namespace; nobody else is ever in it.
+    let thread = thread::Builder::new().name("scratch-netns".to_owned()).spawn(unshared)?;
+    thread.join().map_err(|_panic| io::Error::other("the thread that makes it panicked"))?
 }
 
 /// Makes the calling process one of a user namespace. It must have a single thread, and it cannot go back.

@@ -43,6 +43,9 @@ struct Options {
     /// Supplementary group, any number of them
     #[arg(long, requires = "uid")]
     group: Vec<u32>,
+    /// Capability, as a bit, that the program is not to have; any number of them
+    #[arg(long, conflicts_with = "uid")]
+    without: Vec<u64>,
     /// Be killed when the thread that started this ends
     #[arg(long)]
     die_with_parent: bool,
@@ -73,6 +76,11 @@ fn main() -> Result<()> {
     }
     if let (Some(uid), Some(gid)) = (options.uid, options.gid) {
         become_nobody_special(uid, gid, &options.group)?;
+    }
+    // What a program of root's gets when it is executed is limited by the bounding set.
+    for bit in &options.without {
+        remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(*bit))
+            .context("take a capability away")?;
     }
     if options.die_with_parent {
         // Last, because a change of user clears it.

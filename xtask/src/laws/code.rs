@@ -4,9 +4,10 @@ use super::rust::{self, Named, Names};
 use super::{Source, Violation};
 
 /// Where decisions are made: these take facts and give plans, and open nothing.
-const PURE: [&str; 6] = [
+const PURE: [&str; 7] = [
     "agent/src/model",
     "agent/src/capture",
+    "agent/src/doctor",
     "agent/src/explain",
     "agent/src/plan",
     "cni-plugin/src/netconf",

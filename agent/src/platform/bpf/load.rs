@@ -19,13 +19,13 @@ use super::maps::Maps;
 use super::pins::{Pins, unpin};
 use super::sys::{self, AttachType};
 
-static NODE_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-node"));
-static NETNS_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-netns"));
+pub(super) static NODE_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-node"));
+pub(super) static NETNS_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-netns"));
 
 /// The program of a netns.
-const NETNS_PROGRAM: &str = "veer_netns";
+pub(super) const NETNS_PROGRAM: &str = "veer_netns";
 /// The program that it jumps to.
-const INBOUND_PROGRAM: &str = "veer_inbound";
+pub(super) const INBOUND_PROGRAM: &str = "veer_inbound";
 
 /// The programs of the cgroup, in the order in which they are attached: identity and hand-off are there
 /// before anything is redirected.
@@ -189,7 +189,7 @@ fn loader(pins: &Pins) -> EbpfLoader<'static> {
 }
 
 /// Loads one program and keeps nothing but its descriptor.
-fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, BpfError> {
+pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, BpfError> {
     let program = ebpf.program_mut(name).ok_or(BpfError::Incomplete { what: name })?;
     let refused = |source| BpfError::Program { program: name.to_owned(), source };
     #[expect(clippy::wildcard_enum_match_arm, reason = "the kinds of program that we have none of")]

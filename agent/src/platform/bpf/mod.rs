@@ -2,7 +2,7 @@
 //!
 //! Owns: [`sys`] (bpf(2)), [`pins`] (where things are pinned), [`load`] (objects into the kernel and onto
 //! their hooks), [`maps`] (typed access to what is pinned), [`events`] (the ring buffer), [`query`] (whose
-//! programs are at a hook), [`order`] (who runs before ours).
+//! programs are at a hook), [`order`] (who runs before ours), [`trial`] (whether the kernel takes it all).
 //! Never does: know what a pod is beyond its netns cookie.
 //! Everything outlives the agent: a restart finds it by its pins and takes it over in place.
 
@@ -13,6 +13,7 @@ pub mod order;
 pub mod pins;
 pub mod query;
 pub mod sys;
+pub mod trial;
 
 use std::io;
 use std::path::PathBuf;

@@ -91,7 +91,7 @@ impl Neighbours {
 }
 
 /// The name of a hook at which a program may change where a connection or datagram goes.
-const fn rewrites(hook: AttachType) -> Option<&'static str> {
+pub(in crate::platform) const fn rewrites(hook: AttachType) -> Option<&'static str> {
     match hook {
         AttachType::Connect4 => Some("connect4"),
         AttachType::Connect6 => Some("connect6"),

@@ -64,6 +64,29 @@ pub enum AttachType {
     SkLookup = 36,
 }
 
+impl AttachType {
+    /// Its name in the kernel's documentation, without `cgroup/`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SockCreate => "sock_create",
+            Self::SockOps => "sockops",
+            Self::Bind4 => "bind4",
+            Self::Bind6 => "bind6",
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::GetSockOpt => "getsockopt",
+            Self::SetSockOpt => "setsockopt",
+            Self::GetPeerName4 => "getpeername4",
+            Self::GetPeerName6 => "getpeername6",
+            Self::UdpSendMsg4 => "sendmsg4",
+            Self::UdpSendMsg6 => "sendmsg6",
+            Self::UdpRecvMsg4 => "recvmsg4",
+            Self::UdpRecvMsg6 => "recvmsg6",
+            Self::SkLookup => "sk_lookup",
+        }
+    }
+}
+
 /// What a link hangs on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkTarget {
