@@ -1,7 +1,8 @@
 //! What facts about a node mean: is it able, what would be used, and what is to be done. Pure.
 //!
 //! Owns: [`facts`] (what is looked at), the findings and their levels, the verdict, and the [`text`]. One room
-//! for each thing that is examined: [`kernel`], [`privileges`], [`cgroup`], [`places`], [`cni`], [`redirection`].
+//! for each thing that is examined: [`kernel`], [`privileges`], [`cgroup`], [`places`], [`cni`], [`redirection`]; what
+//! nftables is tried with is in [`trial`].
 //! Never does: look at anything; that is `platform::probe`. Called by: `commands::doctor`.
 
 pub mod cgroup;
@@ -12,6 +13,7 @@ pub mod places;
 pub mod privileges;
 pub mod redirection;
 pub mod text;
+pub mod trial;
 
 use serde::Serialize;
 

@@ -1,8 +1,7 @@
 //! rtnetlink and sock_diag of the netns that the calling thread is in: addresses, and who listens.
 //!
 //! Owns: the netlink crates, which change with each release and stay in this room. Never does: change
-//! anything but one address of `lo`, a netns' number ([`changes`]) and what is in a netns made for a trial
-//! ([`netfilter`]). Called by: `enrol`, on the netns thread, and `probe`.
+//! anything but one address of `lo` and a netns' number ([`changes`]). Called by: `enrol`, on the netns thread.
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "netlink's enums grow with the kernel")]
 
@@ -27,7 +26,6 @@ use veer_common::address::{Address, Port};
 use crate::capture::InterfaceAddress;
 
 pub mod changes;
-pub mod netfilter;
 
 /// Most datagrams of one dump: the kernel fills at least a page with each.
 const MOST_DATAGRAMS: usize = 65_536;

@@ -1,8 +1,8 @@
 //! nf_tables of the netns that the calling thread is in: a ruleset goes in and out whole, by netlink.
 //!
 //! Owns: the messages of nf_tables ([`apply`], [`remove`]), what the kernel says to them ([`NftError`]), and reading
-//! back ([`counters`], [`present`]). Never does: decide on a rule; `capture::nft` does. Never starts a process.
-//! Called by: `enrol` and the commands, on the netns thread.
+//! back ([`counters`], [`present`], [`chains`]). Never does: decide on a rule; `capture::nft` does. Never starts a
+//! process. Called by: `enrol`, `probe` and the commands, on the netns thread.
 //!
 //! The form of the messages, and every number without a name here, is the kernel's
 //! (`include/uapi/linux/netfilter/nf_tables.h`); no maintained crate has it without C or a copyleft licence.
@@ -17,7 +17,7 @@ use std::io;
 
 use crate::capture::nft::{Family, Ruleset};
 
-pub use self::read::{Counted, counters, present};
+pub use self::read::{Counted, chains, counters, present};
 
 /// Why nf_tables is not as it should be.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,7 @@
 //! What is in the kernel of ours.
 
+use std::io;
+
 use netlink_packet_core::NlasIterator;
 
 use super::NftError;
@@ -7,10 +9,13 @@ use super::expression::{COUNTER, family_number};
 use super::message::{Attributes, DUMP, Head, Messages};
 use super::transaction;
 use crate::capture::nft::{Family, TABLE};
+use crate::doctor::facts::Chain;
 
 /// `NFT_MSG_GETTABLE` and `NFT_MSG_GETOBJ`.
 const GET_TABLE: u16 = 1;
 const GET_OBJECT: u16 = 19;
+/// `NFT_MSG_GETCHAIN`.
+const GET_CHAIN: u16 = 4;
 
 /// A counter as it stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,6 +66,32 @@ pub fn counters() -> Result<Vec<Counted>, NftError> {
         })?;
     }
     Ok(counters)
+}
+
+/// The chains of all tables of all families, whoever made them: iptables that writes nf_tables, too. A kernel
+/// without nf_tables has none.
+///
+/// # Errors
+/// As the kernel says.
+pub fn chains() -> Result<Vec<Chain>, NftError> {
+    /// `NFPROTO_UNSPEC`: of all families.
+    const ALL: u8 = 0;
+    let head = Head { kind: GET_CHAIN, flags: DUMP, family: ALL };
+    let mut chains = Vec::new();
+    let asked = transaction::ask(&Messages::question(head, &Attributes::new()), |answer| {
+        let names = text(answer, 1).zip(text(answer, 3));
+        chains.extend(names.map(|(table, name)| Chain { table, name }));
+    });
+    match asked {
+        Err(NftError::Netlink { source, .. }) if is_absent(&source) => Ok(Vec::new()),
+        other => other.map(|()| chains),
+    }
+}
+
+/// EOPNOTSUPP and EINVAL come from nfnetlink without nf_tables, EPROTONOSUPPORT from a kernel without nfnetlink.
+fn is_absent(error: &io::Error) -> bool {
+    let absent = [libc::EOPNOTSUPP, libc::EINVAL, libc::EPROTONOSUPPORT];
+    absent.into_iter().any(|errno| error.raw_os_error() == Some(errno))
 }
 
 fn counted(answer: &[u8], family: Family) -> Option<Counted> {

@@ -2,7 +2,7 @@
 //!
 //! Owns: the looking. One room for each thing: [`process`] (who looks, and the kernel's settings), [`cgroups`],
 //! [`places`], [`cni`], [`namespaces`]; the datapath's trial is [`bpf::trial`](super::bpf::trial), that of nf_tables
-//! [`netlink::netfilter`](super::netlink::netfilter). Never does: judge, or leave anything behind.
+//! the agent's own rules by [`nft`]. Never does: judge, or leave anything behind.
 //! Called by: `commands::doctor`.
 
 pub mod cgroups;
@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 
 use super::bpf::load::CGROUP_PROGRAMS;
 use super::bpf::{order, pins::Pins, query, sys, trial};
-use super::netlink::netfilter::{self, Family};
 use super::netns::{self, NetnsThread};
+use super::nft;
+use crate::doctor;
 use crate::doctor::facts::{Ebpf, Hook, HookProgram, Problem, Tried};
 
 /// The directories that are looked at.
@@ -50,12 +51,13 @@ pub fn kernel(cgroup: Option<&Path>, thread: &Result<NetnsThread, String>) -> (E
         let cookie = thread.run(netns, netns::current_cookie).map_err(|error| error.to_string())?;
         cookie.map(drop).map_err(|error| error.to_string())
     }));
-    let families = [Family::Ip, Family::Ip6].map(|family| {
+    let families = [("ip", false), ("ip6", true)].map(|(name, captures_v6)| {
+        let ruleset = doctor::trial::ruleset(captures_v6);
         let outcome = inside.map_err(str::to_owned).and_then(|(thread, netns)| {
-            let tried = thread.run(netns, move || netfilter::try_redirection(family));
-            tried.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+            let tried = thread.run(netns, move || nft::apply(&ruleset)).map_err(|error| error.to_string())?;
+            tried.map_err(|error| error.to_string())
         });
-        Tried { name: family.name().to_owned(), outcome }
+        Tried { name: name.to_owned(), outcome }
     });
     (ebpf, families.to_vec())
 }

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::doctor::facts::{Chain, Netns, Redirections};
-use crate::platform::netlink::netfilter;
 use crate::platform::netns::{NetnsId, NetnsThread};
+use crate::platform::nft;
 
 /// Namespaces that are looked into: a node has some hundred pods.
 const MOST_NETNS: usize = 1024;
@@ -134,7 +134,7 @@ fn pod_uid(cgroup: &str) -> Option<String> {
 
 /// The chains of the netns that the calling thread is in.
 fn chains() -> Result<Vec<Chain>, String> {
-    let mut chains = netfilter::chains().map_err(|error| format!("list the chains of nf_tables: {error}"))?;
+    let mut chains = nft::chains().map_err(|error| error.to_string())?;
     for (tables, programs) in LEGACY {
         // Absent in a kernel without them; empty where nobody uses them.
         if fs::read_to_string(tables).is_ok_and(|tables| !tables.trim().is_empty()) {
