@@ -19,6 +19,11 @@ pub(crate) const TUNNEL: u16 = 15008;
 /// Where the app and the services outside listen.
 pub(crate) const PORTS: [u16; 9] = [22, 53, 80, 443, APP, TUNNEL, 15020, 15021, 15090];
 
+/// Where the app and the services outside take datagrams.
+pub(crate) const DATAGRAM_PORTS: [u16; 2] = [53, 80];
+/// Where the proxy answers for resolvers.
+pub(crate) const DNS: u16 = 15053;
+
 /// Who opens a connection in the pod.
 pub(crate) fn identities() -> [(&'static str, Identity); 8] {
     [
@@ -36,8 +41,20 @@ pub(crate) fn identities() -> [(&'static str, Identity); 8] {
 /// A connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Cell {
+    pub(crate) by: By,
     pub(crate) from: From,
     pub(crate) to: SocketAddr,
+}
+
+/// What it speaks, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum By {
+    /// A connection.
+    Tcp,
+    /// A datagram of a socket that is connected first.
+    ConnectedUdp,
+    /// A datagram of a socket that is not connected.
+    Udp,
 }
 
 /// Where it begins.
@@ -64,37 +81,47 @@ impl fmt::Display for Cell {
             }
             From::World(source) => write!(f, "the world from {source}")?,
         }
-        write!(f, " -> {}", self.to)
+        let by = match self.by {
+            By::Tcp => "",
+            By::ConnectedUdp => " by connected UDP",
+            By::Udp => " by UDP",
+        };
+        write!(f, " -> {}{by}", self.to)
     }
 }
 
+/// All datagrams to resolvers, and to others.
+pub(crate) fn datagrams() -> Vec<Cell> {
+    [By::ConnectedUdp, By::Udp].into_iter().flat_map(|by| outbound(by, &DATAGRAM_PORTS)).collect()
+}
+
 /// All connections that make sense on any pod: the whole product.
-pub(crate) fn all() -> Vec<Cell> {
-    let mut cells = outbound();
+pub(crate) fn connections() -> Vec<Cell> {
+    let mut cells = outbound(By::Tcp, &[53, 80, 443, APP, TUNNEL, OUTBOUND]);
     for (sources, own) in [
         ([IpAddr::V4(ROUTER_V4), REMOTE_V4.into()], IpAddr::V4(OWN_V4)),
         ([ROUTER_V6.into(), REMOTE_V6.into()], OWN_V6.into()),
     ] {
         for source in sources {
             for port in PORTS.into_iter().chain([OUTBOUND, INBOUND]) {
-                cells.push(Cell { from: From::World(source), to: (own, port).into() });
+                cells.push(Cell { by: By::Tcp, from: From::World(source), to: (own, port).into() });
             }
         }
     }
     cells
 }
 
-fn outbound() -> Vec<Cell> {
+fn outbound(by: By, ports: &[u16]) -> Vec<Cell> {
     let mut cells = Vec::new();
     for destination in destinations() {
         for source in sources(destination) {
             for who in 0..identities().len() {
-                for port in [80, 443, APP, TUNNEL, OUTBOUND] {
+                for port in ports {
                     // Nobody listens there outside.
-                    if port == OUTBOUND && !is_local(destination.to_canonical()) {
+                    if *port == OUTBOUND && !is_local(destination.to_canonical()) {
                         continue;
                     }
-                    cells.push(Cell { from: From::Pod { who, source }, to: (destination, port).into() });
+                    cells.push(Cell { by, from: From::Pod { who, source }, to: (destination, *port).into() });
                 }
             }
         }

@@ -4,12 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::Value;
 
-use crate::cell::{Cell, From, TUNNEL, is_local};
+use crate::cell::{By, Cell, From, TUNNEL, is_local};
 use crate::place::Outcome;
 use crate::policy::Policy;
 
 /// Where veer and istio-init may differ, and why. Whatever differs and is not named here is a bug.
-pub(crate) const IMPROVEMENTS: [Improvement; 4] = [
+pub(crate) const IMPROVEMENTS: [Improvement; 5] = [
     Improvement {
         name: "the proxy sees the dialled address as its own",
         why: "inbound connections are handed over without NAT, so getsockname() needs no SO_ORIGINAL_DST",
@@ -29,13 +29,24 @@ pub(crate) const IMPROVEMENTS: [Improvement; 4] = [
     },
     Improvement {
         name: "with TPROXY, too, what is excluded within the pod stays direct",
-        why: "istio-init's mangle table knows neither excluded outbound ports nor 15008, and brings the proxy's \
-              connection to its own pod back to the proxy",
+        why: "istio-init's mangle table knows neither excluded outbound ports nor 15008 nor DNS, and brings the \
+              proxy's connection to its own pod back to the proxy",
         holds: |policy, cell, istio, veer| {
             let excluded = policy.exclude_outbound.as_deref().unwrap_or("15020");
             let port = cell.to.port();
-            let is_excluded = port == TUNNEL || excluded.split(',').any(|one| one == port.to_string());
+            let is_dns = policy.dns && port == 53;
+            let is_excluded =
+                is_dns || port == TUNNEL || excluded.split(',').any(|one| one == port.to_string());
             policy.tproxy && is_excluded && istio.at() == Some("inbound") && veer.at() == Some("app")
+        },
+    },
+    Improvement {
+        name: "the proxy reaches a resolver of its own pod by its gid, too",
+        why: "istio-init leaves the proxy's DNS alone by its uid; by its gid alone it brings TCP for a resolver at \
+              the pod's own address back to the proxy",
+        holds: |policy, cell, istio, veer| {
+            let is_resolver = policy.dns && cell.to.port() == 53 && is_local(cell.to.ip().to_canonical());
+            is_resolver && cell.by == By::Tcp && istio.at() == Some("inbound") && veer.at() == Some("app")
         },
     },
     Improvement {
@@ -74,43 +85,42 @@ pub(crate) fn judge(policy: &Policy, cell: &Cell, istio: &Outcome, veer: &Outcom
     better.map_or(Judgement::Differ, Judgement::Better)
 }
 
-/// Whether what came of a cell is what its explanation says; else why not.
-pub(crate) fn explained(cell: &Cell, veer: &Outcome, decision: &Value, report: &Value) -> Result<(), String> {
+/// Whether what came of a cell is what each of its decisions and their explanations say; else why not.
+pub(crate) fn explained(cell: &Cell, veer: &Outcome, told: &[(Value, Value)]) -> Result<(), String> {
+    // Nobody is asked about a datagram that is nobody's business.
+    if told.is_empty() && arrives_as("direct", cell).contains(&veer.at().unwrap_or_default()) {
+        return Ok(());
+    }
     let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
-    let destination = text(decision, "destination").and_then(|text| text.parse::<SocketAddr>().ok());
-    if destination.map(canonical) != Some(canonical(cell.to)) {
-        return Err(format!("the decision is on another connection: {decision}"));
-    }
-    let reason = text(report, "reason");
-    if text(decision, "reason") != reason && text(decision, "reason").as_deref() != Some("no-listener") {
-        return Err(format!("the kernel's reason is {decision}, explained is {reason:?}"));
-    }
-    let action = text(decision, "action").unwrap_or_default();
-    let expected: &[&str] = match action.as_str() {
-        "to-outbound" => &["outbound"],
-        "to-inbound" => &["inbound"],
-        "direct" => match cell.from {
-            // The app may dial the proxy's own port.
-            _ if cell.to.port() == 15001 => &["outbound", "inbound"],
-            _ if cell.to.port() == 15006 => &["inbound"],
-            From::Pod { .. } if is_local(cell.to.ip().to_canonical()) => &["app"],
-            From::Pod { .. } => &["outside"],
-            From::World(_) => &["app"],
-        },
-        _ => &[],
-    };
-    match veer {
-        Outcome::At { at, original, .. } => {
-            let redirected = action.starts_with("to-");
-            if !expected.contains(at) {
-                return Err(format!("explained is {action}, and it arrived at {at}"));
-            }
-            if redirected && original.map(canonical) != Some(effective(cell)) {
-                return Err(format!("the proxy was told {original:?} for {}", cell.to));
-            }
-            Ok(())
+    for (decision, report) in told {
+        let (said, reason) = (text(decision, "reason"), text(report, "reason"));
+        if said != reason && said.as_deref() != Some("no-listener") {
+            return Err(format!("the kernel's reason is {decision}, explained is {reason:?}"));
         }
-        Outcome::Failed(_) => Ok(()),
+        let action = text(decision, "action").unwrap_or_default();
+        if veer.at().is_some_and(|at| !arrives_as(&action, cell).contains(&at)) {
+            return Err(format!("explained is {action}, and it arrived elsewhere"));
+        }
+        let is_told = veer.original().map(canonical) == Some(effective(cell)) || cell.by != By::Tcp;
+        if action.starts_with("to-") && veer.at().is_some() && !is_told {
+            return Err(format!("the proxy was told {:?} for {}", veer.original(), cell.to));
+        }
+    }
+    if told.is_empty() && veer.at().is_some() { Err("nothing was decided".to_owned()) } else { Ok(()) }
+}
+
+/// Whose listeners a decision may lead to.
+fn arrives_as(action: &str, cell: &Cell) -> &'static [&'static str] {
+    match (action, cell.from) {
+        ("to-outbound", _) => &["outbound"],
+        ("to-inbound", _) => &["inbound"],
+        ("to-dns", _) => &["dns"],
+        // The app may dial the proxy's own ports.
+        ("direct", _) if cell.to.port() == 15001 => &["outbound", "inbound"],
+        ("direct", _) if cell.to.port() == 15006 => &["inbound"],
+        ("direct", From::Pod { .. }) if !is_local(cell.to.ip().to_canonical()) => &["outside"],
+        ("direct", _) => &["app"],
+        _ => &[],
     }
 }
 

@@ -6,6 +6,7 @@
 //! further policies; `VEER_SEED` makes it the same ones again.
 
 mod cell;
+mod datagrams;
 mod judge;
 mod place;
 mod policy;
@@ -60,7 +61,7 @@ fn perform() -> Result<bool> {
     let policies: Vec<Policy> = known.into_iter().filter(is_asked).collect();
     let started = Instant::now();
     say!("\nrunning {} policies of the matrix", policies.len());
-    let tallies = run_all(&policies, &cell::all())?;
+    let tallies = run_all(&policies)?;
     let failed = report(&policies, &tallies)?;
     let cells: usize = tallies.iter().flatten().map(|tally| tally.cells).sum();
     let complete = filter.is_some() || cells >= LEAST_CELLS;
@@ -91,14 +92,15 @@ fn all_policies() -> Result<Vec<Policy>> {
 }
 
 /// Runs the policies, a few at once.
-fn run_all(policies: &[Policy], cells: &[cell::Cell]) -> Result<Vec<Vec<Tally>>> {
+fn run_all(policies: &[Policy]) -> Result<Vec<Vec<Tally>>> {
+    let (connections, datagrams) = (cell::connections(), cell::datagrams());
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let workers = thread::available_parallelism().map_or(2, |count| count.get().min(4));
     thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(policy) = policies.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = run::policy(policy, cells);
+                    let result = run::policy(policy, &connections, &datagrams);
                     say!("  {} {}", policy.name, if result.is_ok() { "done" } else { "failed" });
                     results.lock().unwrap_or_else(PoisonError::into_inner).push((&policy.name, result));
                 }

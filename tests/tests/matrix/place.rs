@@ -15,11 +15,12 @@ use veer_tests::pod::{TestPod, World};
 use veer_tests::socket_maker::Maker;
 use veer_tests::veth::{self, ip};
 
-use crate::cell::{Cell, From, OTHER_V4, OTHER_V6, PORTS, SECOND_V4, identities};
+use crate::cell::{By, Cell, DATAGRAM_PORTS, DNS, From, OTHER_V4, OTHER_V6, PORTS, SECOND_V4, identities};
+use crate::datagrams::Datagrams;
 use crate::policy::Policy;
 
 /// How long a connection that goes nowhere is waited for.
-const LOST_AFTER: Duration = Duration::from_millis(400);
+pub(crate) const LOST_AFTER: Duration = Duration::from_secs(3);
 
 /// A world, its pod, and who listens in them.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(crate) struct Place {
     pub(crate) pod: TestPod,
     makers: Vec<Maker>,
     listeners: Listeners,
+    datagrams: Datagrams,
 }
 
 /// What came of a connection.
@@ -46,7 +48,18 @@ pub(crate) enum Outcome {
         /// Whom the client believes to talk to.
         peername: SocketAddr,
     },
-    /// connect() failed.
+    /// The datagram arrived.
+    Told {
+        /// Whose socket.
+        at: &'static str,
+        /// Who the client is, there.
+        client: IpAddr,
+        /// Who it is that answers, if it is the proxy.
+        answers: Option<SocketAddr>,
+        /// Whom the client of a connected socket believes to talk to.
+        peername: Option<SocketAddr>,
+    },
+    /// connect(), or sending, failed; or it went nowhere.
     Failed(ErrorKind),
 }
 
@@ -55,14 +68,14 @@ impl Outcome {
     pub(crate) const fn local(&self) -> Option<SocketAddr> {
         match self {
             Self::At { local, .. } => Some(*local),
-            Self::Failed(_) => None,
+            Self::Told { .. } | Self::Failed(_) => None,
         }
     }
 
     /// Whose listener it arrived at.
     pub(crate) const fn at(&self) -> Option<&'static str> {
         match self {
-            Self::At { at, .. } => Some(*at),
+            Self::At { at, .. } | Self::Told { at, .. } => Some(*at),
             Self::Failed(_) => None,
         }
     }
@@ -71,7 +84,7 @@ impl Outcome {
     pub(crate) fn original(&self) -> Option<SocketAddr> {
         match self {
             Self::At { original, .. } => *original,
-            Self::Failed(_) => None,
+            Self::Told { .. } | Self::Failed(_) => None,
         }
     }
 
@@ -110,20 +123,39 @@ impl Place {
         ip(pod.netns(), ["address replace ::6/128 dev lo nodad"])?;
         let makers = identities().map(|(_, identity)| pod.maker(identity));
         let makers = makers.into_iter().collect::<Result<_>>()?;
-        Ok(Self { world, pod, makers, listeners: Listeners::default() })
+        Ok(Self { world, pod, makers, listeners: Listeners::default(), datagrams: Datagrams::default() })
     }
 
     /// Opens all listeners, once somebody redirects.
     pub(crate) fn listen(&mut self, policy: &Policy) -> Result<()> {
         let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
         for any in any {
+            let domain = if any.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
             for port in PORTS {
                 self.listeners.add("app", self.pod.app(), (any, port))?;
                 self.listeners.add_in_world("outside", &self.world, (any, port))?;
             }
+            for port in DATAGRAM_PORTS {
+                self.datagrams.receive(
+                    "app",
+                    self.pod.app().socket(domain, Type::DGRAM, None)?,
+                    (any, port),
+                )?;
+                self.datagrams.receive(
+                    "outside",
+                    self.world.socket(domain, Type::DGRAM, None)?,
+                    (any, port),
+                )?;
+            }
             if policy.proxy_is_away {
                 continue;
             }
+            // As istio-agent does, on loopback alone.
+            let localhost: IpAddr =
+                if any.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+            self.listeners.add("dns", self.pod.proxy(), (localhost, DNS))?;
+            let dns = self.pod.proxy().socket(domain, Type::DGRAM, None)?;
+            self.datagrams.receive("dns", dns, (localhost, DNS))?;
             self.listeners.add("outbound", self.pod.proxy(), (any, OUTBOUND))?;
             let at = SocketAddr::new(any, INBOUND);
             let inbound =
@@ -140,6 +172,9 @@ impl Place {
     /// Opens the connection and tells what came of it.
     pub(crate) fn open(&self, cell: &Cell) -> Result<Outcome> {
         let socket = self.socket(cell)?;
+        if cell.by != By::Tcp {
+            return self.datagrams.send(&socket, cell);
+        }
         if let Err(error) = socket.connect_timeout(&cell.to.into(), LOST_AFTER) {
             return Ok(Outcome::Failed(error.kind()));
         }
@@ -153,13 +188,14 @@ impl Place {
     }
 
     fn socket(&self, cell: &Cell) -> Result<Socket> {
-        let (domain, protocol) = (Domain::for_address(cell.to), Some(Protocol::TCP));
+        let domain = Domain::for_address(cell.to);
+        let kind = if cell.by == By::Tcp { Type::STREAM } else { Type::DGRAM };
         let (socket, source) = match cell.from {
             From::Pod { who, source } => {
                 let maker = self.makers.get(who).context("a cell of nobody")?;
-                (maker.socket(domain, Type::STREAM, protocol)?, source)
+                (maker.socket(domain, kind, None)?, source)
             }
-            From::World(source) => (self.world.socket(domain, Type::STREAM, protocol)?, Some(source)),
+            From::World(source) => (self.world.socket(domain, kind, None)?, Some(source)),
         };
         if let Some(source) = source {
             socket.bind(&SocketAddr::new(source, 0).into()).with_context(|| format!("bind for {cell}"))?;
@@ -171,7 +207,7 @@ impl Place {
 fn outcome(arrival: &Arrival, peername: SocketAddr) -> Outcome {
     let Arrival { at, original, local, peer } = *arrival;
     // Under istio-init a connection that was not redirected has itself as its original destination.
-    let original = original.filter(|_| ["outbound", "inbound"].contains(&at));
+    let original = original.filter(|_| ["outbound", "inbound", "dns"].contains(&at));
     Outcome::At { at, original, local, client: peer.ip(), peername }
 }
 

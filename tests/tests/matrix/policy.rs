@@ -127,6 +127,39 @@ fn named(name: &str, change: impl FnOnce(&mut Policy)) -> Policy {
 
 /// The pods that every run has.
 pub(crate) fn all() -> Vec<Policy> {
+    let mut policies = of_connections();
+    policies.extend(of_resolvers());
+    policies
+}
+
+fn of_resolvers() -> Vec<Policy> {
+    vec![
+        named("DNS", |pod| pod.dns = true),
+        named("DNS, IPv4 alone", |pod| {
+            pod.dns = true;
+            pod.v4_only = true;
+        }),
+        named("DNS, port excluded", |pod| {
+            pod.dns = true;
+            pod.exclude_outbound = Some("53,443".to_owned());
+        }),
+        named("DNS, lists", |pod| {
+            pod.dns = true;
+            pod.include_ranges = Some("198.51.100.0/24,127.0.0.2/32".to_owned());
+            pod.exclude_ranges = Some("192.0.2.0/24".to_owned());
+        }),
+        named("DNS, TPROXY", |pod| {
+            pod.dns = true;
+            pod.tproxy = true;
+        }),
+        named("DNS, owner groups", |pod| {
+            pod.dns = true;
+            pod.node = Node::ExcludesGroups("1000,3000");
+        }),
+    ]
+}
+
+fn of_connections() -> Vec<Policy> {
     vec![
         named("plain", |_| {}),
         named("IPv4 alone", |pod| pod.v4_only = true),
@@ -212,6 +245,7 @@ pub(crate) fn random(number: usize, random: &mut fastrand::Rng) -> Policy {
     };
     policy.tproxy = random.u8(0..4) == 0;
     policy.v4_only = random.u8(0..5) == 0;
+    policy.dns = random.u8(0..3) == 0;
     policy.proxy_is_away = random.u8(0..12) == 0;
     policy.proxy_user = (random.u8(0..5) == 0).then_some(2102);
     policy.node = match random.u8(0..12) {

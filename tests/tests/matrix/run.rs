@@ -1,7 +1,6 @@
 //! One policy: the same cells in each place, and the comparison.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -10,9 +9,11 @@ use veer_tests::agent::Agent;
 use veer_tests::cgroup::Cgroup;
 use veer_tests::istio_init;
 use veer_tests::launch::Launch;
+use veer_tests::mesh::PATIENCE;
 use veer_tests::monitor::Monitor;
+use veer_tests::wait;
 
-use crate::cell::Cell;
+use crate::cell::{By, Cell, From, identities};
 use crate::judge::{IMPROVEMENTS, Judgement, canonical, explained, judge};
 use crate::place::{Outcome, Place};
 use crate::policy::Policy;
@@ -31,8 +32,8 @@ impl Backend {
     }
 }
 
-/// What the kernel said of a connection, and what is explained.
-type Told = (Value, Value);
+/// What the kernel said of a cell, and what is explained.
+type Told = Vec<(Value, Value)>;
 
 /// What a policy's cells came to under a backend.
 #[derive(Debug)]
@@ -46,12 +47,18 @@ pub(crate) struct Tally {
     pub(crate) differences: Vec<String>,
 }
 
-/// Runs all cells of a policy everywhere.
-pub(crate) fn policy(policy: &Policy, cells: &[Cell]) -> Result<Vec<Tally>> {
+/// Runs all cells of a policy everywhere. Datagrams are for the policies that do something with them.
+pub(crate) fn policy(policy: &Policy, connections: &[Cell], datagrams: &[Cell]) -> Result<Vec<Tally>> {
     let context = || format!("policy {}", policy.name);
-    let reference = under_istio_init(policy, cells).with_context(context)?;
-    let (veer, reasons) = under_ebpf(policy, cells).with_context(context)?;
-    Ok(vec![tally(policy, Backend::Ebpf, cells, &reference, &veer, &reasons)])
+    let mut cells = connections.to_vec();
+    if policy.dns || policy.name == "plain" {
+        cells.extend(datagrams);
+    }
+    // The last decision to wait for is that on a connection.
+    cells.extend(connections.first());
+    let reference = under_istio_init(policy, &cells).with_context(context)?;
+    let (veer, reasons) = under_ebpf(policy, &cells).with_context(context)?;
+    Ok(vec![tally(policy, Backend::Ebpf, &cells, &reference, &veer, &reasons)])
 }
 
 fn under_istio_init(policy: &Policy, cells: &[Cell]) -> Result<Vec<Outcome>> {
@@ -78,18 +85,58 @@ fn under_ebpf(policy: &Policy, cells: &[Cell]) -> Result<(Vec<Outcome>, Vec<Told
     for cell in cells {
         outcomes.push(place.open(cell).with_context(|| format!("under eBPF: {cell}"))?);
     }
-    let decisions = without_repetitions(monitor.wait_for_decisions(cells.len())?);
-    if decisions.len() != cells.len() {
-        let to = |decision: &Value| decision.get("destination").and_then(Value::as_str).map(str::to_owned);
-        let strays = cells.iter().zip(&decisions).find(|(cell, decision)| {
-            to(decision)
-                .is_none_or(|to| to.parse::<SocketAddr>().ok().map(canonical) != Some(canonical(cell.to)))
-        });
-        bail!("{} decisions on {} connections, from here on: {strays:?}", decisions.len(), cells.len());
+    let decisions = decisions(&monitor, cells)?;
+    let lines: Vec<String> = decisions.iter().flatten().map(Value::to_string).collect();
+    let mut reports = explain(&agent, &lines.join("\n"))?.into_iter();
+    let told = decisions.into_iter().map(|decisions| decisions.into_iter().zip(&mut reports).collect());
+    Ok((outcomes, told.collect()))
+}
+
+/// What the kernel decided for each cell: for a connection one decision, for a datagram as many as it took, which is
+/// none where the pod's datagrams are nobody's business.
+fn decisions(monitor: &Monitor, cells: &[Cell]) -> Result<Vec<Vec<Value>>> {
+    let connections = cells.iter().filter(|cell| cell.by == By::Tcp).count();
+    let mut heard = Vec::new();
+    wait::until("the decisions on all connections", PATIENCE, || {
+        heard = monitor.wait_for_decisions(connections).map_or_else(|_| Vec::new(), without_repetitions);
+        heard.iter().filter(|decision| !is_datagram(decision)).count() >= connections
+    })?;
+    let mut heard = heard.into_iter().peekable();
+    let mut assigned = Vec::with_capacity(cells.len());
+    for cell in cells {
+        let mut own = Vec::new();
+        while let Some(decision) = heard.next_if(|decision| is_on(decision, cell)) {
+            own.push(decision);
+            if cell.by == By::Tcp {
+                break;
+            }
+        }
+        if cell.by == By::Tcp && own.is_empty() {
+            bail!("no decision on {cell}; the next is {:?}", heard.peek());
+        }
+        assigned.push(own);
     }
-    let lines: Vec<String> = decisions.iter().map(Value::to_string).collect();
-    let reports = explain(&agent, &lines.join("\n"))?;
-    Ok((outcomes, decisions.into_iter().zip(reports).collect()))
+    match heard.next() {
+        Some(stray) => bail!("a decision on no cell: {stray}"),
+        None => Ok(assigned),
+    }
+}
+
+fn is_datagram(decision: &Value) -> bool {
+    decision.get("protocol").is_some_and(|protocol| protocol == "udp")
+}
+
+fn is_on(decision: &Value, cell: &Cell) -> bool {
+    let destination = decision.get("destination").and_then(Value::as_str).and_then(|text| text.parse().ok());
+    let is_same_user = match cell.from {
+        From::Pod { who, .. } => identities().get(who).is_some_and(|(_, user)| {
+            let id = |name: &str| decision.get(name).and_then(Value::as_u64);
+            (id("uid"), id("gid")) == (Some(user.uid.into()), Some(user.gid.into()))
+        }),
+        From::World(_) => decision.get("direction").is_some_and(|direction| direction == "inbound"),
+    };
+    let is_same_protocol = is_datagram(decision) == (cell.by != By::Tcp);
+    destination.map(canonical) == Some(canonical(cell.to)) && is_same_user && is_same_protocol
 }
 
 /// Without what is decided again: a SYN that nobody listens for is judged each time that it is sent, and on a busy
@@ -149,10 +196,10 @@ fn tally(
                 tally.differences.push(format!("{cell}\n  istio-init {istio:?}\n  veer       {veer:?}"));
             }
         }
-        match reasons.get(index).map(|(decision, report)| explained(cell, veer, decision, report)) {
-            Some(Ok(())) => tally.explained += 1,
-            Some(Err(why)) => tally.differences.push(format!("{cell}\n  {why}\n  {veer:?}")),
-            None => {}
+        let told = reasons.get(index).map_or(&[][..], Vec::as_slice);
+        match explained(cell, veer, told) {
+            Ok(()) => tally.explained += 1,
+            Err(why) => tally.differences.push(format!("{cell}\n  {why}\n  {veer:?}")),
         }
     }
     tally
