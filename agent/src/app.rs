@@ -23,13 +23,13 @@ use crate::config::{AgentConfig, Place};
 use crate::control::{AgentStatus, Control};
 use crate::enrol::{Ebpf, EnrolError, Node, NodeHandle, follow};
 use crate::lookup::Lookup;
-use crate::model::NodeSettings;
+use crate::model::{NodeSettings, ProxyIdentity};
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::load::Datapath;
 use crate::platform::bpf::order::Neighbours;
 use crate::platform::bpf::pins::Pins;
-use crate::platform::cgroup::{Cgroup, CgroupError};
+use crate::platform::cgroup::{self, Cgroup, CgroupError};
 use crate::platform::netlink::changes::AddressChanges;
 use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::socket;
@@ -105,6 +105,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
 
     let system = |attempt| move |source| AppError::System { attempt, source };
     let (handle, thread) = node.start().map_err(system("start the node's thread"))?;
+    let (proxy_identity, problem) = proxy_identity(config.proxy_identity);
     let status = AgentStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -113,6 +114,8 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         cgroup: cgroup.path.display().to_string(),
         exclude_namespaces: config.exclude_namespaces.iter().cloned().collect(),
         enrolled,
+        proxy_identity: proxy_identity.name().to_owned(),
+        identity_problem: problem,
         // Looked at when it is asked for.
         runs_before: Vec::new(),
     };
@@ -120,6 +123,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         excluded_namespaces: config.exclude_namespaces.clone(),
         owner_groups: config.owner_groups.clone(),
         loopback: config.loopback,
+        proxy_identity,
     };
     let lookup = Lookup { source: source.clone(), settings: settings.clone(), node: handle.clone() };
     let control = Control::new(lookup, status, neighbours);
@@ -139,6 +143,22 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     }
     drop(lock);
     Ok(())
+}
+
+/// What can make a process the proxy on this node, and why that is not what was asked for.
+fn proxy_identity(wanted: ProxyIdentity) -> (ProxyIdentity, Option<String>) {
+    if wanted == ProxyIdentity::Uid {
+        return (wanted, None);
+    }
+    let problem = match cgroup::pods_are_in_v1_alone() {
+        Ok(false) => return (wanted, None),
+        Ok(true) => "the pods' processes are in cgroup v1 alone, where no container can be told from another"
+            .to_owned(),
+        Err(error) => format!("where the pods' processes are cannot be told: {error}"),
+    };
+    let problem = format!("--proxy-identity=container is not possible on this node, it is uid: {problem}");
+    tracing::warn!("{problem}");
+    (ProxyIdentity::Uid, Some(problem))
 }
 
 async fn serve(

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ipnet::Ipv4Net;
 
 use crate::cli::{AgentFlags, PlaceFlags};
-use crate::model::OwnerGroups;
+use crate::model::{OwnerGroups, ProxyIdentity};
 
 mod doctor;
 mod node;
@@ -41,6 +41,8 @@ pub struct AgentConfig {
     pub owner_groups: OwnerGroups,
     /// What counts as the pods' localhost.
     pub loopback: Ipv4Net,
+    /// What makes a process the proxy.
+    pub proxy_identity: ProxyIdentity,
     /// How the agent logs.
     pub log: LogConfig,
 }
@@ -183,6 +185,7 @@ impl AgentConfig {
         let exclude_namespaces = namespaces(&flags.exclude_namespaces, &mut errors);
         let owner_groups = node::owner_groups(&flags.capture, &mut errors);
         let loopback = node::loopback(&flags.capture, &mut errors);
+        let proxy_identity = node::proxy_identity(&flags.capture, &mut errors);
         let level = flags.log_level.parse().unwrap_or_else(|_unknown| {
             errors.push(LOG_LEVEL.invalid(&flags.log_level));
             tracing::Level::INFO
@@ -199,7 +202,7 @@ impl AgentConfig {
             return Err(ConfigErrors(errors));
         }
         let log = LogConfig { level, format };
-        Ok(Self { pods_from, place, cgroup, exclude_namespaces, owner_groups, loopback, log })
+        Ok(Self { pods_from, place, cgroup, exclude_namespaces, owner_groups, loopback, proxy_identity, log })
     }
 }
 
@@ -248,6 +251,7 @@ mod tests {
             outbound_owner_groups: groups.to_owned(),
             outbound_owner_groups_exclude: String::new(),
             host_ipv4_loopback_cidr: loopback.to_owned(),
+            proxy_identity: "uid".to_owned(),
         }
     }
 

@@ -74,6 +74,11 @@ pub struct AgentStatus {
     pub exclude_namespaces: Vec<String>,
     /// Pods that are enrolled.
     pub enrolled: usize,
+    /// What makes a process the proxy in pods that are enrolled from now on: `uid` or `container`.
+    pub proxy_identity: String,
+    /// Why that is not what the agent's flag says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity_problem: Option<String>,
     /// Foreign programs that see a connection before veer's.
     pub runs_before: Vec<RunsBefore>,
 }
@@ -114,6 +119,10 @@ pub struct Decided {
     /// Its group; outbound only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+    /// Whether these are the proxy's ids, and the creator was in another container than the proxy's, in a pod
+    /// where that counts; absent if not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub impostor: bool,
     /// Where it comes from; without a port while there is none.
     pub source: String,
     /// Where it was dialled to.
@@ -261,6 +270,7 @@ fn describe(event: &Event, names: &HashMap<NetnsCookie, String>) -> Decided {
         reason: reason.map_or("unknown", Reason::name).to_owned(),
         uid: id(event.uid),
         gid: id(event.gid),
+        impostor: event.is_impostor != 0,
         source: endpoint(event.source, event.source_port),
         destination: endpoint(event.destination, event.port),
     }

@@ -186,11 +186,29 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
     ] {
         assert!(text.out.lines().any(|found| found.starts_with(line)), "{line:?} is not in\n{}", text.out);
     }
-    let expected =
-        ["agent", "agentError", "enrolled", "faults", "handingOver", "listening", "pins", "programs"];
+    let expected = [
+        "agent",
+        "agentError",
+        "enrolled",
+        "faults",
+        "handingOver",
+        "listening",
+        "pins",
+        "programs",
+        "sharedCgroups",
+    ];
     assert_eq!(keys(&status), expected);
-    let expected =
-        ["cgroup", "enrolled", "excludeNamespaces", "pid", "podsFrom", "runsBefore", "startedAt", "version"];
+    let expected = [
+        "cgroup",
+        "enrolled",
+        "excludeNamespaces",
+        "pid",
+        "podsFrom",
+        "proxyIdentity",
+        "runsBefore",
+        "startedAt",
+        "version",
+    ];
     assert_eq!(keys(&status["agent"]), expected);
     assert_eq!(status["agent"]["excludeNamespaces"], json!(["kube-system"]));
     assert_eq!(
@@ -338,7 +356,7 @@ fn a_pod_is_told_whole() {
     assert_eq!(
         pod["policy"],
         json!({
-            "mode": "redirect", "families": ["IPv4", "IPv6"], "proxyUid": 1337, "proxyGid": 1337,
+            "mode": "redirect", "families": ["IPv4", "IPv6"], "proxyUid": 1337, "proxyGid": 1337, "proxyIdentity": "uid",
             "outbound": {"port": 15001, "listeners": 2}, "inbound": {"port": 15006, "listeners": 2},
             "allOutbound": true, "allInbound": true,
         })

@@ -106,5 +106,6 @@ fn answer(mut answer: impl BufRead) -> Result<Answer, Failure> {
         version: text("version").unwrap_or_else(|| "unknown".to_owned()),
         pid: status.get("pid").and_then(Value::as_u64).unwrap_or_default(),
         cgroup: text("cgroup"),
+        identity_problem: text("identityProblem"),
     })
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use veer_common::address::{Address, Port};
 use veer_common::cni::PodReference;
-use veer_common::maps::{NetnsCookie, PodPolicy};
+use veer_common::maps::{NetnsCookie, PodPolicy, ProxyContainer, flag};
 use veer_common::verdict::{Inbound, Outbound};
 
 use super::{Failure, ask, broken_off, datapath, place};
@@ -29,7 +29,14 @@ const SOMEBODY: u32 = 1000;
 #[derive(Clone, Debug)]
 enum Asked {
     /// About a connection that the pod might open.
-    To { pod: PodReference, to: SocketAddr, identity: Option<(u32, u32)>, source: Option<IpAddr> },
+    To {
+        pod: PodReference,
+        to: SocketAddr,
+        identity: Option<(u32, u32)>,
+        /// Whether the identity is in another container than the proxy's, if that was said.
+        elsewhere: Option<bool>,
+        source: Option<IpAddr>,
+    },
     /// About a connection that might arrive.
     From { pod: PodReference, from: IpAddr, at: Option<IpAddr>, port: u16 },
     /// About lines of `veer monitor`.
@@ -42,6 +49,8 @@ enum Asked {
 struct Subject {
     /// What the kernel holds of it.
     held: Option<(NetnsCookie, MapEntries)>,
+    /// Which container is the proxy's, where that counts.
+    proxy: Option<ProxyContainer>,
     /// What the agent says of it, or why it says nothing.
     facts: Result<PodFacts, String>,
 }
@@ -100,7 +109,10 @@ impl Asked {
             return Err(errors);
         }
         match (to, from, flags.port) {
-            (Some(to), None, None) => Ok(Self::To { pod, to, identity, source }),
+            (Some(to), None, None) => {
+                let elsewhere = flags.container.as_deref().map(|container| container == "other");
+                Ok(Self::To { pod, to, identity, elsewhere, source })
+            }
             (None, Some(from), Some(port)) => Ok(Self::From { pod, from, at, port }),
             _ => Err(vec![
                 "what is to be explained: --to IP:PORT, or --from IP with --port PORT, or --event LINE"
@@ -160,7 +172,7 @@ impl Answers {
         let (Asked::To { pod, .. } | Asked::From { pod, .. }) = asked else { return Ok(()) };
         let subject = subject(&self.place, pod)?;
         let policy = subject.held.as_ref().map(|(_, entries)| entries.policy);
-        let (connection, assumed) = connection(asked, protocol, policy.as_ref())?;
+        let (connection, assumed) = connection(asked, protocol, policy.as_ref(), subject.proxy)?;
         let question = Question { pod: full_name(pod), connection, protocol, observed: None, assumed };
         self.answer(pod, &subject, &question)
     }
@@ -238,7 +250,9 @@ fn subject(place: &Place, pod: &PodReference) -> Result<Subject, Failure> {
         Err(Failure::Unavailable(problem)) => Err(problem),
         Err(other) => return Err(other),
     };
-    Ok(Subject { held: held(&maps, pod)?, facts })
+    let held = held(&maps, pod)?;
+    let proxy = held.as_ref().map(|(cookie, _)| maps.proxy_container(*cookie)).transpose()?.flatten();
+    Ok(Subject { held, proxy, facts })
 }
 
 /// What the kernel holds of a pod; of two of its name, the younger one.
@@ -269,18 +283,22 @@ fn connection(
     asked: &Asked,
     protocol: Protocol,
     policy: Option<&PodPolicy>,
+    proxy: Option<ProxyContainer>,
 ) -> Result<(Connection, Option<String>), Failure> {
     match asked {
-        Asked::To { to, identity, source, .. } => {
-            let ((uid, gid), assumed) = match identity {
-                Some(identity) => (*identity, None),
-                None => somebody(policy),
+        Asked::To { to, identity, elsewhere, source, .. } => {
+            let ((uid, gid), is_impostor, assumed) = if let Some(identity) = identity {
+                let (is_impostor, assumed) = container(policy, proxy, *identity, *elsewhere);
+                (*identity, is_impostor, assumed)
+            } else {
+                let (identity, assumed) = somebody(policy);
+                (identity, false, assumed)
             };
             let destination = Address::from(to.ip());
             let unbound = if to.is_ipv4() { Address::v4([0; 4]) } else { Address::UNSPECIFIED };
             let source = source.map_or(unbound, Address::from);
             let port = Port::new(to.port());
-            let outbound = Outbound { uid, gid, source, destination, port };
+            let outbound = Outbound { uid, gid, is_impostor, source, destination, port };
             let connection = match protocol {
                 Protocol::Tcp => Connection::Outbound(outbound),
                 Protocol::Udp => Connection::Datagram(outbound),
@@ -296,6 +314,34 @@ fn connection(
             Ok((Connection::Inbound(inbound), assumed))
         }
         Asked::Line(_) | Asked::Lines => Err(Failure::Failed("a line is read, not made".to_owned())),
+    }
+}
+
+/// Whether somebody with these ids has the proxy's and is not it, and what was taken for granted.
+fn container(
+    policy: Option<&PodPolicy>,
+    proxy: Option<ProxyContainer>,
+    (uid, gid): (u32, u32),
+    elsewhere: Option<bool>,
+) -> (bool, Option<String>) {
+    let is_asked = |policy: &PodPolicy| {
+        policy.flags & flag::BY_CONTAINER != 0 && (uid == policy.proxy_uid || gid == policy.proxy_gid)
+    };
+    if !policy.is_some_and(is_asked) {
+        return (false, None);
+    }
+    match (proxy, elsewhere) {
+        (None, _) => {
+            let note = "nobody has listened on the proxy's ports with its ids yet, so nobody is the proxy";
+            (true, Some(note.to_owned()))
+        }
+        (Some(_), Some(elsewhere)) => (elsewhere, None),
+        (Some(ProxyContainer { cgroup, .. }), None) => {
+            let note = format!(
+                "{uid}:{gid} is taken to be in the proxy's container (cgroup {cgroup}); --container other asks for another"
+            );
+            (false, Some(note))
+        }
     }
 }
 

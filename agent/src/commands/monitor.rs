@@ -8,6 +8,7 @@ use super::{Failure, ask, broken_off};
 use crate::cli::MonitorFlags;
 use crate::config::Place;
 use crate::control::{Decided, Line, Question};
+use crate::explain::line::IMPOSTOR;
 
 /// Runs the command, until the agent or the reader ends it.
 ///
@@ -92,13 +93,13 @@ fn matches(flags: &MonitorFlags, decided: &Decided) -> bool {
 }
 
 /// `12:00:01.123Z shop/cart outbound 1000:1000 10.1.0.2 -> 10.96.0.1:80 to-outbound (all-outbound)`; UDP says so
-/// after the direction.
+/// after the direction. Who has the proxy's ids and is not it says `1337:1337/impostor`.
 fn render(decided: &Decided) -> String {
     let milliseconds = decided.time_ms % 86_400_000;
     let (hours, minutes) = (milliseconds / 3_600_000, milliseconds / 60_000 % 60);
     let (seconds, rest) = (milliseconds / 1000 % 60, milliseconds % 1000);
     let who = match (decided.uid, decided.gid) {
-        (Some(uid), Some(gid)) => format!(" {uid}:{gid}"),
+        (Some(uid), Some(gid)) => format!(" {uid}:{gid}{}", if decided.impostor { IMPOSTOR } else { "" }),
         _ => String::new(),
     };
     let udp = if decided.protocol == "udp" { " udp" } else { "" };

@@ -7,6 +7,7 @@ use veer_common::reason::Reason;
 use super::view::{self, PodView, PolicyView};
 use super::{Failure, datapath, place, print_json, table};
 use crate::cli::PodsFlags;
+use crate::model::ProxyIdentity;
 
 /// Runs the command.
 ///
@@ -15,19 +16,20 @@ use crate::cli::PodsFlags;
 pub fn run(flags: &PodsFlags) -> Result<(), Failure> {
     let place = place(&flags.read.place)?;
     let (pins, maps) = datapath(&place)?;
-    let pods = view::pods(&pins, &maps)?;
+    let mut pods = view::pods(&pins, &maps)?;
     let Some(wanted) = &flags.pod else {
         if flags.read.json {
             return print_json(&pods);
         }
         return write(&list(&pods));
     };
-    let pod = pods.iter().find(|pod| full_name(pod) == *wanted).ok_or_else(|| {
+    let pod = pods.iter_mut().find(|pod| full_name(pod) == *wanted).ok_or_else(|| {
         let hint = if wanted.contains('/') { "" } else { " (a pod is NAMESPACE/NAME)" };
         Failure::Usage(format!(
             "pod {wanted} is not enrolled on this node{hint}; `veer pods` lists those that are"
         ))
     })?;
+    pod.seek_container();
     if flags.read.json { print_json(pod) } else { write(&detail(pod)) }
 }
 
@@ -73,6 +75,25 @@ fn state(pod: &PodView) -> String {
     }
 }
 
+/// Who the proxy is.
+fn identity(policy: &PolicyView) -> String {
+    let ids = format!("uid {}, gid {}", policy.proxy_uid, policy.proxy_gid);
+    match &policy.proxy_container {
+        _ if policy.proxy_identity == ProxyIdentity::Uid.name() => ids,
+        None => format!("{ids}, in a container that has not listened yet: nobody is the proxy"),
+        Some(container) if container.shared => {
+            format!("{ids}; its container shares cgroup {} with others", container.cgroup)
+        }
+        Some(container) => {
+            let path = container.path.as_ref().map_or_else(
+                || format!("{} (its directory is gone)", container.cgroup),
+                |path| path.display().to_string(),
+            );
+            format!("{ids}, in the container of cgroup {path}, {} listening", container.listening)
+        }
+    }
+}
+
 fn detail(pod: &PodView) -> String {
     let mut lines = vec![
         format!("pod            {}", full_name(pod)),
@@ -84,7 +105,7 @@ fn detail(pod: &PodView) -> String {
         let port = |port: &view::ProxyPort| format!("port {}, {} listening", port.port, port.listeners);
         let families = policy.families.join(" and ");
         lines.push(format!("mode           {}, {families}", policy.mode));
-        lines.push(format!("identity       uid {}, gid {}", policy.proxy_uid, policy.proxy_gid));
+        lines.push(format!("identity       {}", identity(policy)));
         lines.push(format!("outbound       {}", port(&policy.outbound)));
         lines.push(format!("inbound        {}", port(&policy.inbound)));
         lines.extend(policy.dns.as_ref().map(|dns| format!("dns            {}", port(dns))));

@@ -20,6 +20,8 @@ struct NodeStatus {
     enrolled: usize,
     listening: usize,
     handing_over: usize,
+    /// Pods whose proxy should be known by its container, and shares its cgroup with others.
+    shared_cgroups: usize,
     faults: u64,
 }
 
@@ -44,6 +46,7 @@ pub fn run(flags: &ReadFlags) -> Result<(), Failure> {
         enrolled: pods.len(),
         listening: pods.iter().filter(|pod| listens(pod)).count(),
         handing_over: maps.hand_offs(),
+        shared_cgroups: pods.iter().filter(|pod| shares_cgroup(pod)).count(),
         faults: pods.iter().flat_map(|pod| pod.faults.values()).sum(),
     };
     if flags.json {
@@ -73,6 +76,11 @@ fn listens(pod: &PodView) -> bool {
     pod.policy.as_ref().is_some_and(|policy| policy.outbound.listeners > 0 && policy.inbound.listeners > 0)
 }
 
+fn shares_cgroup(pod: &PodView) -> bool {
+    let container = pod.policy.as_ref().and_then(|policy| policy.proxy_container.as_ref());
+    container.is_some_and(|container| container.shared)
+}
+
 fn read_status(mut answer: impl BufRead) -> Result<AgentStatus, Failure> {
     let mut line = String::new();
     answer.read_line(&mut line).map_err(|error| broken_off(&error))?;
@@ -87,6 +95,8 @@ fn render(status: &NodeStatus) -> String {
             lines.push(format!("agent      running, pid {}, version {}, up {up}", agent.pid, agent.version));
             lines.push(format!("pods from  {}", agent.pods_from));
             lines.push(format!("cgroup     {}", agent.cgroup));
+            lines.push(format!("identity   the proxy is known by its {}", agent.proxy_identity));
+            lines.extend(agent.identity_problem.iter().map(|problem| format!("warning    {problem}")));
             lines.extend(agent.runs_before.iter().map(|program| format!("warning    {program}")));
         }
         None => lines
@@ -99,6 +109,13 @@ fn render(status: &NodeStatus) -> String {
         "pods       {} enrolled, {} with a listening proxy",
         status.enrolled, status.listening
     ));
+    if status.shared_cgroups > 0 {
+        lines.push(format!(
+            "warning    in {} pods the proxy's cgroup is the one that veer is attached to, and holds other containers, \
+             too: the ids alone say who is the proxy",
+            status.shared_cgroups
+        ));
+    }
     lines.push(format!("faults     {}", status.faults));
     lines.push(String::new());
     lines.join("\n")

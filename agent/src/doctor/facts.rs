@@ -123,6 +123,8 @@ pub struct PodProcesses {
     pub outside: usize,
     /// The process id of one that is outside, and its path in version 2.
     pub example: Option<(u32, String)>,
+    /// Known as a pod's by version 1 alone.
+    pub in_v1_alone: usize,
 }
 
 /// Programs at one hook of the target, in the order of their running.
@@ -201,6 +203,8 @@ pub struct Answer {
     pub pid: u64,
     /// Where it has attached its programs.
     pub cgroup: Option<String>,
+    /// Why proxies are not known by what `--proxy-identity` says.
+    pub identity_problem: Option<String>,
 }
 
 /// The runtime's CNI configuration.

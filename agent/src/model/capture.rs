@@ -43,6 +43,8 @@ pub struct Capture {
     pub owner_groups: OwnerGroups,
     /// Node setting: the loopback addresses that even the proxy's own connections reach directly.
     pub loopback: Ipv4Net,
+    /// Node setting: what makes a process the proxy.
+    pub proxy_identity: ProxyIdentity,
     /// Environment variables of the proxy that were not understood and count as unset.
     pub warnings: Vec<EnvironmentWarning>,
 }
@@ -93,6 +95,25 @@ pub enum OwnerGroups {
     AllExcept(BTreeSet<u32>),
     /// These alone.
     Only(BTreeSet<u32>),
+}
+
+/// What makes a process the proxy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProxyIdentity {
+    /// The uid or the primary gid of its sockets' creator, as with istio-init.
+    Uid,
+    /// These, and that the creator was in the container that listens on the proxy's ports.
+    Container,
+}
+
+impl ProxyIdentity {
+    /// The flag's word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uid => "uid",
+            Self::Container => "container",
+        }
+    }
 }
 
 /// A boolean environment variable of the proxy that is none. It counts as false, as with Istio.

@@ -16,6 +16,7 @@ mod values;
 
 pub use self::capture::{
     Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups,
+    ProxyIdentity,
 };
 pub use self::decision::{Decision, NodeSettings, PassReason, PodErrors, decide};
 pub use self::manifest::{ManifestError, Pod};
