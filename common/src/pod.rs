@@ -26,7 +26,6 @@ pod!(
     maps::HandOffKey,
     maps::HandOff,
     maps::SocketRecord,
-    maps::ProxyContainer,
     maps::Settings,
     maps::Counters,
     maps::Enrolment,

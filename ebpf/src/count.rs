@@ -18,8 +18,6 @@ pub struct Facts {
     pub uid: u32,
     /// Creator's gid, or `NO_ID`.
     pub gid: u32,
-    /// Whether these are the proxy's, and the creator is not.
-    pub is_impostor: bool,
     /// Where it comes from.
     pub source: Address,
     /// The port it comes from.
@@ -53,7 +51,7 @@ pub fn decision(cookie: NetnsCookie, reason: Reason, facts: &Facts) {
         destination: facts.destination,
         source_port: facts.source_port,
         port: facts.port,
-        is_impostor: u32::from(facts.is_impostor),
+        _reserved_end: [0; 4],
     });
     event.submit(0);
 }
@@ -95,7 +93,7 @@ fn add(cookie: NetnsCookie, index: usize, change: i64) {
 /// As an instruction: Rust has no atomics for this target, and a fetching add, which
 /// the intrinsic would be, exists on kernels from 5.12 only.
 #[inline(always)]
-pub(crate) fn add_atomically(counter: *mut u64, change: i64) {
+fn add_atomically(counter: *mut u64, change: i64) {
     #[cfg(target_arch = "bpf")]
     // SAFETY: an aligned u64 inside of a map value, which all programs only add to.
     unsafe {

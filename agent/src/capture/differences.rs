@@ -42,7 +42,6 @@ pub fn differences(cookie: NetnsCookie, held: &MapEntries, capture: &Capture) ->
             (held.policy.localhost, held.policy.localhost_mask)
                 != (said.policy.localhost, said.policy.localhost_mask)
         }
-        Setting::ProxyIdentity => flags(flag::BY_CONTAINER),
         // Nothing in the maps says them.
         Setting::ExcludedInterfaces | Setting::ReroutedInterfaces => false,
     };
@@ -94,7 +93,7 @@ mod tests {
 
     use super::super::testing::{any_capture, any_own_addresses, default_capture, own_addresses};
     use super::*;
-    use crate::model::{InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port, ProxyIdentity};
+    use crate::model::{InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port};
 
     const COOKIE: NetnsCookie = 7;
 
@@ -132,7 +131,6 @@ mod tests {
             (Capture { dns_capture: true, ..before.clone() }, Setting::DnsCapture),
             (Capture { owner_groups: OwnerGroups::Only([7].into()), ..before.clone() }, Setting::OwnerGroups),
             (Capture { loopback: "127.0.0.0/8".parse().unwrap(), ..before.clone() }, Setting::Loopback),
-            (Capture { proxy_identity: ProxyIdentity::Container, ..before.clone() }, Setting::ProxyIdentity),
         ];
         for (now, changed) in rows {
             assert_eq!(differences(COOKIE, &held, &now), [changed]);

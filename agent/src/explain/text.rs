@@ -36,9 +36,7 @@ pub fn render(report: &Report) -> String {
 }
 
 fn heading(report: &Report) -> String {
-    let who = report.connection.identity().map_or_else(String::new, |(uid, gid, impostor)| {
-        format!(" as {uid}:{gid}{}", if impostor { " of another container" } else { "" })
-    });
+    let who = report.connection.identity().map_or_else(String::new, |(uid, gid)| format!(" as {uid}:{gid}"));
     let udp = if report.protocol == Protocol::Udp { " by UDP" } else { "" };
     match &report.connection {
         Asked::Outbound { source, destination, .. } => {

@@ -11,7 +11,6 @@ use crate::verdict::Rules;
 
 mod agreement;
 mod dns;
-mod impostor;
 mod iptables;
 mod table;
 
