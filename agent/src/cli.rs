@@ -62,9 +62,6 @@ pub struct AgentFlags {
     /// Where things are.
     #[command(flatten)]
     pub place: PlaceFlags,
-    /// What redirects the pods; auto takes ebpf where the kernel takes its programs, else nftables
-    #[arg(long, env = "VEER_BACKEND", value_name = "auto|ebpf|nftables", default_value = "auto")]
-    pub backend: String,
     /// Cgroup v2 directory of the pods; auto finds kubepods, else the root
     #[arg(long, env = "VEER_CGROUP", value_name = "auto|PATH", default_value = "auto")]
     pub cgroup: String,
@@ -82,7 +79,7 @@ pub struct AgentFlags {
     pub log_format: String,
 }
 
-/// Settings of what is captured, for all pods of the node; Istio's plugin has the same.
+/// Settings of what is captured, for all pods of the node; Istio's plugin has all but the last.
 #[derive(Debug, Clone, Args)]
 pub struct CaptureFlags {
     /// Primary groups whose outbound connections are captured: * or ids separated by commas
@@ -94,6 +91,9 @@ pub struct CaptureFlags {
     /// What counts as localhost, which the proxy reaches directly
     #[arg(long, env = "VEER_HOST_IPV4_LOOPBACK_CIDR", value_name = "CIDR", default_value = "127.0.0.1/32")]
     pub host_ipv4_loopback_cidr: String,
+    /// What makes a process the proxy: its uid or gid, or besides that its container
+    #[arg(long, env = "VEER_PROXY_IDENTITY", value_name = "uid|container", default_value = "uid")]
+    pub proxy_identity: String,
 }
 
 /// Flags of `veer check`.
@@ -198,7 +198,7 @@ pub struct DoctorFlags {
 /// Flags of `veer explain`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    override_usage = "veer explain NAMESPACE/NAME --to IP:PORT [--as UID:GID] [--source IP]\n       \
+    override_usage = "veer explain NAMESPACE/NAME --to IP:PORT [--as UID:GID [--container WHICH]] [--source IP]\n       \
                       veer explain NAMESPACE/NAME --from IP --port PORT [--at IP]\n       \
                       veer explain --event LINE|-",
     after_help = "Exit codes: 0 explained, 64 usage, 69 nobody knows the pod or there is no datapath, 70 failed.\n\
@@ -214,6 +214,9 @@ pub struct ExplainFlags {
     /// Who created the socket; absent: somebody who is not the proxy
     #[arg(long = "as", value_name = "UID:GID", requires = "to")]
     pub identity: Option<String>,
+    /// Where --as is, if it has the proxy's ids: in the proxy's container, or in another one
+    #[arg(long, value_name = "proxy|other", value_parser = ["proxy", "other"], requires = "identity")]
+    pub container: Option<String>,
     /// What the socket is bound to; absent: to nothing
     #[arg(long, value_name = "IP", requires = "to")]
     pub source: Option<String>,

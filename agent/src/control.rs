@@ -23,9 +23,8 @@ use veer_common::event::{Event, NO_ID, UDP};
 use veer_common::maps::NetnsCookie;
 use veer_common::reason::Reason;
 
-use crate::enrol::{Enrolled, NodeHandle};
+use crate::enrol::NodeHandle;
 use crate::lookup::Lookup;
-use crate::model::BackendName;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::order::{Neighbours, RunsBefore};
 use crate::socket;
@@ -69,16 +68,17 @@ pub struct AgentStatus {
     pub started_at: u64,
     /// Where pods are read from.
     pub pods_from: String,
-    /// What redirects new pods.
-    pub backend: BackendName,
-    /// Why that.
-    pub backend_reason: String,
-    /// Where the programs are attached; none of them are needed for nftables.
-    pub cgroup: Option<String>,
+    /// Where the programs are attached.
+    pub cgroup: String,
     /// Namespaces that are left alone.
     pub exclude_namespaces: Vec<String>,
     /// Pods that are enrolled.
     pub enrolled: usize,
+    /// What makes a process the proxy in pods that are enrolled from now on: `uid` or `container`.
+    pub proxy_identity: String,
+    /// Why that is not what the agent's flag says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity_problem: Option<String>,
     /// Foreign programs that see a connection before veer's.
     pub runs_before: Vec<RunsBefore>,
 }
@@ -87,13 +87,6 @@ pub struct AgentStatus {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Line {
-    /// Pods whose decisions cannot be reported: those that nftables redirects.
-    Silent {
-        /// How many there are now.
-        pods: usize,
-        /// Whether new pods are such, too, so that nothing will ever be reported.
-        all: bool,
-    },
     /// The agent has begun to watch: decisions from here on are reported.
     Watching,
     /// A decision.
@@ -126,6 +119,10 @@ pub struct Decided {
     /// Its group; outbound only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+    /// Whether these are the proxy's ids, and the creator was in another container than the proxy's, in a pod
+    /// where that counts; absent if not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub impostor: bool,
     /// Where it comes from; without a port while there is none.
     pub source: String,
     /// Where it was dialled to.
@@ -138,14 +135,14 @@ pub struct Control<S> {
     node: NodeHandle,
     lookup: Lookup<S>,
     status: AgentStatus,
-    neighbours: Option<Neighbours>,
+    neighbours: Neighbours,
     lines: broadcast::Sender<Line>,
     watchers: Arc<AtomicUsize>,
 }
 
 impl<S: PodSource + Send + Sync + 'static> Control<S> {
     /// `status` is what does not change while the agent runs.
-    pub fn new(lookup: Lookup<S>, status: AgentStatus, neighbours: Option<Neighbours>) -> Arc<Self> {
+    pub fn new(lookup: Lookup<S>, status: AgentStatus, neighbours: Neighbours) -> Arc<Self> {
         let (lines, _nobody) = broadcast::channel(BACKLOG);
         let node = lookup.node.clone();
         Arc::new(Self { node, lookup, status, neighbours, lines, watchers: Arc::default() })
@@ -172,9 +169,6 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
                 send(&mut write, &self.lookup.facts(&pod).await).await
             }
             Question::Monitor => {
-                if let Some(silent) = self.silent().await {
-                    send(&mut write, &silent).await?;
-                }
                 let mut lines = self.lines.subscribe();
                 self.watch(1).await;
                 let outcome = tokio::select! {
@@ -191,15 +185,8 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
 
     async fn status(&self) -> AgentStatus {
         let enrolled = self.node.run(|node| node.registry().len()).await.unwrap_or_default();
-        let runs_before = self.neighbours.as_ref().map(Neighbours::before_ours).unwrap_or_default();
+        let runs_before = self.neighbours.before_ours();
         AgentStatus { enrolled, runs_before, ..self.status.clone() }
-    }
-
-    async fn silent(&self) -> Option<Line> {
-        let of_nftables = |pod: &&Enrolled| pod.backend == BackendName::Nftables;
-        let count = self.node.run(move |node| node.registry().iter().filter(of_nftables).count()).await;
-        let (pods, all) = (count.unwrap_or_default(), self.status.backend == BackendName::Nftables);
-        (all || pods > 0).then_some(Line::Silent { pods, all })
     }
 
     /// Events are written exactly while somebody watches. The node's thread looks at the number when it
@@ -283,6 +270,7 @@ fn describe(event: &Event, names: &HashMap<NetnsCookie, String>) -> Decided {
         reason: reason.map_or("unknown", Reason::name).to_owned(),
         uid: id(event.uid),
         gid: id(event.gid),
+        impostor: event.is_impostor != 0,
         source: endpoint(event.source, event.source_port),
         destination: endpoint(event.destination, event.port),
     }

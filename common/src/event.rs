@@ -29,8 +29,9 @@ pub struct Event {
     pub source_port: Port,
     /// The dialled port.
     pub port: Port,
-    /// Zero.
-    pub _reserved_end: [u8; 4],
+    /// 1 if the creator has one of the proxy's ids and was in another container than the proxy's, in a pod
+    /// where that counts.
+    pub is_impostor: u32,
 }
 
 /// [`Event::protocol`] of a connection, `IPPROTO_TCP`.

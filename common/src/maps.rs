@@ -8,6 +8,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::address::{Address, Port};
 use crate::reason::COUNTERS;
 
+mod proxy;
+
+pub use self::proxy::ProxyContainer;
+
 /// Identity of a pod: its network namespace's cookie (`SO_NETNS_COOKIE`), never reused until reboot.
 pub type NetnsCookie = u64;
 
@@ -30,6 +34,8 @@ pub mod name {
     /// [`HandOffKey`](super::HandOffKey)` -> `[`HandOff`](super::HandOff): redirected connections on their
     /// way from connect() to the proxy's accept queue. Empty when nothing is being opened.
     pub const HAND_OFFS: &str = "HAND_OFFS";
+    /// `cookie -> `[`ProxyContainer`](super::ProxyContainer), of pods with [`flag::BY_CONTAINER`](super::flag).
+    pub const PROXIES: &str = "PROXIES";
     /// Socket storage with a [`SocketRecord`](super::SocketRecord), inherited by accepted sockets.
     pub const SOCKETS: &str = "SOCKETS";
     /// Socket storage with a [`DatagramRecord`](super::DatagramRecord), for UDP of pods that capture DNS.
@@ -101,6 +107,8 @@ pub mod flag {
     pub const DUAL_STACK: u32 = 1 << 12;
     /// `ISTIO_META_DNS_CAPTURE`: TCP and UDP to port 53 go to the proxy's DNS port.
     pub const DNS_CAPTURE: u32 = 1 << 13;
+    /// The proxy's ids alone do not make the proxy: the socket must have been created in its container.
+    pub const BY_CONTAINER: u32 = 1 << 16;
 }
 
 /// What the verdict needs of a pod at once; lists are in their own maps.
@@ -348,8 +356,11 @@ pub struct SocketRecord {
     pub gid: u32,
     /// One of [`role`].
     pub role: u32,
-    /// Zero.
-    pub _reserved: u32,
+    /// 1 for a listener that is counted in [`ProxyContainer::listening`]. What it accepts inherits that, and
+    /// means nothing by it.
+    pub is_counted: u32,
+    /// The id of the cgroup (v2) that the creator was in.
+    pub cgroup: u64,
     /// The dialled address, for diallers and accepted sockets.
     pub destination: Address,
     /// Where a dialler was sent instead.
@@ -373,6 +384,8 @@ pub struct DatagramRecord {
     pub uid: u32,
     /// Creator's primary gid, as the initial user namespace counts.
     pub gid: u32,
+    /// The id of the cgroup (v2) that the creator was in.
+    pub cgroup: u64,
     /// The resolver that the socket is connected to; [`Address::UNSPECIFIED`] if it was not redirected.
     pub connected: Address,
     /// The IPv6 resolver that was last asked without connect(); [`Address::UNSPECIFIED`] for none.
@@ -455,37 +468,9 @@ macro_rules! layout {
 
 layout! {
     PodPolicy: 64, PortListKey: 16, PortSet: 8192, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16,
-    HandOffKey: 32, HandOff: 24, SocketRecord: 64, DatagramRecord: 72, Settings: 8, Counters: 512, Enrolment: 872,
+    HandOffKey: 32, HandOff: 24, SocketRecord: 72, DatagramRecord: 80, ProxyContainer: 16, Settings: 8, Counters: 512,
+    Enrolment: 872,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_slot_but_the_first_has_a_source_that_tells_it() {
-        for slot in 1..4 {
-            assert_eq!(DatagramRecord::slot_of_source(&DatagramRecord::slot_source(slot)), Some(slot));
-        }
-        for other in [
-            [127, 53, 0, 0],
-            [127, 53, 0, 1],
-            [127, 53, 0, 5],
-            [127, 53, 1, 2],
-            [127, 0, 0, 2],
-            [10, 53, 0, 2],
-        ] {
-            assert_eq!(DatagramRecord::slot_of_source(&Address::v4(other)), None, "{other:?}");
-        }
-    }
-
-    #[test]
-    fn a_port_set_holds_what_was_put_in_and_nothing_else() {
-        let ports = [0, 1, 63, 64, 65, 15001, 32768, 65534, 65535];
-        let set: PortSet = ports.map(Port::new).into_iter().collect();
-        let held: Vec<u16> = (0..=u16::MAX).filter(|port| set.contains(Port::new(*port))).collect();
-        assert_eq!(held, ports);
-        let all: PortSet = (0..=u16::MAX).map(Port::new).collect();
-        assert_eq!(all, PortSet([u64::MAX; PortSet::WORDS]));
-    }
-}
+mod tests;

@@ -26,6 +26,7 @@ pod!(
     maps::HandOffKey,
     maps::HandOff,
     maps::SocketRecord,
+    maps::ProxyContainer,
     maps::Settings,
     maps::Counters,
     maps::Enrolment,

@@ -94,6 +94,9 @@ pub enum Fault {
     NotAssigned = 51,
     /// The ring buffer was full: an event is missing in `veer monitor`, the counters are right.
     EventLost = 52,
+    /// Somebody with the proxy's ids, in another container than the proxy's, was kept from listening or found
+    /// to listen on one of the proxy's ports; only where the container says who the proxy is.
+    ForeignListener = 53,
 }
 
 /// Number of counters that each pod has: reasons from 0, faults from 48.
@@ -235,12 +238,13 @@ impl Action {
 
 impl Fault {
     /// All faults, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::HandOff,
         Self::ListenerNotRegistered,
         Self::SourceNotBound,
         Self::NotAssigned,
         Self::EventLost,
+        Self::ForeignListener,
     ];
 
     /// The name that commands, logs and metrics show.
@@ -251,6 +255,7 @@ impl Fault {
             Self::SourceNotBound => "source-not-bound",
             Self::NotAssigned => "not-assigned",
             Self::EventLost => "event-lost",
+            Self::ForeignListener => "foreign-listener",
         }
     }
 }

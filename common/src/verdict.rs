@@ -36,6 +36,9 @@ pub struct Outbound {
     pub uid: u32,
     /// Primary gid of whoever created the socket, likewise.
     pub gid: u32,
+    /// Whether the socket was created in another container than the proxy's, in a pod where only those of the
+    /// proxy's container are the proxy. Then neither id is the proxy's.
+    pub is_impostor: bool,
     /// The address the socket is bound to, [`Address::UNSPECIFIED`] or `0.0.0.0` if to none.
     pub source: Address,
     /// The dialled address.
@@ -56,6 +59,18 @@ pub struct Inbound {
 }
 
 impl Outbound {
+    /// Whether the uid of the socket's creator makes it the proxy's.
+    #[inline(always)]
+    pub const fn is_proxy_by_uid(&self, pod: &PodPolicy) -> bool {
+        self.uid == pod.proxy_uid && !self.is_impostor
+    }
+
+    /// Whether the primary gid of the socket's creator makes it the proxy's.
+    #[inline(always)]
+    pub const fn is_proxy_by_gid(&self, pod: &PodPolicy) -> bool {
+        self.gid == pod.proxy_gid && !self.is_impostor
+    }
+
     /// Where the kernel will really connect, which it finds out after our hook. `0.0.0.0` means the bound
     /// source, else 127.0.0.1 (`ip_route_output_key_hash_rcu`). `::` means loopback whatever the source,
     /// in the source's family (`tcp_v6_connect`).
@@ -113,10 +128,10 @@ pub fn trace_outbound<R: Rules, T: Trace>(
             return reason;
         }
     } else {
-        if trace.looked_at(Rule::Proxy, connection.uid == pod.proxy_uid) {
+        if trace.looked_at(Rule::Proxy, connection.is_proxy_by_uid(pod)) {
             return Rule::Proxy.reason();
         }
-        if trace.looked_at(Rule::ProxyGroup, connection.gid == pod.proxy_gid) {
+        if trace.looked_at(Rule::ProxyGroup, connection.is_proxy_by_gid(pod)) {
             return Rule::ProxyGroup.reason();
         }
     }
@@ -155,10 +170,10 @@ pub fn trace_datagram<R: Rules, T: Trace>(
     if trace.looked_at(Rule::PassthroughSource, passthrough) {
         return Rule::PassthroughSource.reason();
     }
-    if trace.looked_at(Rule::Proxy, sent.uid == pod.proxy_uid) {
+    if trace.looked_at(Rule::Proxy, sent.is_proxy_by_uid(pod)) {
         return Rule::Proxy.reason();
     }
-    if trace.looked_at(Rule::ProxyGroup, sent.gid == pod.proxy_gid) {
+    if trace.looked_at(Rule::ProxyGroup, sent.is_proxy_by_gid(pod)) {
         return Rule::ProxyGroup.reason();
     }
     if trace.looked_at(Rule::OwnerGroup, is_of_other_owner(pod, rules, sent.gid)) {
@@ -240,8 +255,8 @@ fn within_pod<T: Trace>(
         && (destination.is_v4() || has(pod, flag::CAPTURES_V6));
 
     // With TPROXY the proxy runs as uid 0, so its gid says who it is.
-    let proxy_by_group = has(pod, flag::TPROXY) && connection.gid == pod.proxy_gid;
-    let proxy = connection.uid == pod.proxy_uid || proxy_by_group;
+    let proxy_by_group = has(pod, flag::TPROXY) && connection.is_proxy_by_gid(pod);
+    let proxy = connection.is_proxy_by_uid(pod) || proxy_by_group;
     if trace.looked_at(Rule::ProxyToOwnAddress, proxy && to_own_service) {
         return Some(Rule::ProxyToOwnAddress.reason());
     }
@@ -254,7 +269,7 @@ fn within_pod<T: Trace>(
     }
     // Only reached by DNS, or when a loopback range is included: istio-init's "app over lo" rule leaves
     // these out, and its rules on the proxy's group come to bear.
-    let group = connection.gid == pod.proxy_gid;
+    let group = connection.is_proxy_by_gid(pod);
     if trace.looked_at(Rule::ProxyGroupToOwnAddress, group && to_own_service) {
         return Some(Rule::ProxyGroupToOwnAddress.reason());
     }

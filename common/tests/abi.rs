@@ -11,7 +11,8 @@ use veer_common::address::{Address, Port};
 use veer_common::event::Event;
 use veer_common::maps::{
     self, Counters, DatagramRecord, Enrolment, HandOff, HandOffKey, ListenerKey, OwnAddressKey, PodPolicy,
-    PortList, PortListKey, PortSet, RangeList, RangeMatch, Settings, SocketRecord, flag, name, role,
+    PortList, PortListKey, PortSet, ProxyContainer, RangeList, RangeMatch, Settings, SocketRecord, flag,
+    name, role,
 };
 use veer_common::reason::{COUNTERS, Fault, Reason};
 use zerocopy::{Immutable, IntoBytes};
@@ -95,6 +96,8 @@ fn bytes(lines: &mut Lines) {
     record(lines, "HandOff", &HandOff { destination: address(0xa0), port: port(0), _reserved: [0; 6] });
     record(lines, "SocketRecord", &socket_record());
     record(lines, "DatagramRecord", &datagram_record());
+    let container = ProxyContainer { cgroup: 0x1112_1314_1516_1718, listening: 0x2122_2324_2526_2728 };
+    record(lines, "ProxyContainer", &container);
     record(lines, "Settings", &Settings { abi_version: 0x1112_1314, watched: 0x2122_2324 });
     record(lines, "Counters", &counters());
     record(lines, "Enrolment", &enrolment());
@@ -145,7 +148,8 @@ fn socket_record() -> SocketRecord {
         uid: 0x1112_1314,
         gid: 0x2122_2324,
         role: 0x3132_3334,
-        _reserved: 0,
+        is_counted: 0x4142_4344,
+        cgroup: 0x5152_5354_5556_5758,
         destination: address(0xa0),
         target: address(0xc0),
         port: port(0),
@@ -159,6 +163,7 @@ fn datagram_record() -> DatagramRecord {
         cookie: COOKIE,
         uid: 0x1112_1314,
         gid: 0x2122_2324,
+        cgroup: 0x7172_7374_7576_7778,
         connected: address(0xa0),
         asked_v6: address(0xc0),
         asked_v4: [0x3132_3334, 0x4142_4344, 0x5152_5354, 0x6162_6364],
@@ -201,7 +206,7 @@ fn event() -> Event {
         destination: address(0xc0),
         source_port: port(0),
         port: port(1),
-        _reserved_end: [0; 4],
+        is_impostor: 0x6162_6364,
     }
 }
 
@@ -215,6 +220,7 @@ fn numbers(lines: &mut Lines) {
         (name::OWN_ADDRESSES, maps::MAX_OWN_ADDRESSES),
         (name::LISTENERS, maps::MAX_LISTENERS),
         (name::HAND_OFFS, maps::MAX_HAND_OFFS),
+        (name::PROXIES, maps::MAX_PODS),
         (name::SOCKETS, 0),
         (name::DATAGRAMS, 0),
         (name::SETTINGS, 1),
@@ -239,6 +245,7 @@ fn numbers(lines: &mut Lines) {
         ("INCLUDES_GROUPS", flag::INCLUDES_GROUPS),
         ("DUAL_STACK", flag::DUAL_STACK),
         ("DNS_CAPTURE", flag::DNS_CAPTURE),
+        ("BY_CONTAINER", flag::BY_CONTAINER),
     ] {
         line(lines, "flag", name, bit);
     }

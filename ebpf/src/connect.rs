@@ -9,7 +9,7 @@ use crate::count::{self, Facts};
 use crate::ctx::{IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
 use crate::rules::PodRules;
 use crate::sock_create::record_of;
-use crate::{datagram, maps};
+use crate::{datagram, maps, proxy};
 
 /// What the hook answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,7 @@ fn connect_tcp(context: SockAddr, v6: bool) -> Answer {
         protocol: IPPROTO_TCP,
         uid: 0,
         gid: 0,
+        is_impostor: false,
         source: if v6 { socket.source_v6() } else { socket.source_v4() },
         source_port: socket.source_port(),
         destination: if v6 { context.address_v6() } else { context.address_v4() },
@@ -66,10 +67,12 @@ fn connect_tcp(context: SockAddr, v6: bool) -> Answer {
     };
     facts.uid = record.uid;
     facts.gid = record.gid;
+    facts.is_impostor = proxy::is_impostor(pod, cookie, (record.uid, record.gid), record.cgroup);
 
     let connection = Outbound {
         uid: facts.uid,
         gid: facts.gid,
+        is_impostor: facts.is_impostor,
         source: facts.source,
         destination: facts.destination,
         port: facts.port,

@@ -18,6 +18,8 @@ pub struct Facts {
     pub uid: u32,
     /// Creator's gid, or `NO_ID`.
     pub gid: u32,
+    /// Whether these are the proxy's, and the creator is not.
+    pub is_impostor: bool,
     /// Where it comes from.
     pub source: Address,
     /// The port it comes from.
@@ -51,7 +53,7 @@ pub fn decision(cookie: NetnsCookie, reason: Reason, facts: &Facts) {
         destination: facts.destination,
         source_port: facts.source_port,
         port: facts.port,
-        _reserved_end: [0; 4],
+        is_impostor: u32::from(facts.is_impostor),
     });
     event.submit(0);
 }
@@ -93,7 +95,7 @@ fn add(cookie: NetnsCookie, index: usize, change: i64) {
 /// As an instruction: Rust has no atomics for this target, and a fetching add, which
 /// the intrinsic would be, exists on kernels from 5.12 only.
 #[inline(always)]
-fn add_atomically(counter: *mut u64, change: i64) {
+pub(crate) fn add_atomically(counter: *mut u64, change: i64) {
     #[cfg(target_arch = "bpf")]
     // SAFETY: an aligned u64 inside of a map value, which all programs only add to.
     unsafe {

@@ -10,16 +10,17 @@
 
 #![expect(unsafe_code, reason = "kernel contexts are raw pointers; this is the room where they are read")]
 
+mod current;
 mod message;
 
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt};
-use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_sock_ops_cb_flags_set,
-};
+use aya_ebpf::helpers::generated::{bpf_bind, bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
 use veer_common::address::{Address, Port};
 use veer_common::maps::NetnsCookie;
+
+pub use self::current::{current_cgroup, current_uid_gid, monotonic_ns};
 
 /// `AF_INET`.
 pub const AF_INET: u32 = 2;
@@ -110,21 +111,6 @@ macro_rules! address_at {
             load::<{ $offset + 12 }>($context),
         ])
     };
-}
-
-/// Uid and gid of the current process, as the initial user namespace counts.
-#[inline(always)]
-pub fn current_uid_gid() -> (u32, u32) {
-    // SAFETY: the helper takes no arguments.
-    let both = unsafe { bpf_get_current_uid_gid() };
-    ((both & 0xffff_ffff) as u32, (both >> 32) as u32)
-}
-
-/// Nanoseconds of CLOCK_MONOTONIC.
-#[inline(always)]
-pub fn monotonic_ns() -> u64 {
-    // SAFETY: the helper takes no arguments.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Context of the bind, connect, sendmsg, recvmsg and getpeername hooks.
@@ -295,6 +281,12 @@ impl SockOps {
     #[inline(always)]
     pub fn op(self) -> u32 {
         load::<0>(self.0.cast())
+    }
+
+    /// The first argument of an op: the old state for `STATE_CB`.
+    #[inline(always)]
+    pub fn old_state(self) -> u32 {
+        load::<4>(self.0.cast())
     }
 
     /// The second argument of an op: the new state for `STATE_CB`.

@@ -19,8 +19,8 @@ use veer_common::verdict::{self, Outbound};
 use crate::connect::{self, Answer};
 use crate::count::{self, Facts};
 use crate::ctx::{self, IPPROTO_UDP, Sock, SockAddr};
-use crate::maps;
 use crate::rules::PodRules;
+use crate::{maps, proxy};
 
 /// The port of resolvers.
 const DNS: Port = Port::new(53);
@@ -51,6 +51,7 @@ fn record_of(socket: Sock, cookie: NetnsCookie) -> Option<&'static mut DatagramR
         record.cookie = cookie;
         record.uid = uid;
         record.gid = gid;
+        record.cgroup = ctx::current_cgroup();
     }
     Some(record)
 }
@@ -76,6 +77,7 @@ fn decide(context: SockAddr, mut facts: Facts) -> Question {
     };
     facts.uid = record.uid;
     facts.gid = record.gid;
+    facts.is_impostor = proxy::is_impostor(pod, cookie, (record.uid, record.gid), record.cgroup);
     let sent = outbound(&facts);
     let reason = verdict::datagram(pod, &PodRules(cookie), &sent);
     count::decision(cookie, reason, &facts);
@@ -92,6 +94,7 @@ const fn outbound(facts: &Facts) -> Outbound {
     Outbound {
         uid: facts.uid,
         gid: facts.gid,
+        is_impostor: facts.is_impostor,
         source: facts.source,
         destination: facts.destination,
         port: facts.port,
@@ -101,7 +104,16 @@ const fn outbound(facts: &Facts) -> Outbound {
 #[inline(always)]
 fn facts(context: SockAddr, source: Address, destination: Address) -> Facts {
     let source_port = Sock::new(context.socket()).source_port();
-    Facts { protocol: IPPROTO_UDP, uid: 0, gid: 0, source, source_port, destination, port: DNS }
+    Facts {
+        protocol: IPPROTO_UDP,
+        uid: 0,
+        gid: 0,
+        is_impostor: false,
+        source,
+        source_port,
+        destination,
+        port: DNS,
+    }
 }
 
 /// connect4 and connect6 of a UDP socket; `v6` is the hook, and says which form the address has. An

@@ -13,10 +13,13 @@ use veer_common::verdict::{self, Inbound};
 use crate::count::{self, Facts};
 use crate::ctx::{IPPROTO_TCP, SockOps};
 use crate::maps::{self, Filed};
+use crate::proxy;
 use crate::rules::PodRules;
 
 /// `TCP_CLOSE` as a state.
 const TCP_CLOSE: u32 = 7;
+/// `TCP_LISTEN` as a state.
+const TCP_LISTEN: u32 = 10;
 
 /// The key of a connection whose source and listener are known.
 #[inline(always)]
@@ -31,18 +34,15 @@ fn key_of_dialler(context: SockOps, record: &SocketRecord) -> HandOffKey {
 }
 
 #[inline(always)]
-fn dialler(context: SockOps) -> Option<&'static mut SocketRecord> {
+fn record(context: SockOps) -> Option<&'static mut SocketRecord> {
     let socket = context.socket();
-    if socket.is_null() {
-        return None;
-    }
-    maps::record(socket).filter(|record| record.role == role::DIALLER)
+    if socket.is_null() { None } else { maps::record(socket) }
 }
 
 /// `TCP_CONNECT_CB`: on the dialler's side, before the SYN.
 #[inline(always)]
 pub fn connecting(context: SockOps) {
-    let Some(record) = dialler(context) else { return };
+    let Some(record) = record(context).filter(|record| record.role == role::DIALLER) else { return };
     let key = key_of_dialler(context, record);
     let value = HandOff { destination: record.destination, port: record.port, _reserved: [0; 6] };
     match maps::put_hand_off(&key, &value) {
@@ -57,13 +57,16 @@ pub fn connecting(context: SockOps) {
 }
 
 /// `STATE_CB`: on the dialler's side, whatever ends the connection. Not at ESTABLISHED: on loopback that
-/// comes before the proxy's side has been there.
+/// comes before the proxy's side has been there. And on the proxy's listeners, where those are counted.
 #[inline(always)]
 pub fn state_changed(context: SockOps) {
     if context.new_state() != TCP_CLOSE {
         return;
     }
-    if let Some(record) = dialler(context) {
+    let Some(record) = record(context) else { return };
+    if context.old_state() == TCP_LISTEN {
+        proxy::stops_listening(record);
+    } else if record.role == role::DIALLER {
         forget(&key_of_dialler(context, record));
     }
 }
@@ -84,11 +87,7 @@ fn to_own_address(target: &Address) -> u32 {
 /// `PASSIVE_ESTABLISHED`: on the proxy's side. The socket has its listener's record by inheritance.
 #[inline(always)]
 pub fn accepted(context: SockOps) {
-    let socket = context.socket();
-    if socket.is_null() {
-        return;
-    }
-    let Some(record) = maps::record(socket) else { return };
+    let Some(record) = record(context) else { return };
     if record.role != role::LISTENER {
         return;
     }
@@ -127,6 +126,7 @@ fn from_network(context: SockOps, cookie: NetnsCookie) {
             protocol: IPPROTO_TCP,
             uid: NO_ID,
             gid: NO_ID,
+            is_impostor: false,
             source: connection.remote,
             source_port: context.remote_port(),
             destination: connection.local,

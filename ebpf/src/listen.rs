@@ -9,9 +9,8 @@ use veer_common::maps::{
 };
 use veer_common::reason::Fault;
 
-use crate::count;
 use crate::ctx::SockOps;
-use crate::maps;
+use crate::{count, maps, proxy};
 
 /// Runs for each listen() in the cgroup.
 #[inline(always)]
@@ -23,6 +22,10 @@ pub fn listening(context: SockOps) {
     let Some(record) = maps::record(socket) else { return };
     let Some(pod) = maps::pod(record.cookie) else { return };
     let port = context.local_port();
+    if pod.names_the_proxy(port) && !proxy::may_listen(context, pod, record) {
+        count::fault(record.cookie, Fault::ForeignListener);
+        return;
+    }
     if !is_proxys(pod, port) || !may_be_redirected_to(pod, record.cookie, &context.local()) {
         return;
     }
@@ -55,8 +58,7 @@ fn may_be_redirected_to(pod: &PodPolicy, cookie: NetnsCookie, local: &Address) -
 #[inline(always)]
 fn slots(pod: &PodPolicy, record: &SocketRecord, v6: bool) -> (u32, u32) {
     let [v4s, v6s, others] = LISTENER_SLOTS;
-    let is_proxys = record.uid == pod.proxy_uid || record.gid == pod.proxy_gid;
-    match (is_proxys, v6) {
+    match (proxy::has_its_ids(pod, record.uid, record.gid), v6) {
         (true, false) => (v4s, v6s),
         (true, true) => (v6s, others),
         (false, _) => (others, MAX_LISTENER_SLOTS),

@@ -26,7 +26,8 @@ use veer_common::event::Event;
 use veer_common::maps::{
     Counters, DatagramRecord, EVENTS_BYTES, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_HAND_OFFS,
     MAX_LISTENER_SLOTS, MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie,
-    OwnAddressKey, PodPolicy, PortList, PortListKey, PortSet, RangeList, RangeMatch, Settings, SocketRecord,
+    OwnAddressKey, PodPolicy, PortList, PortListKey, PortSet, ProxyContainer, RangeList, RangeMatch,
+    Settings, SocketRecord,
 };
 
 use crate::ctx::{SkLookup, SockOps};
@@ -44,6 +45,8 @@ static OWN_ADDRESSES: HashMap<OwnAddressKey, u32> =
     HashMap::with_max_entries(MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
 static HAND_OFFS: HashMap<HandOffKey, HandOff> = HashMap::with_max_entries(MAX_HAND_OFFS, BPF_F_NO_PREALLOC);
+#[map]
+static PROXIES: HashMap<NetnsCookie, ProxyContainer> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
@@ -212,6 +215,19 @@ pub fn hand_off(key: &HandOffKey) -> Option<&'static HandOff> {
 #[inline(always)]
 pub fn remove_hand_off(key: &HandOffKey) -> bool {
     HAND_OFFS.remove(key).is_ok()
+}
+
+/// Which of a pod's containers is the proxy's.
+#[inline(always)]
+pub fn proxy_container(cookie: NetnsCookie) -> Option<*mut ProxyContainer> {
+    PROXIES.get_ptr_mut(cookie)
+}
+
+/// Notes a pod's first; one that is there already stays.
+#[inline(always)]
+pub fn put_proxy_container(cookie: NetnsCookie, container: &ProxyContainer) {
+    // Whether it is there now is what the caller looks at next.
+    let _exists = PROXIES.insert(cookie, container, u64::from(BPF_NOEXIST));
 }
 
 /// The record of a socket. `socket` comes from a context and is not null.

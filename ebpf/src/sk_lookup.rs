@@ -92,6 +92,7 @@ fn facts(context: SkLookup, connection: &Inbound) -> Facts {
         protocol: IPPROTO_TCP,
         uid: NO_ID,
         gid: NO_ID,
+        is_impostor: false,
         source: connection.remote,
         source_port: context.remote_port(),
         destination: connection.local,

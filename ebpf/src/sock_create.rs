@@ -24,6 +24,7 @@ pub fn record_of(socket: Sock, cookie: NetnsCookie) -> Option<&'static mut Socke
         record.cookie = cookie;
         record.uid = uid;
         record.gid = gid;
+        record.cgroup = ctx::current_cgroup();
     }
     Some(record)
 }

@@ -9,6 +9,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Stdio};
 use std::sync::Mutex;
@@ -94,13 +95,42 @@ impl Maker {
         self.ask(domain, kind, protocol, Keep::Yes)
     }
 
+    /// A stream socket that the maker has bound, too, and that may share its port. What listens of an MPTCP
+    /// socket is made by bind(), and so by whoever calls that.
+    pub fn bound(&self, protocol: Protocol, at: SocketAddr) -> Result<Socket> {
+        self.bound_as(Type::STREAM, protocol, at)
+    }
+
+    /// A UDP socket that the maker has bound, likewise.
+    pub fn bound_udp(&self, at: SocketAddr) -> Result<Socket> {
+        self.bound_as(Type::DGRAM, Protocol::UDP, at)
+    }
+
+    fn bound_as(&self, kind: Type, protocol: Protocol, at: SocketAddr) -> Result<Socket> {
+        self.request(&Request {
+            domain: Domain::for_address(at).into(),
+            kind: kind.into(),
+            protocol: Some(protocol.into()),
+            keep: Keep::No,
+            bind: Some(at),
+        })
+    }
+
     fn ask(&self, domain: Domain, kind: Type, protocol: Option<Protocol>, keep: Keep) -> Result<Socket> {
-        let request =
-            Request { domain: domain.into(), kind: kind.into(), protocol: protocol.map(Into::into), keep };
+        self.request(&Request {
+            domain: domain.into(),
+            kind: kind.into(),
+            protocol: protocol.map(Into::into),
+            keep,
+            bind: None,
+        })
+    }
+
+    fn request(&self, request: &Request) -> Result<Socket> {
         let channel = self.channel.as_ref().context("the maker's channel is closed")?;
         // A test that panicked in between has its answer still in the channel: nothing to go on with.
         let Ok(channel) = channel.lock() else { bail!("a thread panicked while it asked the socket maker") };
-        channel.send(&serde_json::to_vec(&request)?).context("ask the socket maker")?;
+        channel.send(&serde_json::to_vec(request)?).context("ask the socket maker")?;
         let (answer, socket) = receive::<Answer>(&*channel).context("hear from the socket maker")?;
         match (answer, socket) {
             (Some(Answer::Made), Some(socket)) => Ok(socket.into()),
@@ -137,6 +167,7 @@ struct Request {
     kind: i32,
     protocol: Option<i32>,
     keep: Keep,
+    bind: Option<SocketAddr>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -149,8 +180,7 @@ enum Answer {
 pub fn serve(channel: impl AsFd) -> Result<()> {
     let mut kept = Vec::new();
     while let (Some(request), _) = receive::<Request>(&channel)? {
-        let kind = Type::from(request.kind);
-        match Socket::new(request.domain.into(), kind, request.protocol.map(Into::into)) {
+        match make(&request) {
             Ok(socket) => {
                 send(&channel, &Answer::Made, Some(&socket))?;
                 if request.keep == Keep::Yes {
@@ -164,6 +194,17 @@ pub fn serve(channel: impl AsFd) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn make(request: &Request) -> io::Result<Socket> {
+    let kind = Type::from(request.kind);
+    let socket = Socket::new(request.domain.into(), kind, request.protocol.map(Into::into))?;
+    if let Some(at) = request.bind {
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&at.into())?;
+    }
+    Ok(socket)
 }
 
 fn send(channel: impl AsFd, message: &Answer, socket: Option<&Socket>) -> Result<()> {

@@ -186,17 +186,25 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
     ] {
         assert!(text.out.lines().any(|found| found.starts_with(line)), "{line:?} is not in\n{}", text.out);
     }
-    let expected =
-        ["agent", "agentError", "enrolled", "faults", "handingOver", "listening", "pins", "programs"];
+    let expected = [
+        "agent",
+        "agentError",
+        "enrolled",
+        "faults",
+        "handingOver",
+        "listening",
+        "pins",
+        "programs",
+        "sharedCgroups",
+    ];
     assert_eq!(keys(&status), expected);
     let expected = [
-        "backend",
-        "backendReason",
         "cgroup",
         "enrolled",
         "excludeNamespaces",
         "pid",
         "podsFrom",
+        "proxyIdentity",
         "runsBefore",
         "startedAt",
         "version",
@@ -305,19 +313,9 @@ fn pods_counts_every_connection_under_its_reason() {
     assert_eq!(mesh.agent.json(&["pods"]).unwrap(), json!([pod]), "one pod is the same as in the list");
     let table = say(&mesh.agent, &["pods"]).out;
     let cells: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    let heading = [
-        "POD",
-        "BACKEND",
-        "MODE",
-        "PROXY",
-        "TO-OUTBOUND",
-        "TO-INBOUND",
-        "TO-DNS",
-        "DIRECT",
-        "DROPPED",
-        "FAULTS",
-    ];
-    assert_eq!(cells, [heading, ["test/pod", "ebpf", "redirect", "listening", "3", "2", "0", "3", "0", "0"]]);
+    let heading =
+        ["POD", "MODE", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "TO-DNS", "DIRECT", "DROPPED", "FAULTS"];
+    assert_eq!(cells, [heading, ["test/pod", "redirect", "listening", "3", "2", "0", "3", "0", "0"]]);
     let detail = say(&mesh.agent, &["pods", "test/pod"]).out;
     for (reason, direction, action, count) in
         [("all-outbound", "outbound", "to-outbound", "3"), ("all-inbound", "inbound", "to-inbound", "2")]
@@ -334,7 +332,6 @@ fn a_pod_is_told_whole() {
     let pod = mesh.agent.json(&["pods", "test/pod"]).unwrap();
     let attachment = mesh.pod.attachment();
     let expected = [
-        "backend",
         "containerId",
         "enrolledAt",
         "faults",
@@ -359,7 +356,7 @@ fn a_pod_is_told_whole() {
     assert_eq!(
         pod["policy"],
         json!({
-            "mode": "redirect", "families": ["IPv4", "IPv6"], "proxyUid": 1337, "proxyGid": 1337,
+            "mode": "redirect", "families": ["IPv4", "IPv6"], "proxyUid": 1337, "proxyGid": 1337, "proxyIdentity": "uid",
             "outbound": {"port": 15001, "listeners": 2}, "inbound": {"port": 15006, "listeners": 2},
             "allOutbound": true, "allInbound": true,
         })

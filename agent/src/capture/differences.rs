@@ -42,6 +42,7 @@ pub fn differences(cookie: NetnsCookie, held: &MapEntries, capture: &Capture) ->
             (held.policy.localhost, held.policy.localhost_mask)
                 != (said.policy.localhost, said.policy.localhost_mask)
         }
+        Setting::ProxyIdentity => flags(flag::BY_CONTAINER),
         // Nothing in the maps says them.
         Setting::ExcludedInterfaces | Setting::ReroutedInterfaces => false,
     };
@@ -93,7 +94,7 @@ mod tests {
 
     use super::super::testing::{any_capture, any_own_addresses, default_capture, own_addresses};
     use super::*;
-    use crate::model::{InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port};
+    use crate::model::{InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port, ProxyIdentity};
 
     const COOKIE: NetnsCookie = 7;
 
@@ -131,6 +132,7 @@ mod tests {
             (Capture { dns_capture: true, ..before.clone() }, Setting::DnsCapture),
             (Capture { owner_groups: OwnerGroups::Only([7].into()), ..before.clone() }, Setting::OwnerGroups),
             (Capture { loopback: "127.0.0.0/8".parse().unwrap(), ..before.clone() }, Setting::Loopback),
+            (Capture { proxy_identity: ProxyIdentity::Container, ..before.clone() }, Setting::ProxyIdentity),
         ];
         for (now, changed) in rows {
             assert_eq!(differences(COOKIE, &held, &now), [changed]);

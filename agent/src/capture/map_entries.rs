@@ -10,7 +10,9 @@ use veer_common::maps::{
 };
 
 use super::addresses::OwnAddresses;
-use crate::model::{self, Capture, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups};
+use crate::model::{
+    self, Capture, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, ProxyIdentity,
+};
 
 /// Where outbound connections go.
 const OUTBOUND_PORT: u16 = 15001;
@@ -86,6 +88,7 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
         (flag::CAPTURES_V6, captures_v6),
         (flag::DUAL_STACK, capture.dual_stack),
         (flag::DNS_CAPTURE, capture.dns_capture),
+        (flag::BY_CONTAINER, capture.proxy_identity == ProxyIdentity::Container),
     ];
     with_flags(0, &conditions)
 }

@@ -9,7 +9,9 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::{InterfaceAddress, OwnAddresses};
-use crate::model::{Capture, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port};
+use crate::model::{
+    Capture, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port, ProxyIdentity,
+};
 
 /// What a pod without any annotation gets.
 pub(crate) fn default_capture() -> Capture {
@@ -30,6 +32,7 @@ pub(crate) fn default_capture() -> Capture {
         drop_invalid: false,
         owner_groups: OwnerGroups::AllExcept(BTreeSet::new()),
         loopback: "127.0.0.1/32".parse().unwrap(),
+        proxy_identity: ProxyIdentity::Uid,
         warnings: vec![],
     }
 }
@@ -69,10 +72,20 @@ pub(crate) fn any_capture() -> impl Strategy<Value = Capture> {
     let outbound = prop_oneof![Just(OutboundRanges::All), ranges().prop_map(OutboundRanges::Only)];
     let ids = (select(vec![1337_u32, 2102]), select(vec![1337_u32, 2102]));
     let mode = select(vec![InterceptionMode::Redirect, InterceptionMode::Tproxy]);
-    (ids, (mode, owner_groups(), any::<bool>()), any::<bool>(), inbound, outbound, ranges(), ports(), ports())
+    let identity = select(vec![ProxyIdentity::Uid, ProxyIdentity::Container]);
+    (
+        (ids, identity),
+        (mode, owner_groups(), any::<bool>()),
+        any::<bool>(),
+        inbound,
+        outbound,
+        ranges(),
+        ports(),
+        ports(),
+    )
         .prop_map(
             |(
-                (proxy_uid, proxy_gid),
+                ((proxy_uid, proxy_gid), proxy_identity),
                 (mode, owner_groups, dns_capture),
                 dual_stack,
                 inbound,
@@ -93,6 +106,7 @@ pub(crate) fn any_capture() -> impl Strategy<Value = Capture> {
                     included_outbound_ports: included,
                     excluded_outbound_ports: excluded,
                     owner_groups,
+                    proxy_identity,
                     ..default_capture()
                 }
             },

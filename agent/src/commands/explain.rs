@@ -8,21 +8,19 @@ use std::net::{IpAddr, SocketAddr};
 
 use veer_common::address::{Address, Port};
 use veer_common::cni::PodReference;
-use veer_common::maps::{NetnsCookie, PodPolicy};
+use veer_common::maps::{NetnsCookie, PodPolicy, ProxyContainer, flag};
 use veer_common::verdict::{Inbound, Outbound};
 
-use super::{Failure, ask, broken_off, enrolments, place, view};
+use super::{Failure, ask, broken_off, datapath, place};
 use crate::capture::MapEntries;
 use crate::cli::ExplainFlags;
 use crate::config::Place;
 use crate::control;
 use crate::enrol::Enrolled;
-use crate::enrol::record::Record;
 use crate::explain::causes::PodFacts;
 use crate::explain::report::{Protocol, Question, Report};
 use crate::explain::{Connection, explain, line, text};
 use crate::platform::bpf::maps::{ListEntries, Maps};
-use crate::platform::records::Records;
 
 /// Who dials where nobody says: any ids do that are not the proxy's.
 const SOMEBODY: u32 = 1000;
@@ -31,7 +29,14 @@ const SOMEBODY: u32 = 1000;
 #[derive(Clone, Debug)]
 enum Asked {
     /// About a connection that the pod might open.
-    To { pod: PodReference, to: SocketAddr, identity: Option<(u32, u32)>, source: Option<IpAddr> },
+    To {
+        pod: PodReference,
+        to: SocketAddr,
+        identity: Option<(u32, u32)>,
+        /// Whether the identity is in another container than the proxy's, if that was said.
+        elsewhere: Option<bool>,
+        source: Option<IpAddr>,
+    },
     /// About a connection that might arrive.
     From { pod: PodReference, from: IpAddr, at: Option<IpAddr>, port: u16 },
     /// About lines of `veer monitor`.
@@ -44,6 +49,8 @@ enum Asked {
 struct Subject {
     /// What the kernel holds of it.
     held: Option<(NetnsCookie, MapEntries)>,
+    /// Which container is the proxy's, where that counts.
+    proxy: Option<ProxyContainer>,
     /// What the agent says of it, or why it says nothing.
     facts: Result<PodFacts, String>,
 }
@@ -102,7 +109,10 @@ impl Asked {
             return Err(errors);
         }
         match (to, from, flags.port) {
-            (Some(to), None, None) => Ok(Self::To { pod, to, identity, source }),
+            (Some(to), None, None) => {
+                let elsewhere = flags.container.as_deref().map(|container| container == "other");
+                Ok(Self::To { pod, to, identity, elsewhere, source })
+            }
             (None, Some(from), Some(port)) => Ok(Self::From { pod, from, at, port }),
             _ => Err(vec![
                 "what is to be explained: --to IP:PORT, or --from IP with --port PORT, or --event LINE"
@@ -162,7 +172,7 @@ impl Answers {
         let (Asked::To { pod, .. } | Asked::From { pod, .. }) = asked else { return Ok(()) };
         let subject = subject(&self.place, pod)?;
         let policy = subject.held.as_ref().map(|(_, entries)| entries.policy);
-        let (connection, assumed) = connection(asked, protocol, policy.as_ref())?;
+        let (connection, assumed) = connection(asked, protocol, policy.as_ref(), subject.proxy)?;
         let question = Question { pod: full_name(pod), connection, protocol, observed: None, assumed };
         self.answer(pod, &subject, &question)
     }
@@ -234,18 +244,15 @@ fn unknown(pod: &PodReference, facts: &Result<PodFacts, String>) -> Failure {
 
 /// Looks at a pod: in the maps, then at the agent.
 fn subject(place: &Place, pod: &PodReference) -> Result<Subject, Failure> {
-    let enrolments = enrolments(place)?;
+    let (_, maps) = datapath(place)?;
     let facts = match facts(place, pod) {
         Ok(facts) => Ok(facts),
         Err(Failure::Unavailable(problem)) => Err(problem),
         Err(other) => return Err(other),
     };
-    let of_nftables = held_by_nftables(&enrolments.records, pod)?;
-    let held = match (of_nftables, &enrolments.maps) {
-        (None, Some(maps)) => held(maps, pod)?,
-        (held, _) => held,
-    };
-    Ok(Subject { held, facts })
+    let held = held(&maps, pod)?;
+    let proxy = held.as_ref().map(|(cookie, _)| maps.proxy_container(*cookie)).transpose()?.flatten();
+    Ok(Subject { held, proxy, facts })
 }
 
 /// What the kernel holds of a pod; of two of its name, the younger one.
@@ -259,20 +266,6 @@ fn held(maps: &Maps, pod: &PodReference) -> Result<Option<(NetnsCookie, MapEntri
     let Some(policy) = maps.policy(found.cookie)? else { return Ok(None) };
     let lists = maps.list_entries()?.remove(&found.cookie).unwrap_or_default();
     Ok(Some((found.cookie, maps.entries(policy, lists)?)))
-}
-
-/// The same of a pod that nftables redirects.
-fn held_by_nftables(
-    records: &Records,
-    pod: &PodReference,
-) -> Result<Option<(NetnsCookie, MapEntries)>, Failure> {
-    let records: Vec<(NetnsCookie, Record)> = records.read_all()?.into_iter().collect::<Result<_, _>>()?;
-    let is_named = |other: &PodReference| (&other.namespace, &other.name) == (&pod.namespace, &pod.name);
-    let named = records.into_iter().filter(|(_, record)| is_named(&record.pod));
-    let Some((cookie, record)) = named.max_by_key(|(cookie, record)| (record.enrolled_at, *cookie)) else {
-        return Ok(None);
-    };
-    Ok(view::nftables::entries(cookie, &record)?.map(|entries| (cookie, entries)))
 }
 
 fn facts(place: &Place, pod: &PodReference) -> Result<PodFacts, Failure> {
@@ -290,18 +283,22 @@ fn connection(
     asked: &Asked,
     protocol: Protocol,
     policy: Option<&PodPolicy>,
+    proxy: Option<ProxyContainer>,
 ) -> Result<(Connection, Option<String>), Failure> {
     match asked {
-        Asked::To { to, identity, source, .. } => {
-            let ((uid, gid), assumed) = match identity {
-                Some(identity) => (*identity, None),
-                None => somebody(policy),
+        Asked::To { to, identity, elsewhere, source, .. } => {
+            let ((uid, gid), is_impostor, assumed) = if let Some(identity) = identity {
+                let (is_impostor, assumed) = container(policy, proxy, *identity, *elsewhere);
+                (*identity, is_impostor, assumed)
+            } else {
+                let (identity, assumed) = somebody(policy);
+                (identity, false, assumed)
             };
             let destination = Address::from(to.ip());
             let unbound = if to.is_ipv4() { Address::v4([0; 4]) } else { Address::UNSPECIFIED };
             let source = source.map_or(unbound, Address::from);
             let port = Port::new(to.port());
-            let outbound = Outbound { uid, gid, source, destination, port };
+            let outbound = Outbound { uid, gid, is_impostor, source, destination, port };
             let connection = match protocol {
                 Protocol::Tcp => Connection::Outbound(outbound),
                 Protocol::Udp => Connection::Datagram(outbound),
@@ -317,6 +314,34 @@ fn connection(
             Ok((Connection::Inbound(inbound), assumed))
         }
         Asked::Line(_) | Asked::Lines => Err(Failure::Failed("a line is read, not made".to_owned())),
+    }
+}
+
+/// Whether somebody with these ids has the proxy's and is not it, and what was taken for granted.
+fn container(
+    policy: Option<&PodPolicy>,
+    proxy: Option<ProxyContainer>,
+    (uid, gid): (u32, u32),
+    elsewhere: Option<bool>,
+) -> (bool, Option<String>) {
+    let is_asked = |policy: &PodPolicy| {
+        policy.flags & flag::BY_CONTAINER != 0 && (uid == policy.proxy_uid || gid == policy.proxy_gid)
+    };
+    if !policy.is_some_and(is_asked) {
+        return (false, None);
+    }
+    match (proxy, elsewhere) {
+        (None, _) => {
+            let note = "nobody has listened on the proxy's ports with its ids yet, so nobody is the proxy";
+            (true, Some(note.to_owned()))
+        }
+        (Some(_), Some(elsewhere)) => (elsewhere, None),
+        (Some(ProxyContainer { cgroup, .. }), None) => {
+            let note = format!(
+                "{uid}:{gid} is taken to be in the proxy's container (cgroup {cgroup}); --container other asks for another"
+            );
+            (false, Some(note))
+        }
     }
 }
 

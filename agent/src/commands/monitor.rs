@@ -8,6 +8,7 @@ use super::{Failure, ask, broken_off};
 use crate::cli::MonitorFlags;
 use crate::config::Place;
 use crate::control::{Decided, Line, Question};
+use crate::explain::line::IMPOSTOR;
 
 /// Runs the command, until the agent or the reader ends it.
 ///
@@ -27,19 +28,6 @@ pub fn run(flags: &MonitorFlags) -> Result<(), Failure> {
         let line: Line = serde_json::from_str(&text)
             .map_err(|error| Failure::Failed(format!("the agent's answer: {error}")))?;
         match line {
-            Line::Silent { all: true, .. } => {
-                return Err(Failure::Unavailable(
-                    "the pods of this node are redirected by nftables, which does not report its decisions; \
-                     `veer pods NAMESPACE/NAME` has them counted"
-                        .to_owned(),
-                ));
-            }
-            Line::Silent { pods, .. } => {
-                writeln!(
-                    io::stderr(),
-                    "{pods} pods are redirected by nftables, which does not report its decisions"
-                )?;
-            }
             Line::Watching => {
                 // From here on silence means that nothing is decided.
                 stream.set_read_timeout(None)?;
@@ -105,13 +93,13 @@ fn matches(flags: &MonitorFlags, decided: &Decided) -> bool {
 }
 
 /// `12:00:01.123Z shop/cart outbound 1000:1000 10.1.0.2 -> 10.96.0.1:80 to-outbound (all-outbound)`; UDP says so
-/// after the direction.
+/// after the direction. Who has the proxy's ids and is not it says `1337:1337/impostor`.
 fn render(decided: &Decided) -> String {
     let milliseconds = decided.time_ms % 86_400_000;
     let (hours, minutes) = (milliseconds / 3_600_000, milliseconds / 60_000 % 60);
     let (seconds, rest) = (milliseconds / 1000 % 60, milliseconds % 1000);
     let who = match (decided.uid, decided.gid) {
-        (Some(uid), Some(gid)) => format!(" {uid}:{gid}"),
+        (Some(uid), Some(gid)) => format!(" {uid}:{gid}{}", if decided.impostor { IMPOSTOR } else { "" }),
         _ => String::new(),
     };
     let udp = if decided.protocol == "udp" { " udp" } else { "" };

@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use veer_common::reason::Reason;
 
 use super::view::{self, PodView, PolicyView};
-use super::{Failure, enrolments, place, print_json, table};
+use super::{Failure, datapath, place, print_json, table};
 use crate::cli::PodsFlags;
+use crate::model::ProxyIdentity;
 
 /// Runs the command.
 ///
@@ -14,19 +15,21 @@ use crate::cli::PodsFlags;
 /// If there is no datapath, or the named pod is not enrolled.
 pub fn run(flags: &PodsFlags) -> Result<(), Failure> {
     let place = place(&flags.read.place)?;
-    let pods = view::pods(&enrolments(&place)?)?;
+    let (pins, maps) = datapath(&place)?;
+    let mut pods = view::pods(&pins, &maps)?;
     let Some(wanted) = &flags.pod else {
         if flags.read.json {
             return print_json(&pods);
         }
         return write(&list(&pods));
     };
-    let pod = pods.iter().find(|pod| full_name(pod) == *wanted).ok_or_else(|| {
+    let pod = pods.iter_mut().find(|pod| full_name(pod) == *wanted).ok_or_else(|| {
         let hint = if wanted.contains('/') { "" } else { " (a pod is NAMESPACE/NAME)" };
         Failure::Usage(format!(
             "pod {wanted} is not enrolled on this node{hint}; `veer pods` lists those that are"
         ))
     })?;
+    pod.seek_container();
     if flags.read.json { print_json(pod) } else { write(&detail(pod)) }
 }
 
@@ -49,26 +52,16 @@ fn list(pods: &[PodView]) -> String {
             let t = pod.totals;
             let faults: u64 = pod.faults.values().sum();
             let mode = pod.policy.as_ref().map_or("-", |policy| policy.mode);
-            let mut row = vec![full_name(pod), pod.backend.name().to_owned(), mode.to_owned(), state(pod)];
+            let mut row = vec![full_name(pod), mode.to_owned(), state(pod)];
             row.extend(
                 [t.to_outbound, t.to_inbound, t.to_dns, t.direct, t.dropped, faults].map(|n| n.to_string()),
             );
             row
         })
         .collect();
-    let heading = [
-        "POD",
-        "BACKEND",
-        "MODE",
-        "PROXY",
-        "TO-OUTBOUND",
-        "TO-INBOUND",
-        "TO-DNS",
-        "DIRECT",
-        "DROPPED",
-        "FAULTS",
-    ];
-    table::render(&heading, &rows, &[false, false, false, false, true, true, true, true, true, true])
+    let heading =
+        ["POD", "MODE", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "TO-DNS", "DIRECT", "DROPPED", "FAULTS"];
+    table::render(&heading, &rows, &[false, false, false, true, true, true, true, true, true])
 }
 
 /// One word on whether the pod's traffic flows.
@@ -82,11 +75,29 @@ fn state(pod: &PodView) -> String {
     }
 }
 
+/// Who the proxy is.
+fn identity(policy: &PolicyView) -> String {
+    let ids = format!("uid {}, gid {}", policy.proxy_uid, policy.proxy_gid);
+    match &policy.proxy_container {
+        _ if policy.proxy_identity == ProxyIdentity::Uid.name() => ids,
+        None => format!("{ids}, in a container that has not listened yet: nobody is the proxy"),
+        Some(container) if container.shared => {
+            format!("{ids}; its container shares cgroup {} with others", container.cgroup)
+        }
+        Some(container) => {
+            let path = container.path.as_ref().map_or_else(
+                || format!("{} (its directory is gone)", container.cgroup),
+                |path| path.display().to_string(),
+            );
+            format!("{ids}, in the container of cgroup {path}, {} listening", container.listening)
+        }
+    }
+}
+
 fn detail(pod: &PodView) -> String {
     let mut lines = vec![
         format!("pod            {}", full_name(pod)),
         format!("proxy          {}", state(pod)),
-        format!("backend        {}", pod.backend.name()),
         format!("container      {}", pod.container_id),
         format!("netns          {} (cookie {})", pod.netns, pod.netns_cookie),
     ];
@@ -94,7 +105,7 @@ fn detail(pod: &PodView) -> String {
         let port = |port: &view::ProxyPort| format!("port {}, {} listening", port.port, port.listeners);
         let families = policy.families.join(" and ");
         lines.push(format!("mode           {}, {families}", policy.mode));
-        lines.push(format!("identity       uid {}, gid {}", policy.proxy_uid, policy.proxy_gid));
+        lines.push(format!("identity       {}", identity(policy)));
         lines.push(format!("outbound       {}", port(&policy.outbound)));
         lines.push(format!("inbound        {}", port(&policy.inbound)));
         lines.extend(policy.dns.as_ref().map(|dns| format!("dns            {}", port(dns))));

@@ -2,21 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use veer_common::address::Port;
-use veer_common::maps::{Counters, NetnsCookie, PodPolicy, flag};
+use veer_common::maps::{Counters, NetnsCookie, PodPolicy, ProxyContainer, flag};
 use veer_common::reason::{Action, Fault, Reason};
 
-use super::{Enrolments, Failure};
 use crate::enrol::Enrolled;
-use crate::model::BackendName;
+use crate::model::ProxyIdentity;
 use crate::platform::bpf::load::CGROUP_PROGRAMS;
 use crate::platform::bpf::maps::{ListEntries, Maps};
 use crate::platform::bpf::pins::Pins;
 use crate::platform::bpf::{BpfError, sys};
-
-pub(super) mod nftables;
+use crate::platform::cgroup;
 
 /// An enrolled pod.
 #[derive(Debug, Serialize)]
@@ -32,14 +31,9 @@ pub struct PodView {
     pub netns: String,
     /// Its cookie: the pod's identity in the datapath.
     pub netns_cookie: NetnsCookie,
-    /// Its inode number, for those who look for it among others.
-    #[serde(skip)]
-    pub netns_inode: u64,
     /// Seconds since the epoch.
     pub enrolled_at: u64,
-    /// `ebpf` or `nftables`.
-    pub backend: BackendName,
-    /// Whether the inbound program hangs on the pod's netns; with nftables, whether the rules are there.
+    /// Whether the inbound program hangs on the pod's netns.
     pub inbound_attached: bool,
     /// What the pod asked for; `None` without a policy, which is a pod that is half enrolled.
     pub policy: Option<PolicyView>,
@@ -61,6 +55,11 @@ pub struct PolicyView {
     pub proxy_uid: u32,
     /// The proxy's gid.
     pub proxy_gid: u32,
+    /// What makes a process the proxy: `uid`, or `container`.
+    pub proxy_identity: &'static str,
+    /// Which container is the proxy's, where that counts; `None` while nobody has listened on its ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_container: Option<ContainerView>,
     /// Where outbound connections go.
     pub outbound: ProxyPort,
     /// Where inbound connections go.
@@ -74,6 +73,32 @@ pub struct PolicyView {
     pub all_inbound: bool,
     /// The families that are captured.
     pub families: Vec<&'static str>,
+}
+
+/// The proxy's container.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerView {
+    /// Id of its cgroup.
+    pub cgroup: u64,
+    /// The cgroup's directory, if that was sought and is to be seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// How many of its sockets listen on the proxy's ports.
+    pub listening: u64,
+    /// Whether its cgroup is the one that the programs hang on: then other containers are in it, too, and the
+    /// ids alone tell who is the proxy.
+    pub shared: bool,
+}
+
+impl PodView {
+    /// Seeks the directory of the proxy's cgroup, whose name has the container's.
+    pub fn seek_container(&mut self) {
+        let policy = self.policy.as_mut();
+        if let Some(container) = policy.and_then(|policy| policy.proxy_container.as_mut()) {
+            container.path = cgroup::path_of(container.cgroup);
+        }
+    }
 }
 
 /// A port of the proxy.
@@ -113,28 +138,20 @@ pub struct ProgramView {
 /// All enrolled pods, by name.
 ///
 /// # Errors
-/// If a map or a record cannot be read.
-pub(super) fn pods(enrolments: &Enrolments) -> Result<Vec<PodView>, Failure> {
-    let mut pods = nftables::pods(&enrolments.records)?;
-    if let Some(maps) = &enrolments.maps {
-        pods.extend(pods_of_maps(&enrolments.pins, maps)?);
-    }
-    pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    Ok(pods)
-}
-
-fn pods_of_maps(pins: &Pins, maps: &Maps) -> Result<Vec<PodView>, BpfError> {
+/// If a map cannot be read.
+pub fn pods(pins: &Pins, maps: &Maps) -> Result<Vec<PodView>, BpfError> {
     let mut pods = Vec::new();
+    let attached_to = cgroup_link(pins).map(|target| target.object);
     for (cookie, record) in maps.enrolments()? {
         let pod = Enrolled::from_map(cookie, &record, ListEntries::default());
         let counters = maps.counters(cookie)?;
         pods.push(PodView {
             netns_cookie: cookie,
-            netns_inode: pod.netns.inode,
             inbound_attached: inbound_attached(pins, cookie),
-            policy: maps
-                .policy(cookie)?
-                .map(|policy| policy_view(&policy, |port| maps.listeners(cookie, port).len())),
+            policy: match maps.policy(cookie)? {
+                Some(policy) => Some(policy_view(maps, cookie, &policy, attached_to)?),
+                None => None,
+            },
             totals: totals(&counters),
             reasons: reasons(&counters),
             faults: faults(&counters),
@@ -143,10 +160,16 @@ fn pods_of_maps(pins: &Pins, maps: &Maps) -> Result<Vec<PodView>, BpfError> {
             container_id: pod.container_id,
             netns: pod.netns_path,
             enrolled_at: pod.enrolled_at,
-            backend: pod.backend,
         });
     }
+    pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     Ok(pods)
+}
+
+/// What the programs of the cgroup hang on.
+fn cgroup_link(pins: &Pins) -> Option<sys::LinkTarget> {
+    let (name, _) = CGROUP_PROGRAMS.first()?;
+    sys::get(&pins.link(name)).and_then(|link| sys::link_target(link.as_fd())).ok()
 }
 
 /// The programs of the cgroup.
@@ -165,9 +188,23 @@ fn inbound_attached(pins: &Pins, cookie: NetnsCookie) -> bool {
         .is_ok_and(|target| target.object != 0)
 }
 
-fn policy_view(policy: &PodPolicy, listeners: impl Fn(Port) -> usize) -> PolicyView {
-    let port = |port: Port| ProxyPort { port: port.get(), listeners: listeners(port) };
-    PolicyView {
+fn policy_view(
+    maps: &Maps,
+    cookie: NetnsCookie,
+    policy: &PodPolicy,
+    attached_to: Option<u64>,
+) -> Result<PolicyView, BpfError> {
+    let container = |container: ProxyContainer| ContainerView {
+        cgroup: container.cgroup,
+        path: None,
+        listening: container.listening,
+        shared: Some(container.cgroup) == attached_to,
+    };
+    let by_container = policy.flags & flag::BY_CONTAINER != 0;
+    let port = |port: Port| ProxyPort { port: port.get(), listeners: maps.listeners(cookie, port).len() };
+    Ok(PolicyView {
+        proxy_identity: if by_container { ProxyIdentity::Container } else { ProxyIdentity::Uid }.name(),
+        proxy_container: maps.proxy_container(cookie)?.filter(|_| by_container).map(container),
         mode: if policy.flags & flag::TPROXY == 0 { "redirect" } else { "tproxy" },
         proxy_uid: policy.proxy_uid,
         proxy_gid: policy.proxy_gid,
@@ -180,7 +217,7 @@ fn policy_view(policy: &PodPolicy, listeners: impl Fn(Port) -> usize) -> PolicyV
             .into_iter()
             .filter_map(|(bit, family)| (policy.flags & bit != 0).then_some(family))
             .collect(),
-    }
+    })
 }
 
 fn totals(counters: &Counters) -> Totals {

@@ -1,4 +1,5 @@
-//! The node's settings of what is captured, which Istio's plugin has, too: owner groups and localhost.
+//! The node's settings of what is captured: owner groups and localhost, which Istio's plugin has, too, and what
+//! makes a process the proxy.
 //!
 //! Owns: their accepted forms. Never does: stop at the first error. Called by: `config`.
 
@@ -9,7 +10,7 @@ use ipnet::Ipv4Net;
 
 use super::{ConfigError, Setting};
 use crate::cli::CaptureFlags;
-use crate::model::OwnerGroups;
+use crate::model::{OwnerGroups, ProxyIdentity};
 
 /// As many as one rule of istio-init holds.
 const MAX_GROUPS: usize = 64;
@@ -29,6 +30,20 @@ const LOOPBACK: Setting = Setting(
     "VEER_HOST_IPV4_LOOPBACK_CIDR",
     "an IPv4 range within 127.0.0.0/8, such as 127.0.0.1/32",
 );
+
+const PROXY_IDENTITY: Setting = Setting("--proxy-identity", "VEER_PROXY_IDENTITY", "uid or container");
+
+/// What makes a process the proxy.
+pub(super) fn proxy_identity(flags: &CaptureFlags, errors: &mut Vec<ConfigError>) -> ProxyIdentity {
+    match flags.proxy_identity.trim() {
+        "uid" => ProxyIdentity::Uid,
+        "container" => ProxyIdentity::Container,
+        other => {
+            errors.push(PROXY_IDENTITY.invalid(other));
+            ProxyIdentity::Uid
+        }
+    }
+}
 
 /// Whose outbound connections are captured.
 pub(super) fn owner_groups(flags: &CaptureFlags, errors: &mut Vec<ConfigError>) -> OwnerGroups {
@@ -80,6 +95,7 @@ mod tests {
             outbound_owner_groups: included.to_owned(),
             outbound_owner_groups_exclude: excluded.to_owned(),
             host_ipv4_loopback_cidr: "127.0.0.1/32".to_owned(),
+            proxy_identity: "uid".to_owned(),
         }
     }
 
@@ -116,6 +132,19 @@ mod tests {
         ] {
             assert_eq!(parsed(&flags(included, excluded)), Err(1), "{included} {excluded}");
         }
+    }
+
+    #[test]
+    fn the_proxys_identity_is_one_of_two_words() {
+        let parsed = |value: &str| {
+            let mut errors = Vec::new();
+            let flags = CaptureFlags { proxy_identity: value.to_owned(), ..flags("*", "") };
+            let identity = proxy_identity(&flags, &mut errors);
+            if errors.is_empty() { Some(identity) } else { None }
+        };
+        assert_eq!(parsed("uid"), Some(ProxyIdentity::Uid));
+        assert_eq!(parsed("container"), Some(ProxyIdentity::Container));
+        assert_eq!(parsed("gid"), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.extend(target(&facts.cgroups));
     if let Ok(target) = &facts.cgroups.target {
         findings.extend(pods(&facts.cgroups, target));
+        findings.extend(identity(facts));
         findings.extend(order(&facts.hooks, target, facts.process.looks_on()));
     }
     findings
@@ -80,6 +81,20 @@ fn pods(cgroups: &Cgroups, target: &str) -> Option<Finding> {
             "attach to a cgroup above all of them: --cgroup with the root of the v2 tree does",
         )),
     }
+}
+
+/// Whether a proxy can be known by its container.
+fn identity(facts: &Facts) -> Option<Finding> {
+    const NAME: &str = "proxy-identity";
+    let problem = facts.agent.answer.as_ref().ok().and_then(|answer| answer.identity_problem.as_ref());
+    if let Some(problem) = problem {
+        let advice = "have the node's runtime put pods into cgroup v2 (systemd.unified_cgroup_hierarchy=1), or ask \
+                      for what is: --proxy-identity=uid";
+        return Some(Finding::warning(AREA, NAME, problem, advice));
+    }
+    let says = "the pods' containers are in cgroup v1 alone: a proxy is known by its uid and gid, whatever \
+                --proxy-identity says";
+    (facts.cgroups.pods.in_v1_alone > 0).then(|| Finding::ok(AREA, NAME, says))
 }
 
 /// Which programs see a connection before ours do.

@@ -4,8 +4,6 @@
 
 use std::time::Duration;
 
-use crate::model::BackendName;
-
 /// Something that was tried, and why it did not work.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tried {
@@ -125,6 +123,8 @@ pub struct PodProcesses {
     pub outside: usize,
     /// The process id of one that is outside, and its path in version 2.
     pub example: Option<(u32, String)>,
+    /// Known as a pod's by version 1 alone.
+    pub in_v1_alone: usize,
 }
 
 /// Programs at one hook of the target, in the order of their running.
@@ -203,10 +203,8 @@ pub struct Answer {
     pub pid: u64,
     /// Where it has attached its programs.
     pub cgroup: Option<String>,
-    /// What redirects new pods.
-    pub backend: BackendName,
-    /// Why that; an earlier release does not say.
-    pub backend_reason: Option<String>,
+    /// Why proxies are not known by what `--proxy-identity` says.
+    pub identity_problem: Option<String>,
 }
 
 /// The runtime's CNI configuration.

@@ -1,18 +1,29 @@
 //! What the kernel can: the eBPF datapath, nftables in its place, and settings that matter. It is asked by
 //! trying; no version is compared.
 
+use serde::Serialize;
+
 use super::facts::{Ebpf, Facts, KernelSettings, Process, Tried};
 use super::{Area, Finding, first_line, said_of};
-use crate::model::BackendName;
 
 const AREA: Area = Area::Kernel;
 
+/// What redirects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// eBPF programs on the pods' cgroup and namespaces.
+    Ebpf,
+    /// Rules in the pods' namespaces.
+    Nftables,
+}
+
 /// What `--backend auto` would choose: eBPF where all of it works, else nftables where that does.
-pub fn backend(facts: &Facts) -> Option<BackendName> {
+pub fn backend(facts: &Facts) -> Option<Backend> {
     if works(&facts.ebpf) {
-        Some(BackendName::Ebpf)
+        Some(Backend::Ebpf)
     } else if facts.nftables.iter().any(|family| family.outcome.is_ok()) && !facts.process.looks_on() {
-        Some(BackendName::Nftables)
+        Some(Backend::Nftables)
     } else {
         None
     }
@@ -49,15 +60,14 @@ fn chosen(facts: &Facts) -> Finding {
         return Finding::untold(AREA, NAME, "which backend would be used");
     }
     match backend(facts) {
-        Some(BackendName::Ebpf) => {
+        Some(Backend::Ebpf) => {
             Finding::ok(AREA, NAME, "ebpf: every map, program and hook of it works on this kernel")
         }
-        Some(BackendName::Nftables) => Finding::warning(
+        Some(Backend::Nftables) => Finding::warning(
             AREA,
             NAME,
-            "nftables: not all of the eBPF works here, as the errors below say",
-            "nothing, if rules are all right for this node: connections go where they would with eBPF, by NAT and \
-             conntrack; else remove what the errors name",
+            "nftables would be all that is left: not all of the eBPF works here, as the errors below say",
+            "remove what they name, or wait: this release redirects by eBPF alone",
         ),
         None => Finding::error(
             AREA,

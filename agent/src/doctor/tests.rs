@@ -6,7 +6,6 @@ use super::facts::{
     Netns, PinsProblem, Places, PodProcesses, Problem, Process, Redirections, Tried,
 };
 use super::{Level, Report, examine, text};
-use crate::model::BackendName;
 
 const ALL_CAPABILITIES: u64 = 0x1ff_ffff_ffff;
 const PODS: &str = "/sys/fs/cgroup/kubepods.slice";
@@ -65,7 +64,7 @@ fn able() -> Facts {
             v2: vec!["/sys/fs/cgroup".to_owned()],
             target: Ok(PODS.to_owned()),
             chosen_by: ChosenBy::Auto,
-            pods: PodProcesses { inside: 42, outside: 0, example: None },
+            pods: PodProcesses { inside: 42, ..PodProcesses::default() },
         },
         hooks: vec![hook("connect4", &[]), hook("sockops", &[])],
         places: Places {
@@ -113,7 +112,8 @@ fn broken() -> Facts {
     facts.kernel_settings =
         KernelSettings { jit: Some("0".to_owned()), lockdown: Some("integrity".to_owned()), ipv6: false };
     facts.cgroups.v1 = vec!["/sys/fs/cgroup/cpu".to_owned()];
-    facts.cgroups.pods = PodProcesses { inside: 1, outside: 2, example: Some((4711, "/".to_owned())) };
+    facts.cgroups.pods =
+        PodProcesses { inside: 1, outside: 2, example: Some((4711, "/".to_owned())), in_v1_alone: 0 };
     facts.hooks = vec![hook(
         "connect4",
         &[
@@ -129,8 +129,7 @@ fn broken() -> Facts {
         version: "0.0.9".to_owned(),
         pid: 815,
         cgroup: Some(PODS.to_owned()),
-        backend: BackendName::Ebpf,
-        backend_reason: None,
+        identity_problem: None,
     });
     facts.agent.enrolled = Some(2);
     facts.agent.detached = vec!["veer_connect6".to_owned()];
@@ -233,6 +232,19 @@ fn a_load_balancer_is_before_ours_only_on_the_same_cgroup() {
         facts.hooks = vec![hook("connect4", &[(7, "cil_sock4_conne", cgroup, false)])];
         assert_eq!(only(&examine(&facts), "bpf-order").0, level, "{cgroup}");
     }
+}
+
+#[test]
+fn that_no_proxy_is_known_by_its_container_is_a_warning_where_that_was_asked() {
+    let mut facts = able();
+    facts.cgroups.pods.in_v1_alone = 1;
+    assert_eq!(only(&examine(&facts), "proxy-identity").0, Level::Ok);
+    facts.agent.answer = broken().agent.answer;
+    let problem = "--proxy-identity=container is not possible on this node";
+    if let Ok(answer) = &mut facts.agent.answer {
+        answer.identity_problem = Some(problem.to_owned());
+    }
+    assert_eq!(only(&examine(&facts), "proxy-identity"), (Level::Warning, problem));
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use ipnet::Ipv4Net;
 
 use crate::capture::nft::Ruleset;
-use crate::model::{Capture, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port};
+use crate::model::{
+    Capture, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port, ProxyIdentity,
+};
 
 /// The rules of a pod with DNS capture, and with an excluded port and range, so that there are sets, too.
 pub fn ruleset(captures_v6: bool) -> Ruleset {
@@ -27,6 +29,7 @@ pub fn ruleset(captures_v6: bool) -> Ruleset {
         drop_invalid: true,
         owner_groups: OwnerGroups::AllExcept(BTreeSet::new()),
         loopback,
+        proxy_identity: ProxyIdentity::Uid,
         warnings: Vec::new(),
     };
     Ruleset::of(&capture, captures_v6)

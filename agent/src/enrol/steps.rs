@@ -30,7 +30,7 @@ pub enum Step {
     Lists,
     /// The inbound program on its netns.
     Netns,
-    /// The proxy's listeners that are older than the enrolment.
+    /// The proxy's listeners that are older than the enrolment, and their container.
     Listeners,
     /// Its policy: the switch. Last in and first out.
     Policy,
@@ -134,6 +134,7 @@ fn undo(hands: &mut Hands<'_>, step: Step, pod: &Enrolled, policy: &PodPolicy) -
             for port in proxy_ports(policy) {
                 maps.remove_listeners(cookie, port)?;
             }
+            maps.remove_proxy_container(cookie)?;
         }
         Step::Policy => maps.remove_policy(cookie)?,
     }
@@ -180,6 +181,12 @@ pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, policy: &PodPolicy, listen
         if listener.port == policy.dns_port && policy.flags & flag::DNS_CAPTURE == 0 {
             continue;
         }
+        let known = datapath.maps.socket_record(socket.as_fd());
+        let is_proxys = listener.uid == policy.proxy_uid;
+        let cgroup = known.map(|record| record.cgroup).filter(|id| *id != 0).or(listener.cgroup);
+        if is_proxys && policy.flags & flag::BY_CONTAINER != 0 {
+            adopt_container(datapath, pod, cgroup);
+        }
         // Its record does not tell: it outlives an enrolment, and the slots do not.
         if datapath.maps.listeners(pod.cookie, listener.port).contains(&listener.cookie) {
             continue;
@@ -187,12 +194,23 @@ pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, policy: &PodPolicy, listen
         if !may_be_redirected_to(pod, policy, socket) {
             continue;
         }
-        let record = listener_record(pod.cookie, datapath.maps.socket_record(socket.as_fd()));
-        let is_proxys = listener.uid == policy.proxy_uid;
+        let record = listener_record(pod.cookie, known, cgroup);
         let (name, port) = (pod.full_name(), listener.port.get());
         match datapath.maps.insert_listener(&record, listener.port, socket.as_fd(), is_proxys) {
             Ok(()) => tracing::info!(pod = %name, port, "took over a listener older than the enrolment"),
             Err(error) => tracing::warn!(pod = %name, port, %error, "a listener that cannot be taken over"),
+        }
+    }
+}
+
+/// Makes the container of an older listener the proxy's, where that counts and nobody is yet.
+fn adopt_container(datapath: &mut Datapath, pod: &Enrolled, cgroup: Option<u64>) {
+    let name = pod.full_name();
+    match cgroup.map(|id| datapath.maps.adopt_proxy_container(pod.cookie, id)) {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::error!(pod = %name, %error, "keep which container is the proxy's"),
+        None => {
+            tracing::warn!(pod = %name, "the container of a listener cannot be told: it is not the proxy's");
         }
     }
 }
@@ -209,14 +227,15 @@ fn may_be_redirected_to(pod: &Enrolled, policy: &PodPolicy, socket: &OwnedFd) ->
     })
 }
 
-fn listener_record(cookie: u64, known: Option<SocketRecord>) -> SocketRecord {
+fn listener_record(cookie: u64, known: Option<SocketRecord>, cgroup: Option<u64>) -> SocketRecord {
     let (uid, gid) = known.map_or((NO_ID, NO_ID), |record| (record.uid, record.gid));
     SocketRecord {
         cookie,
         uid,
         gid,
         role: role::LISTENER,
-        _reserved: 0,
+        is_counted: known.map_or(0, |record| record.is_counted),
+        cgroup: cgroup.unwrap_or(0),
         destination: Address::UNSPECIFIED,
         target: Address::UNSPECIFIED,
         port: Port::NONE,

@@ -55,7 +55,7 @@ fn of_outbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Outbou
         Rule::PassthroughSource => source(connection, matched),
         Rule::ProxyToOwnAddress | Rule::ProxyWithinPod => proxy_within_pod(facts, connection, matched),
         Rule::ProxyGroupToOwnAddress | Rule::ProxyGroupWithinPod => {
-            if connection.gid == facts.policy.proxy_gid && !matched {
+            if connection.is_proxy_by_gid(facts.policy) && !matched {
                 not_own_service(facts, connection)
             } else {
                 gid(facts, connection)
@@ -192,23 +192,20 @@ fn source(connection: &Outbound, matched: bool) -> String {
 }
 
 fn uid(facts: &Facts<'_>, connection: &Outbound) -> String {
-    let proxy = facts.policy.proxy_uid;
-    format!(
-        "uid {} is {}the proxy's{}",
-        connection.uid,
-        not(connection.uid == proxy),
-        other(connection.uid, proxy)
-    )
+    id("uid", connection.uid, facts.policy.proxy_uid, facts, connection)
 }
 
 fn gid(facts: &Facts<'_>, connection: &Outbound) -> String {
-    let proxy = facts.policy.proxy_gid;
-    format!(
-        "gid {} is {}the proxy's{}",
-        connection.gid,
-        not(connection.gid == proxy),
-        other(connection.gid, proxy)
-    )
+    id("gid", connection.gid, facts.policy.proxy_gid, facts, connection)
+}
+
+fn id(what: &str, id: u32, proxy: u32, facts: &Facts<'_>, connection: &Outbound) -> String {
+    let container = match (id == proxy, connection.is_impostor) {
+        (true, true) => ", but the socket was created in another container",
+        (true, false) if facts.has(flag::BY_CONTAINER) => ", and so is its container",
+        _ => "",
+    };
+    format!("{what} {id} is {}the proxy's{}{container}", not(id == proxy), other(id, proxy))
 }
 
 /// The proxy's id where it is another one.
@@ -217,8 +214,8 @@ fn other(id: u32, proxy: u32) -> String {
 }
 
 fn proxy_within_pod(facts: &Facts<'_>, connection: &Outbound, matched: bool) -> String {
-    let by_uid = connection.uid == facts.policy.proxy_uid;
-    let by_gid = facts.has(flag::TPROXY) && connection.gid == facts.policy.proxy_gid;
+    let by_uid = connection.is_proxy_by_uid(facts.policy);
+    let by_gid = facts.has(flag::TPROXY) && connection.is_proxy_by_gid(facts.policy);
     if (by_uid || by_gid) && !matched {
         not_own_service(facts, connection)
     } else if !by_uid && facts.has(flag::TPROXY) {

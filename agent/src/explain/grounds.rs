@@ -38,7 +38,7 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
             grounds
         }
         Rule::ProxyGroupToOwnAddress | Rule::ProxyGroupWithinPod => {
-            let mut grounds = set(Setting::ProxyGid);
+            let mut grounds = by_id(Setting::ProxyGid, facts);
             grounds.push(Ground::Setting(Setting::IncludedRanges));
             grounds.extend(stays(facts));
             grounds
@@ -48,8 +48,8 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
             grounds.push(Ground::Setting(Setting::IncludedRanges));
             grounds
         }
-        Rule::Proxy => set(Setting::ProxyUid),
-        Rule::ProxyGroup => set(Setting::ProxyGid),
+        Rule::Proxy => by_id(Setting::ProxyUid, facts),
+        Rule::ProxyGroup => by_id(Setting::ProxyGid, facts),
         Rule::OwnerGroup => set(Setting::OwnerGroups),
         Rule::Localhost => {
             vec![Ground::Always("localhost is never captured"), Ground::Setting(Setting::Loopback)]
@@ -82,6 +82,15 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
     }
 }
 
+/// An id that is the proxy's, and what else makes the proxy where that is not enough.
+fn by_id(setting: Setting, facts: &Facts<'_>) -> Vec<Ground> {
+    let mut grounds = vec![Ground::Setting(setting)];
+    if facts.has(flag::BY_CONTAINER) {
+        grounds.push(Ground::Setting(Setting::ProxyIdentity));
+    }
+    grounds
+}
+
 /// By what the dialler is the proxy within its pod.
 fn proxys(facts: &Facts<'_>) -> Vec<Ground> {
     let by_uid = match facts.connection {
@@ -91,9 +100,11 @@ fn proxys(facts: &Facts<'_>) -> Vec<Ground> {
         Connection::Inbound(_) => true,
     };
     if by_uid {
-        vec![Ground::Setting(Setting::ProxyUid)]
+        by_id(Setting::ProxyUid, facts)
     } else {
-        vec![Ground::Setting(Setting::ProxyGid), Ground::Setting(Setting::Mode)]
+        let mut grounds = by_id(Setting::ProxyGid, facts);
+        grounds.push(Ground::Setting(Setting::Mode));
+        grounds
     }
 }
 

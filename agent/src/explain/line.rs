@@ -12,6 +12,9 @@ use veer_common::verdict::{Inbound, Outbound};
 use super::Connection;
 use crate::model::quoted::{Brief, Quoted};
 
+/// What follows the ids of who has the proxy's and is not it, in a line for people.
+pub const IMPOSTOR: &str = "/impostor";
+
 /// A decision that `veer monitor` has shown.
 #[derive(Clone, Debug)]
 pub struct Shown {
@@ -28,7 +31,7 @@ pub struct Shown {
 pub enum LineError {
     /// Neither of the two forms.
     #[error(
-        "{} is no line of `veer monitor`: a JSON object, or TIME POD DIRECTION [udp] [UID:GID] SOURCE -> DESTINATION \
+        "{} is no line of `veer monitor`: a JSON object, or TIME POD DIRECTION [udp] [UID:GID[/impostor]] SOURCE -> DESTINATION \
          ACTION (REASON)",
         Quoted(.0)
     )]
@@ -63,6 +66,8 @@ struct Parts {
     reason: String,
     uid: Option<u32>,
     gid: Option<u32>,
+    #[serde(default)]
+    impostor: bool,
     source: String,
     destination: String,
 }
@@ -105,7 +110,7 @@ fn connection(parts: &Parts) -> Result<Connection, LineError> {
         "outbound" => {
             let uid = parts.uid.unwrap_or(NO_ID);
             let gid = parts.gid.unwrap_or(NO_ID);
-            let outbound = Outbound { uid, gid, source, destination, port };
+            let outbound = Outbound { uid, gid, is_impostor: parts.impostor, source, destination, port };
             match parts.protocol.as_deref() {
                 None | Some("tcp") => Ok(Connection::Outbound(outbound)),
                 Some("udp") => Ok(Connection::Datagram(outbound)),
@@ -147,13 +152,17 @@ fn for_people(line: &str) -> Option<Parts> {
         _ => return None,
     };
     let id = |text: &str| text.parse().ok();
+    let honest = |(uid, gid)| (uid, gid, false);
+    let who =
+        who.map(|(uid, gid)| gid.strip_suffix(IMPOSTOR).map_or(honest((uid, gid)), |gid| (uid, gid, true)));
     Some(Parts {
         pod,
         direction: (*direction).to_owned(),
         protocol,
         reason: reason.strip_prefix('(')?.strip_suffix(')')?.to_owned(),
-        uid: who.and_then(|(uid, _)| id(uid)),
-        gid: who.and_then(|(_, gid)| id(gid)),
+        uid: who.and_then(|(uid, ..)| id(uid)),
+        gid: who.and_then(|(_, gid, _)| id(gid)),
+        impostor: who.is_some_and(|(.., impostor)| impostor),
         source: (*source).to_owned(),
         destination: (*destination).to_owned(),
     })
@@ -186,6 +195,27 @@ mod tests {
         let line = "12:00:01.123Z a/b outbound 0:0 - -> 10.1.0.3:80 to-outbound (all-outbound)";
         assert!(matches!(read(line).unwrap().connection, Connection::Outbound(outbound)
             if outbound.source.is_unspecified()));
+    }
+
+    #[test]
+    fn an_impostor_is_told_from_the_proxy_in_both_forms() {
+        let json = |more: &str| {
+            format!(
+                r#"{{"time_ms": 1, "pod": "a/b", "direction": "outbound", "action": "to-outbound", "reason":
+                "all-outbound", "uid": 1337, "gid": 1337{more}, "source": "-", "destination": "10.1.0.3:80"}}"#
+            )
+        };
+        let text = |more: &str| format!("t a/b outbound 1337:1337{more} - -> 10.1.0.3:80 direct (proxy)");
+        let rows = [
+            (json(r#", "impostor": true"#), true),
+            (text("/impostor"), true),
+            (json(""), false),
+            (text(""), false),
+        ];
+        for (line, impostor) in rows {
+            let Connection::Outbound(outbound) = read(&line).unwrap().connection else { panic!("{line}") };
+            assert_eq!((outbound.uid, outbound.gid, outbound.is_impostor), (1337, 1337, impostor), "{line}");
+        }
     }
 
     #[test]

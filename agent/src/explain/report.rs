@@ -64,6 +64,9 @@ pub enum Asked {
         uid: u32,
         /// Its gid.
         gid: u32,
+        /// Whether these are the proxy's, and it is in another container; absent if not.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        impostor: bool,
         /// What the socket is bound to.
         #[serde(skip_serializing_if = "Option::is_none")]
         source: Option<IpAddr>,
@@ -212,6 +215,7 @@ impl Asked {
             Connection::Outbound(outbound) | Connection::Datagram(outbound) => Self::Outbound {
                 uid: outbound.uid,
                 gid: outbound.gid,
+                impostor: outbound.is_impostor,
                 source: (!outbound.source.is_unspecified()).then(|| outbound.source.into()),
                 destination: SocketAddr::new(outbound.destination.into(), outbound.port.get()),
             },
@@ -222,10 +226,10 @@ impl Asked {
         }
     }
 
-    /// Who opens it, unless that is unknown.
-    pub fn identity(&self) -> Option<(u32, u32)> {
+    /// Who opens it, and whether it only looks like the proxy, unless that is unknown.
+    pub fn identity(&self) -> Option<(u32, u32, bool)> {
         match self {
-            Self::Outbound { uid, gid, .. } if *uid != NO_ID => Some((*uid, *gid)),
+            Self::Outbound { uid, gid, impostor, .. } if *uid != NO_ID => Some((*uid, *gid, *impostor)),
             Self::Outbound { .. } | Self::Inbound { .. } => None,
         }
     }

@@ -35,13 +35,18 @@ fn any_connection() -> impl Strategy<Value = Connection> {
     let address = || select(ADDRESSES.to_vec()).prop_map(address);
     let port = || select(vec![0_u16, 53, 80, 443, 8080, 15001, 15008, 15020]).prop_map(Port::new);
     let id = || select(vec![0_u32, 1000, 1337, 2102]);
+    let who = || (id(), id(), any::<bool>());
     prop_oneof![
-        (id(), id(), address(), address(), port()).prop_map(|(uid, gid, source, destination, port)| {
-            Connection::Outbound(Outbound { uid, gid, source, destination, port })
-        }),
-        (id(), id(), address(), address(), port()).prop_map(|(uid, gid, source, destination, port)| {
-            Connection::Datagram(Outbound { uid, gid, source, destination, port })
-        }),
+        (who(), address(), address(), port()).prop_map(
+            |((uid, gid, is_impostor), source, destination, port)| {
+                Connection::Outbound(Outbound { uid, gid, is_impostor, source, destination, port })
+            }
+        ),
+        (who(), address(), address(), port()).prop_map(
+            |((uid, gid, is_impostor), source, destination, port)| {
+                Connection::Datagram(Outbound { uid, gid, is_impostor, source, destination, port })
+            }
+        ),
         (address(), address(), port()).prop_map(|(remote, local, port)| Connection::Inbound(Inbound {
             remote,
             local,
@@ -94,6 +99,7 @@ fn what_is_dialled_as_unspecified_is_told_as_where_it_goes() {
         Connection::Outbound(Outbound {
             uid: 0,
             gid: 0,
+            is_impostor: false,
             source: address(source),
             destination: address(destination),
             port: Port::new(80),

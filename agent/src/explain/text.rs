@@ -36,7 +36,9 @@ pub fn render(report: &Report) -> String {
 }
 
 fn heading(report: &Report) -> String {
-    let who = report.connection.identity().map_or_else(String::new, |(uid, gid)| format!(" as {uid}:{gid}"));
+    let who = report.connection.identity().map_or_else(String::new, |(uid, gid, impostor)| {
+        format!(" as {uid}:{gid}{}", if impostor { " of another container" } else { "" })
+    });
     let udp = if report.protocol == Protocol::Udp { " by UDP" } else { "" };
     match &report.connection {
         Asked::Outbound { source, destination, .. } => {

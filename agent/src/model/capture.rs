@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use ipnet::{IpNet, Ipv4Net};
-use serde::{Deserialize, Serialize};
 
 use super::values::{InterfaceName, Port};
 
 /// How a pod's traffic is to be captured. Defaults are applied and every list is whole.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Capture {
     /// The proxy's uid, as [`Self::ids`] counts; 1337 by default.
     pub proxy_uid: u32,
@@ -44,13 +43,14 @@ pub struct Capture {
     pub owner_groups: OwnerGroups,
     /// Node setting: the loopback addresses that even the proxy's own connections reach directly.
     pub loopback: Ipv4Net,
+    /// Node setting: what makes a process the proxy.
+    pub proxy_identity: ProxyIdentity,
     /// Environment variables of the proxy that were not understood and count as unset.
-    #[serde(skip)]
     pub warnings: Vec<EnvironmentWarning>,
 }
 
 /// In which user namespace a pod's uids and gids count.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IdSpace {
     /// The node's own: the ids are what the kernel shows.
     Node,
@@ -59,7 +59,7 @@ pub enum IdSpace {
 }
 
 /// `sidecar.istio.io/interceptionMode`, without NONE, which is no interception at all.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InterceptionMode {
     /// What iptables does with REDIRECT.
     Redirect,
@@ -68,7 +68,7 @@ pub enum InterceptionMode {
 }
 
 /// Which inbound ports are captured.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum InboundPorts {
     /// All but these; the proxy's own 15020, 15021 and 15090 are always among them.
     All {
@@ -80,7 +80,7 @@ pub enum InboundPorts {
 }
 
 /// Which outbound addresses are captured.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum OutboundRanges {
     /// All.
     All,
@@ -89,12 +89,31 @@ pub enum OutboundRanges {
 }
 
 /// Whose outbound connections are captured: the primary gid of the socket's creator.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum OwnerGroups {
     /// All but these.
     AllExcept(BTreeSet<u32>),
     /// These alone.
     Only(BTreeSet<u32>),
+}
+
+/// What makes a process the proxy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProxyIdentity {
+    /// The uid or the primary gid of its sockets' creator, as with istio-init.
+    Uid,
+    /// These, and that the creator was in the container that listens on the proxy's ports.
+    Container,
+}
+
+impl ProxyIdentity {
+    /// The flag's word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uid => "uid",
+            Self::Container => "container",
+        }
+    }
 }
 
 /// A boolean environment variable of the proxy that is none. It counts as false, as with Istio.

@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::annotation::{self, RequestedMode, ValueError, environment, name};
 use super::capture::{
     Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups,
+    ProxyIdentity,
 };
 use super::manifest::{Container, Pod};
 use super::quoted::Quoted;
@@ -39,6 +40,8 @@ pub struct NodeSettings {
     pub owner_groups: OwnerGroups,
     /// IPv4 addresses that count as the pod's localhost.
     pub loopback: Ipv4Net,
+    /// What makes a process the proxy.
+    pub proxy_identity: ProxyIdentity,
 }
 
 /// What is to be done with a pod.
@@ -126,12 +129,13 @@ pub fn decide(pod: &Pod, node: &NodeSettings) -> Result<Decision, PodErrors> {
 }
 
 impl Default for NodeSettings {
-    /// Istio's: no namespace excluded, every group captured, `127.0.0.1/32`.
+    /// Istio's: no namespace excluded, every group captured, `127.0.0.1/32`, the proxy known by its ids.
     fn default() -> Self {
         Self {
             excluded_namespaces: BTreeSet::new(),
             owner_groups: OwnerGroups::AllExcept(BTreeSet::new()),
             loopback: Ipv4Net::from(std::net::Ipv4Addr::LOCALHOST),
+            proxy_identity: ProxyIdentity::Uid,
         }
     }
 }
@@ -276,6 +280,7 @@ fn read_capture(
         drop_invalid: is_true(proxy, environment::DROP_INVALID),
         owner_groups: node.owner_groups.clone(),
         loopback: node.loopback,
+        proxy_identity: node.proxy_identity,
         warnings: warnings(proxy),
     }
 }

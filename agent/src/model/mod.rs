@@ -6,7 +6,6 @@
 //! Called by: the pod sources and the CNI server.
 
 pub mod annotation;
-mod backend;
 mod capture;
 pub mod decision;
 pub mod ids;
@@ -15,9 +14,9 @@ mod origin;
 pub mod quoted;
 mod values;
 
-pub use self::backend::BackendName;
 pub use self::capture::{
     Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups,
+    ProxyIdentity,
 };
 pub use self::decision::{Decision, NodeSettings, PassReason, PodErrors, decide};
 pub use self::manifest::{ManifestError, Pod};

@@ -12,7 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::annotation::{self, environment, name};
-use super::capture::OwnerGroups;
+use super::capture::{OwnerGroups, ProxyIdentity};
 use super::decision::{self, DEFAULT_PROXY_ID, NodeSettings, PROXY_CONTAINER};
 use super::manifest::{Container, Pod};
 use super::quoted::Quoted;
@@ -21,6 +21,7 @@ use super::quoted::Quoted;
 const INCLUDE_GROUPS: &str = "--outbound-owner-groups";
 const EXCLUDE_GROUPS: &str = "--outbound-owner-groups-exclude";
 const LOOPBACK: &str = "--host-ipv4-loopback-cidr";
+const PROXY_IDENTITY: &str = "--proxy-identity";
 
 /// What a pod or a node sets.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -56,6 +57,8 @@ pub enum Setting {
     OwnerGroups,
     /// What counts as localhost.
     Loopback,
+    /// Whether the proxy is known by its ids alone, or by its container, too.
+    ProxyIdentity,
 }
 
 /// What said so.
@@ -106,7 +109,7 @@ pub struct Origins(BTreeMap<Setting, Origin>);
 
 impl Setting {
     /// All settings.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::ProxyUid,
         Self::ProxyGid,
         Self::Mode,
@@ -122,6 +125,7 @@ impl Setting {
         Self::DualStack,
         Self::OwnerGroups,
         Self::Loopback,
+        Self::ProxyIdentity,
     ];
 
     /// Where it is said: an annotation, a variable or a field of the proxy's container, or a flag.
@@ -142,6 +146,7 @@ impl Setting {
             Self::DualStack => environment::DUAL_STACK,
             Self::OwnerGroups => INCLUDE_GROUPS,
             Self::Loopback => LOOPBACK,
+            Self::ProxyIdentity => PROXY_IDENTITY,
         }
     }
 }
@@ -168,6 +173,7 @@ impl Origins {
             Setting::DualStack => variable(proxy, environment::DUAL_STACK),
             Setting::OwnerGroups => owner_groups(&node.owner_groups),
             Setting::Loopback => loopback(node),
+            Setting::ProxyIdentity => proxy_identity(node.proxy_identity),
         };
         Self(Setting::ALL.into_iter().map(|setting| (setting, origin(setting))).collect())
     }
@@ -226,6 +232,14 @@ fn loopback(node: &NodeSettings) -> Origin {
         Origin::Default { name: LOOPBACK.to_owned(), value }
     } else {
         Origin::Node { flag: LOOPBACK.to_owned(), value }
+    }
+}
+
+fn proxy_identity(identity: ProxyIdentity) -> Origin {
+    let value = identity.name().to_owned();
+    match identity {
+        ProxyIdentity::Uid => Origin::Default { name: PROXY_IDENTITY.to_owned(), value },
+        ProxyIdentity::Container => Origin::Node { flag: PROXY_IDENTITY.to_owned(), value },
     }
 }
 

@@ -1,10 +1,11 @@
 //! Where the pods are in the cgroup v2 tree, and so where the programs are attached.
 //!
-//! Owns: finding the mount and the directory. Never does: make or change a cgroup. Called by: `app` and `probe`.
+//! Owns: finding the mount and the directory, and the directory of an id. Never does: make or change a cgroup.
+//! Called by: `app`, `probe` and `commands`.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Names of the pods' cgroup: with the systemd driver, and with cgroupfs.
@@ -75,6 +76,51 @@ impl Cgroup {
     }
 }
 
+/// The directory of a cgroup, of which the kernel tells its id alone: sought in the whole tree, so not for
+/// more than a command. `None` if it is gone, or not to be seen from here.
+pub fn path_of(id: u64) -> Option<PathBuf> {
+    let mut unread = vec![mount_point()?];
+    while let Some(directory) = unread.pop() {
+        // One that is removed meanwhile is not the one that is sought.
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        for entry in entries.flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if entry.ino() == id {
+                return Some(entry.path());
+            }
+            unread.push(entry.path());
+        }
+    }
+    None
+}
+
+/// Whether there are processes of pods that cgroup v1 knows as such and v2 does not: on hybrid nodes all of
+/// them may be in the root of v2, and then one cgroup tells no container from another.
+///
+/// # Errors
+/// If `/proc` cannot be listed; a process that ends meanwhile is left out.
+pub fn pods_are_in_v1_alone() -> io::Result<bool> {
+    let groups = fs::read_dir("/proc")?
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
+        .filter_map(|process| fs::read_to_string(process.path().join("cgroup")).ok());
+    Ok(groups.into_iter().any(|groups| is_pods_in_v1_alone(&groups)))
+}
+
+/// Whether the lines of `/proc/PID/cgroup` are those of such a process:
+/// `4:memory:/kubepods/besteffort/pod…` for each hierarchy of v1, `0::/…` for v2.
+pub fn is_pods_in_v1_alone(groups: &str) -> bool {
+    let is_pods = |path: &str| path.contains("kubepods");
+    let v1 = groups.lines().filter(|line| !line.starts_with("0::"));
+    v1.into_iter().any(is_pods) && !path_in_v2(groups).is_some_and(is_pods)
+}
+
+fn path_in_v2(groups: &str) -> Option<&str> {
+    groups.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
 /// The first mount of cgroup2: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid nodes.
 fn mount_point() -> Option<PathBuf> {
     mounts("cgroup2").into_iter().next().map(PathBuf::from)
@@ -111,6 +157,34 @@ mod tests {
         assert_eq!(mounts_in(mountinfo, "cgroup2"), ["/sys/fs/cgroup/unified"]);
         assert_eq!(mounts_in(mountinfo, "cgroup"), ["/sys/fs/cgroup/cpu"]);
         assert_eq!(mounts_in("25 1 0:22 / /sys rw - sysfs sysfs rw\n", "cgroup2"), [""; 0]);
+    }
+
+    #[test]
+    fn pods_that_v2_does_not_know_are_told_from_those_that_it_does() {
+        let v1 = "4:memory:/kubepods/besteffort/pod1/c1\n1:name=systemd:/kubepods/besteffort/pod1/c1\n";
+        assert!(is_pods_in_v1_alone(&format!("{v1}0::/\n")));
+        assert!(is_pods_in_v1_alone(&format!("{v1}0::/system.slice/containerd.service\n")));
+        assert!(is_pods_in_v1_alone(v1), "without v2");
+        assert!(!is_pods_in_v1_alone(&format!("{v1}0::/kubepods/besteffort/pod1/c1\n")));
+        assert!(!is_pods_in_v1_alone("0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-c1.scope\n"));
+        assert!(!is_pods_in_v1_alone("4:memory:/user.slice\n0::/user.slice\n"));
+    }
+
+    #[test]
+    fn the_directory_of_an_id_is_found_wherever_it_is() {
+        let mount = mount_point().unwrap();
+        let mut deepest = mount.clone();
+        while let Some(below) = fs::read_dir(&deepest)
+            .unwrap()
+            .flatten()
+            .find(|entry| entry.path().is_dir())
+            .map(|entry| entry.path())
+        {
+            deepest = below;
+        }
+        assert_ne!(deepest, mount, "there is no cgroup but the root");
+        assert_eq!(path_of(fs::metadata(&deepest).unwrap().ino()), Some(deepest));
+        assert_eq!(path_of(u64::MAX), None);
     }
 
     #[test]

@@ -12,6 +12,5 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod probe;
-pub mod records;
 pub mod redirection;
 pub mod userns;

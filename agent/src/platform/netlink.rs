@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
+use netlink_packet_core::Nla as _;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NetlinkSerializable,
@@ -18,6 +19,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
@@ -26,7 +28,6 @@ use veer_common::address::{Address, Port};
 use crate::capture::InterfaceAddress;
 
 pub mod changes;
-pub mod marks;
 
 /// Most datagrams of one dump: the kernel fills at least a page with each.
 const MOST_DATAGRAMS: usize = 65_536;
@@ -42,6 +43,8 @@ pub struct Listener {
     pub port: Port,
     /// Who owns the socket.
     pub uid: u32,
+    /// Id of the cgroup (v2) that its creator was in; `None` before Linux 5.9.
+    pub cgroup: Option<u64>,
 }
 
 /// All addresses of the netns.
@@ -114,12 +117,25 @@ pub fn listeners(ports: &[Port]) -> io::Result<Vec<Listener>> {
                 if ports.contains(&port) {
                     let cookie = u64::from_ne_bytes(response.header.socket_id.cookie);
                     let (inode, uid) = (u64::from(response.header.inode), response.header.uid);
-                    found.push(Listener { inode, cookie, port, uid });
+                    let cgroup = response.nlas.iter().find_map(cgroup_id);
+                    found.push(Listener { inode, cookie, port, uid, cgroup });
                 }
             }
         }
     }
     Ok(found)
+}
+
+/// The number that `INET_DIAG_CGROUP_ID` holds, which the crate does not know (linux/inet_diag.h).
+fn cgroup_id(attribute: &Nla) -> Option<u64> {
+    const INET_DIAG_CGROUP_ID: u16 = 21;
+    let Nla::Other(other) = attribute else { return None };
+    let mut value = [0; size_of::<u64>()];
+    if other.kind() != INET_DIAG_CGROUP_ID || other.value_len() != value.len() {
+        return None;
+    }
+    other.emit_value(&mut value);
+    Some(u64::from_ne_bytes(value))
 }
 
 /// Gives `lo` the address ::6, from which a proxy dials its app over IPv6; istio-init does the same. For

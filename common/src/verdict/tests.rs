@@ -11,6 +11,7 @@ use crate::verdict::Rules;
 
 mod agreement;
 mod dns;
+mod impostor;
 mod iptables;
 mod table;
 

@@ -28,18 +28,16 @@ fn veer_sock_new(context: SockContext) -> i32 {
     1
 }
 
-/// A record for MPTCP's listeners, `AF_INET`.
+/// A record for MPTCP's listeners, and the proxy's ports for the proxy, `AF_INET`.
 #[cgroup_sock_addr(bind4)]
 fn veer_bind4(context: SockAddrContext) -> i32 {
-    bind::bind(SockAddr::new(context.sock_addr));
-    1
+    i32::from(bind::bind(SockAddr::new(context.sock_addr)))
 }
 
-/// A record for MPTCP's listeners, `AF_INET6`.
+/// A record for MPTCP's listeners, and the proxy's ports for the proxy, `AF_INET6`.
 #[cgroup_sock_addr(bind6)]
 fn veer_bind6(context: SockAddrContext) -> i32 {
-    bind::bind(SockAddr::new(context.sock_addr));
-    1
+    i32::from(bind::bind(SockAddr::new(context.sock_addr)))
 }
 
 /// The outbound verdict, `AF_INET`.

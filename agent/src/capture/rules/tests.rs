@@ -131,7 +131,7 @@ proptest! {
         for (((pair, port), uid), gid) in addresses.windows(2).zip(ports).zip(&ids).zip(ids.iter().rev()) {
             let [source, destination] = [pair[0].into(), pair[1].into()];
             let port = Port::new(port);
-            let outbound = Outbound { uid: *uid, gid: *gid, source, destination, port };
+            let outbound = Outbound { uid: *uid, gid: *gid, is_impostor: false, source, destination, port };
             prop_assert_eq!(
                 verdict::outbound(&entries.policy, &maps, &outbound),
                 verdict::outbound(&entries.policy, &lists, &outbound)

@@ -103,6 +103,7 @@ fn a_pod_that_says_nothing_has_istios_defaults() {
         drop_invalid: false,
         owner_groups: OwnerGroups::AllExcept(BTreeSet::new()),
         loopback: "127.0.0.1/32".parse().unwrap(),
+        proxy_identity: ProxyIdentity::Uid,
         warnings: vec![],
     };
     assert_eq!(capture, expected);

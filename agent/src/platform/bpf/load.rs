@@ -46,7 +46,7 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 14] = [
     ("veer_connect6", AttachType::Connect6),
 ];
 
-const SHARED_MAPS: [&str; 14] = [
+const SHARED_MAPS: [&str; 15] = [
     name::PODS,
     name::ENROLMENTS,
     name::COUNTERS,
@@ -55,6 +55,7 @@ const SHARED_MAPS: [&str; 14] = [
     name::OWN_ADDRESSES,
     name::LISTENERS,
     name::HAND_OFFS,
+    name::PROXIES,
     name::SOCKETS,
     name::DATAGRAMS,
     name::INBOUND,

@@ -18,13 +18,15 @@ use veer_common::address::Port;
 use veer_common::maps::{
     Counters, Enrolment, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_LISTENER_SLOTS,
     MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy,
-    PortListKey, PortSet, RangeMatch, Settings, SocketRecord, name,
+    PortListKey, PortSet, ProxyContainer, RangeMatch, Settings, SocketRecord, name,
 };
 use veer_common::reason::COUNTERS;
 
 use super::pins::Pins;
 use super::{BpfError, sys};
 use crate::capture::MapEntries;
+
+mod proxies;
 
 /// Membership maps have no value worth the name.
 const MEMBER: u32 = 1;
@@ -39,6 +41,7 @@ pub struct Maps {
     own_addresses: HashMap<MapData, OwnAddressKey, u32>,
     hand_offs: HashMap<MapData, HandOffKey, HandOff>,
     sockets: SkStorage<MapData, SocketRecord>,
+    proxies: HashMap<MapData, NetnsCookie, ProxyContainer>,
     settings: Array<MapData, Settings>,
     listeners: MapData,
     inbound: MapData,
@@ -139,6 +142,7 @@ impl Maps {
             own_addresses: open!(pins, HashMap, name::OWN_ADDRESSES),
             hand_offs: open!(pins, HashMap, name::HAND_OFFS),
             sockets: open!(pins, SkStorage, name::SOCKETS),
+            proxies: open!(pins, HashMap, name::PROXIES),
             settings: open!(pins, Array, name::SETTINGS),
             listeners: open_untyped(pins, name::LISTENERS)?,
             inbound: open_untyped(pins, name::INBOUND)?,

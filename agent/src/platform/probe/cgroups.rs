@@ -38,6 +38,7 @@ fn pod_processes(target: &Path, mount: &Path) -> PodProcesses {
     for pid in pids {
         // It may have ended since.
         let Ok(lines) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { continue };
+        pods.in_v1_alone += usize::from(cgroup::is_pods_in_v1_alone(&lines));
         let Some(path) = pods_path(&lines) else { continue };
         // A path from outside of our cgroup namespace begins so, and cannot be compared.
         if path.starts_with("/..") {

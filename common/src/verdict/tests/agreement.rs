@@ -15,15 +15,15 @@ use crate::reason::Action;
 use crate::verdict::{self, Inbound, Outbound};
 
 const PODS: u32 = 1024;
-const CONNECTIONS: usize = 160;
+pub(super) const CONNECTIONS: usize = 160;
 
 const PORTS: [u16; 14] = [1, 53, 80, 443, 3306, 8080, 15001, 15006, 15008, 15020, 15021, 15053, 15090, 65535];
 
 /// Bytes that pick uid, gid, source, destination and port out of what the pod makes interesting.
-type Picks = [u8; 5];
+pub(super) type Picks = [u8; 5];
 
 #[derive(Clone, Copy, Debug)]
-struct Dial {
+pub(super) struct Dial {
     uid: u32,
     gid: u32,
     source: Option<IpAddr>,
@@ -117,7 +117,7 @@ fn inbound_goes_where_istio_inits_rules_send_it() {
 }
 
 /// What the rules do with a connection; `None` where the contract departs from them on purpose.
-fn expected(scene: &Scene, iptables: &Iptables, dial: &Dial) -> Option<Action> {
+pub(super) fn expected(scene: &Scene, iptables: &Iptables, dial: &Dial) -> Option<Action> {
     // The kernel refuses such a connect() without us.
     let Some(packet) = packet(scene, dial) else { return Some(Action::Direct) };
 
@@ -179,17 +179,22 @@ fn packet(scene: &Scene, dial: &Dial) -> Option<Packet> {
     Some(Packet { udp: false, source, destination, port: dial.port, owner, loopback, mark: 0 })
 }
 
-fn facts(dial: &Dial) -> Outbound {
+pub(super) fn facts(dial: &Dial) -> Outbound {
     Outbound {
         uid: dial.uid,
         gid: dial.gid,
+        is_impostor: false,
         source: dial.source.map_or(Address::UNSPECIFIED, Address::from),
         destination: dial.destination.into(),
         port: Port::new(dial.port),
     }
 }
 
-fn dial(scene: &Scene, destinations: &[IpAddr], [uid, gid, source, destination, port]: Picks) -> Dial {
+pub(super) fn dial(
+    scene: &Scene,
+    destinations: &[IpAddr],
+    [uid, gid, source, destination, port]: Picks,
+) -> Dial {
     let ids = [APP, PROXY, ROOT, scene.proxy_uid, scene.proxy_gid];
     let destination = pick(destinations, destination);
     let mut sources = addresses(match destination {
@@ -204,7 +209,7 @@ fn dial(scene: &Scene, destinations: &[IpAddr], [uid, gid, source, destination, 
 }
 
 /// Where rules begin and end, and what they treat apart.
-fn destinations(scene: &Scene) -> Vec<IpAddr> {
+pub(super) fn destinations(scene: &Scene) -> Vec<IpAddr> {
     let mut all = addresses(&[
         "127.0.0.1",
         "127.0.0.2",
@@ -249,7 +254,7 @@ fn pick<T: Copy>(from: &[T], byte: u8) -> T {
     from[usize::from(byte) % from.len()]
 }
 
-fn scene() -> impl Strategy<Value = Scene> {
+pub(super) fn scene() -> impl Strategy<Value = Scene> {
     let identity = (select(vec![PROXY, PROXY, 2102, APP]), select(vec![PROXY, PROXY, 2102, APP]));
     let lists = (ports(), ports(), prop::option::of(some_ranges()), some_ranges());
     let inbound = (prop::option::of(ports()), ports());
@@ -340,7 +345,7 @@ fn some_ranges() -> impl Strategy<Value = Vec<Range>> {
     vec(prop_oneof![6 => select(known), 1 => random_v4, 1 => random_v6], 0..4)
 }
 
-fn run<S: Strategy>(strategy: &S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+pub(super) fn run<S: Strategy>(strategy: &S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
     let config = Config { cases: PODS, failure_persistence: None, ..Config::default() };
     TestRunner::new(config).run(strategy, test).unwrap_or_else(|error| panic!("{error}"));
 }

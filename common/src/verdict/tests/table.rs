@@ -64,6 +64,7 @@ impl<'a> Dial<'a> {
         let connection = Outbound {
             uid: self.uid,
             gid: self.gid,
+            is_impostor: false,
             source: self.source.map_or(Address::UNSPECIFIED, |source| ip(source).into()),
             destination: ip(destination).into(),
             port: Port::new(port),
@@ -394,6 +395,7 @@ fn an_unspecified_destination_is_what_the_kernel_makes_of_it() {
         let connection = Outbound {
             uid: APP,
             gid: APP,
+            is_impostor: false,
             source: source.map_or(Address::UNSPECIFIED, |source| ip(source).into()),
             destination: ip(destination).into(),
             port: Port::new(80),

@@ -1,0 +1,36 @@
+//! Which container is the proxy's, of pods where that counts.
+
+use veer_common::maps::{NetnsCookie, ProxyContainer, name};
+
+use super::{Maps, failed, ignore_missing, insert, none_if_missing};
+use crate::platform::bpf::BpfError;
+
+impl Maps {
+    /// Which of the pod's containers is the proxy's; `None` if none is, or if that does not count.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn proxy_container(&self, cookie: NetnsCookie) -> Result<Option<ProxyContainer>, BpfError> {
+        none_if_missing(self.proxies.get(&cookie, 0)).map_err(failed("read", name::PROXIES))
+    }
+
+    /// Makes a container the proxy's, if none is yet. Nothing keeps another one from taking its place before
+    /// one of its own sockets begins to listen.
+    ///
+    /// # Errors
+    /// `Full`, or as the kernel says.
+    pub fn adopt_proxy_container(&mut self, cookie: NetnsCookie, cgroup: u64) -> Result<(), BpfError> {
+        if self.proxy_container(cookie)?.is_some() {
+            return Ok(());
+        }
+        insert(&mut self.proxies, cookie, ProxyContainer { cgroup, listening: 0 }, name::PROXIES)
+    }
+
+    /// Forgets which of the pod's containers is the proxy's.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn remove_proxy_container(&mut self, cookie: NetnsCookie) -> Result<(), BpfError> {
+        ignore_missing(self.proxies.remove(&cookie)).map_err(failed("remove from", name::PROXIES))
+    }
+}

@@ -1,0 +1,33 @@
+//! Which of a pod's containers is the proxy's, where that counts ([`flag::BY_CONTAINER`]).
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{PodPolicy, flag};
+use crate::address::Port;
+
+impl PodPolicy {
+    /// Whether the proxy listens on this port, and nobody else should: who does so with the proxy's ids is
+    /// the proxy's container ([`flag::BY_CONTAINER`]).
+    ///
+    /// Among them are those that an Istio proxy has before it knows anything: 15020 (pilot-agent's status) and
+    /// 15000 (Envoy's admin interface). To get its first configuration it has to be the proxy already.
+    #[inline(always)]
+    pub const fn names_the_proxy(&self, port: Port) -> bool {
+        let dns = self.flags & flag::DNS_CAPTURE != 0 && port.get() == self.dns_port.get();
+        port.get() == self.outbound_port.get()
+            || port.get() == self.inbound_port.get()
+            || dns
+            || matches!(port.get(), 15000 | 15020 | 15021 | 15090)
+    }
+}
+
+/// Which of the pod's containers is the proxy's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ProxyContainer {
+    /// The id of its cgroup (v2), which the kernel gives to no other again.
+    pub cgroup: u64,
+    /// How many of its sockets listen on the proxy's ports: as long as one does, no other container takes its
+    /// place. Those that were adopted are not counted.
+    pub listening: u64,
+}
