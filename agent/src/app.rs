@@ -5,7 +5,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,19 +20,21 @@ use crate::cni::answer::Answerer;
 use crate::cni::server;
 use crate::config::{AgentConfig, Place};
 use crate::control::{AgentStatus, Control};
-use crate::enrol::{Ebpf, EnrolError, Node, NodeHandle, follow};
+use crate::enrol::{Backends, Ebpf, EnrolError, Nftables, Node, NodeHandle, follow};
 use crate::lookup::Lookup;
-use crate::model::{NodeSettings, ProxyIdentity};
+use crate::model::{BackendName, NodeSettings};
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::events::Events;
-use crate::platform::bpf::load::Datapath;
 use crate::platform::bpf::order::Neighbours;
 use crate::platform::bpf::pins::Pins;
-use crate::platform::cgroup::{self, Cgroup, CgroupError};
+use crate::platform::cgroup::CgroupError;
 use crate::platform::netlink::changes::AddressChanges;
 use crate::platform::netns::{NetnsError, NetnsThread};
+use crate::platform::records::Records;
 use crate::socket;
 use crate::source::{Directory, PodSource, SourceError};
+
+mod choice;
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -86,32 +87,38 @@ pub enum AppError {
 pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let lock = lock(&config.place)?;
     let source = Directory::open(&config.pods_from)?;
-    let cgroup = Cgroup::find(config.cgroup.as_deref())?;
-    let pins = Pins::new(&config.place.bpffs);
-    let datapath = Datapath::start(pins.clone(), cgroup.directory.as_fd(), cgroup.id)?;
-    tracing::info!(cgroup = %cgroup.path.display(), pins = %pins.root().display(), "datapath attached");
-    let neighbours = Neighbours { pins: pins.clone(), cgroup: cgroup.path.clone() };
-    for program in neighbours.before_ours() {
+    let choice::Chosen { loaded, reason } = choice::choose(config)?;
+    let backend = if loaded.is_some() { BackendName::Ebpf } else { BackendName::Nftables };
+    tracing::info!(backend = backend.name(), %reason, "backend");
+    let of = loaded.as_ref();
+    let cgroup = of.map(|loaded| loaded.cgroup.clone());
+    let neighbours = of.map(|loaded| Neighbours { pins: loaded.pins.clone(), cgroup: loaded.cgroup.clone() });
+    for program in neighbours.iter().flat_map(Neighbours::before_ours) {
         tracing::warn!("{program}");
     }
+    let pins = of.map(|loaded| loaded.pins.clone());
     // Before the pods are looked at, so that no change is missed in between.
     let changes = AddressChanges::listen().inspect_err(|error| {
         tracing::warn!(%error, "addresses that pods gain or lose later are not followed: CAP_NET_BROADCAST?");
     });
     let netns = NetnsThread::start()?;
-    let node = Node::take_over(Ebpf::new(datapath, netns.clone()), netns)?;
+    let ebpf = loaded.map(|loaded| Ebpf::new(loaded.datapath, netns.clone()));
+    let nftables = Nftables::new(Records::new(&config.place.records()), netns.clone());
+    let node = Node::take_over(Backends::new(ebpf, nftables), netns)?;
     let enrolled = node.registry().len();
     release_memory();
 
     let system = |attempt| move |source| AppError::System { attempt, source };
     let (handle, thread) = node.start().map_err(system("start the node's thread"))?;
-    let (proxy_identity, problem) = proxy_identity(config.proxy_identity);
+    let (proxy_identity, problem) = choice::proxy_identity(config.proxy_identity, backend);
     let status = AgentStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         pods_from: source.name(),
-        cgroup: cgroup.path.display().to_string(),
+        backend,
+        backend_reason: reason,
+        cgroup: cgroup.map(|path| path.display().to_string()),
         exclude_namespaces: config.exclude_namespaces.iter().cloned().collect(),
         enrolled,
         proxy_identity: proxy_identity.name().to_owned(),
@@ -128,14 +135,14 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let lookup = Lookup { source: source.clone(), settings: settings.clone(), node: handle.clone() };
     let control = Control::new(lookup, status, neighbours);
     let follower = changes.ok().map(|changes| (changes, handle.clone()));
-    let answerer = Arc::new(Answerer { source, settings, node: handle });
+    let answerer = Arc::new(Answerer { source, settings, backend, node: handle });
 
     // One thread is plenty: requests are a few a second, and the work is on the node's thread.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(system("start the runtime"))?;
-    runtime.block_on(serve(&config.place, &pins, control, answerer, follower))?;
+    runtime.block_on(serve(&config.place, pins.as_ref(), control, answerer, follower))?;
     drop(runtime);
     // Every handle is gone with the runtime's tasks, so the thread's queue has ended.
     if thread.join().is_err() {
@@ -145,25 +152,9 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     Ok(())
 }
 
-/// What can make a process the proxy on this node, and why that is not what was asked for.
-fn proxy_identity(wanted: ProxyIdentity) -> (ProxyIdentity, Option<String>) {
-    if wanted == ProxyIdentity::Uid {
-        return (wanted, None);
-    }
-    let problem = match cgroup::pods_are_in_v1_alone() {
-        Ok(false) => return (wanted, None),
-        Ok(true) => "the pods' processes are in cgroup v1 alone, where no container can be told from another"
-            .to_owned(),
-        Err(error) => format!("where the pods' processes are cannot be told: {error}"),
-    };
-    let problem = format!("--proxy-identity=container is not possible on this node, it is uid: {problem}");
-    tracing::warn!("{problem}");
-    (ProxyIdentity::Uid, Some(problem))
-}
-
 async fn serve(
     place: &Place,
-    pins: &Pins,
+    pins: Option<&Pins>,
     control: Arc<Control<Directory>>,
     answerer: Arc<Answerer<Directory>>,
     follower: Option<(AddressChanges, NodeHandle)>,
@@ -177,11 +168,13 @@ async fn serve(
     let control_socket = listen(place.control_socket())?;
     // The plugin's socket comes last: when it is there, all is ready.
     let cni_socket = listen(place.cni_socket())?;
-    let events = Events::open(pins)?;
+    let events = pins.map(Events::open).transpose()?;
 
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(Arc::clone(&control).serve(control_socket, stop.clone()));
-    tasks.spawn(control.publish(events, stop.clone()));
+    if let Some(events) = events {
+        tasks.spawn(control.publish(events, stop.clone()));
+    }
     if let Some((changes, node)) = follower {
         tasks.spawn(follow::serve(changes, node, stop.clone()));
     }

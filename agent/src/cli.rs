@@ -62,6 +62,9 @@ pub struct AgentFlags {
     /// Where things are.
     #[command(flatten)]
     pub place: PlaceFlags,
+    /// What redirects the pods; auto takes ebpf where the kernel takes its programs, else nftables
+    #[arg(long, env = "VEER_BACKEND", value_name = "auto|ebpf|nftables", default_value = "auto")]
+    pub backend: String,
     /// Cgroup v2 directory of the pods; auto finds kubepods, else the root
     #[arg(long, env = "VEER_CGROUP", value_name = "auto|PATH", default_value = "auto")]
     pub cgroup: String,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ipnet::Ipv4Net;
 
 use crate::cli::{AgentFlags, PlaceFlags};
-use crate::model::{OwnerGroups, ProxyIdentity};
+use crate::model::{BackendName, OwnerGroups, ProxyIdentity};
 
 mod doctor;
 mod node;
@@ -33,6 +33,8 @@ pub struct AgentConfig {
     pub pods_from: PathBuf,
     /// Where things are.
     pub place: Place,
+    /// What redirects the pods.
+    pub backend: BackendChoice,
     /// The pods' cgroup; `None` finds it.
     pub cgroup: Option<PathBuf>,
     /// Namespaces that are left alone.
@@ -45,6 +47,15 @@ pub struct AgentConfig {
     pub proxy_identity: ProxyIdentity,
     /// How the agent logs.
     pub log: LogConfig,
+}
+
+/// What redirects the pods.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BackendChoice {
+    /// eBPF, if the kernel takes its programs.
+    Auto,
+    /// This one, or none.
+    Only(BackendName),
 }
 
 /// How the agent logs.
@@ -121,6 +132,7 @@ const PODS_FROM: Setting =
     Setting("--pods-from", "VEER_PODS_FROM", "the absolute path of a directory of Pod manifests");
 const RUN_DIR: Setting = Setting("--run-dir", "VEER_RUN_DIR", ABSOLUTE);
 const BPFFS: Setting = Setting("--bpffs", "VEER_BPFFS", ABSOLUTE);
+const BACKEND: Setting = Setting("--backend", "VEER_BACKEND", "one of auto, ebpf, nftables");
 const CGROUP: Setting = Setting("--cgroup", "VEER_CGROUP", "auto or an absolute path");
 const NAMESPACES: Setting = Setting(
     "--exclude-namespaces",
@@ -158,6 +170,11 @@ impl Place {
         self.run_dir.join(crate::control::SOCKET_NAME)
     }
 
+    /// The records of the pods that nftables redirects.
+    pub fn records(&self) -> PathBuf {
+        self.run_dir.join("nftables")
+    }
+
     /// What a running agent holds locked.
     pub fn lock(&self) -> PathBuf {
         self.run_dir.join("agent.lock")
@@ -178,6 +195,7 @@ impl AgentConfig {
             PathBuf::new()
         };
         let place = Place::collect(&flags.place, &mut errors);
+        let backend = backend(&flags.backend, &mut errors);
         let cgroup = match flags.cgroup.as_str() {
             "auto" => None,
             path => Some(absolute(&CGROUP, path, &mut errors)),
@@ -202,7 +220,29 @@ impl AgentConfig {
             return Err(ConfigErrors(errors));
         }
         let log = LogConfig { level, format };
-        Ok(Self { pods_from, place, cgroup, exclude_namespaces, owner_groups, loopback, proxy_identity, log })
+        Ok(Self {
+            pods_from,
+            place,
+            backend,
+            cgroup,
+            exclude_namespaces,
+            owner_groups,
+            loopback,
+            proxy_identity,
+            log,
+        })
+    }
+}
+
+fn backend(value: &str, errors: &mut Vec<ConfigError>) -> BackendChoice {
+    match value {
+        "auto" => BackendChoice::Auto,
+        "ebpf" => BackendChoice::Only(BackendName::Ebpf),
+        "nftables" => BackendChoice::Only(BackendName::Nftables),
+        other => {
+            errors.push(BACKEND.invalid(other));
+            BackendChoice::Auto
+        }
     }
 }
 
@@ -238,6 +278,7 @@ mod tests {
         AgentFlags {
             pods_from: Some("/pods".to_owned()),
             place: PlaceFlags { run_dir: "/run/veer".to_owned(), bpffs: "/sys/fs/bpf/veer".to_owned() },
+            backend: "nftables".to_owned(),
             cgroup: "auto".to_owned(),
             exclude_namespaces: "kube-system, istio-system".to_owned(),
             capture: capture_flags("*", "127.0.0.1/32"),
@@ -259,6 +300,7 @@ mod tests {
     fn good_flags_become_settings() {
         let config = AgentConfig::parse(&flags()).unwrap();
         assert_eq!(config.cgroup, None);
+        assert_eq!(config.backend, BackendChoice::Only(BackendName::Nftables));
         assert_eq!(
             config.exclude_namespaces.into_iter().collect::<Vec<_>>(),
             ["istio-system", "kube-system"]
@@ -278,6 +320,7 @@ mod tests {
         let wrong = AgentFlags {
             pods_from: None,
             place: PlaceFlags { run_dir: "run".to_owned(), bpffs: "bpf".to_owned() },
+            backend: "iptables".to_owned(),
             cgroup: "kubepods".to_owned(),
             exclude_namespaces: "kube_system".to_owned(),
             capture: capture_flags("staff", "10.0.0.0/8"),
@@ -290,6 +333,7 @@ mod tests {
 --pods-from (or VEER_PODS_FROM) is missing: the absolute path of a directory of Pod manifests
 --run-dir (or VEER_RUN_DIR): \"run\" is not an absolute path
 --bpffs (or VEER_BPFFS): \"bpf\" is not an absolute path
+--backend (or VEER_BACKEND): \"iptables\" is not one of auto, ebpf, nftables
 --cgroup (or VEER_CGROUP): \"kubepods\" is not auto or an absolute path
 --exclude-namespaces (or VEER_EXCLUDE_NAMESPACES): \"kube_system\" is not a list of Kubernetes namespaces \
 (a-z, 0-9 and -, 63 at most) separated by commas

@@ -23,8 +23,9 @@ use veer_common::event::{Event, NO_ID, UDP};
 use veer_common::maps::NetnsCookie;
 use veer_common::reason::Reason;
 
-use crate::enrol::NodeHandle;
+use crate::enrol::{Enrolled, NodeHandle};
 use crate::lookup::Lookup;
+use crate::model::BackendName;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::order::{Neighbours, RunsBefore};
 use crate::socket;
@@ -68,8 +69,12 @@ pub struct AgentStatus {
     pub started_at: u64,
     /// Where pods are read from.
     pub pods_from: String,
-    /// Where the programs are attached.
-    pub cgroup: String,
+    /// What redirects new pods.
+    pub backend: BackendName,
+    /// Why that.
+    pub backend_reason: String,
+    /// Where the programs are attached; none of them are needed for nftables.
+    pub cgroup: Option<String>,
     /// Namespaces that are left alone.
     pub exclude_namespaces: Vec<String>,
     /// Pods that are enrolled.
@@ -87,6 +92,13 @@ pub struct AgentStatus {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Line {
+    /// Pods whose decisions cannot be reported: those that nftables redirects.
+    Silent {
+        /// How many there are now.
+        pods: usize,
+        /// Whether new pods are such, too, so that nothing will ever be reported.
+        all: bool,
+    },
     /// The agent has begun to watch: decisions from here on are reported.
     Watching,
     /// A decision.
@@ -135,14 +147,14 @@ pub struct Control<S> {
     node: NodeHandle,
     lookup: Lookup<S>,
     status: AgentStatus,
-    neighbours: Neighbours,
+    neighbours: Option<Neighbours>,
     lines: broadcast::Sender<Line>,
     watchers: Arc<AtomicUsize>,
 }
 
 impl<S: PodSource + Send + Sync + 'static> Control<S> {
     /// `status` is what does not change while the agent runs.
-    pub fn new(lookup: Lookup<S>, status: AgentStatus, neighbours: Neighbours) -> Arc<Self> {
+    pub fn new(lookup: Lookup<S>, status: AgentStatus, neighbours: Option<Neighbours>) -> Arc<Self> {
         let (lines, _nobody) = broadcast::channel(BACKLOG);
         let node = lookup.node.clone();
         Arc::new(Self { node, lookup, status, neighbours, lines, watchers: Arc::default() })
@@ -169,6 +181,9 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
                 send(&mut write, &self.lookup.facts(&pod).await).await
             }
             Question::Monitor => {
+                if let Some(silent) = self.silent().await {
+                    send(&mut write, &silent).await?;
+                }
                 let mut lines = self.lines.subscribe();
                 self.watch(1).await;
                 let outcome = tokio::select! {
@@ -185,8 +200,15 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
 
     async fn status(&self) -> AgentStatus {
         let enrolled = self.node.run(|node| node.registry().len()).await.unwrap_or_default();
-        let runs_before = self.neighbours.before_ours();
+        let runs_before = self.neighbours.as_ref().map(Neighbours::before_ours).unwrap_or_default();
         AgentStatus { enrolled, runs_before, ..self.status.clone() }
+    }
+
+    async fn silent(&self) -> Option<Line> {
+        let of_nftables = |pod: &&Enrolled| pod.backend == BackendName::Nftables;
+        let count = self.node.run(move |node| node.registry().iter().filter(of_nftables).count()).await;
+        let (pods, all) = (count.unwrap_or_default(), self.status.backend == BackendName::Nftables);
+        (all || pods > 0).then_some(Line::Silent { pods, all })
     }
 
     /// Events are written exactly while somebody watches. The node's thread looks at the number when it

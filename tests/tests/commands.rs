@@ -199,6 +199,8 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
     ];
     assert_eq!(keys(&status), expected);
     let expected = [
+        "backend",
+        "backendReason",
         "cgroup",
         "enrolled",
         "excludeNamespaces",
@@ -313,9 +315,19 @@ fn pods_counts_every_connection_under_its_reason() {
     assert_eq!(mesh.agent.json(&["pods"]).unwrap(), json!([pod]), "one pod is the same as in the list");
     let table = say(&mesh.agent, &["pods"]).out;
     let cells: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    let heading =
-        ["POD", "MODE", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "TO-DNS", "DIRECT", "DROPPED", "FAULTS"];
-    assert_eq!(cells, [heading, ["test/pod", "redirect", "listening", "3", "2", "0", "3", "0", "0"]]);
+    let heading = [
+        "POD",
+        "BACKEND",
+        "MODE",
+        "PROXY",
+        "TO-OUTBOUND",
+        "TO-INBOUND",
+        "TO-DNS",
+        "DIRECT",
+        "DROPPED",
+        "FAULTS",
+    ];
+    assert_eq!(cells, [heading, ["test/pod", "ebpf", "redirect", "listening", "3", "2", "0", "3", "0", "0"]]);
     let detail = say(&mesh.agent, &["pods", "test/pod"]).out;
     for (reason, direction, action, count) in
         [("all-outbound", "outbound", "to-outbound", "3"), ("all-inbound", "inbound", "to-inbound", "2")]
@@ -332,6 +344,7 @@ fn a_pod_is_told_whole() {
     let pod = mesh.agent.json(&["pods", "test/pod"]).unwrap();
     let attachment = mesh.pod.attachment();
     let expected = [
+        "backend",
         "containerId",
         "enrolledAt",
         "faults",

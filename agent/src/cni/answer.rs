@@ -6,7 +6,7 @@ use veer_common::cni::{Attachment, PROTOCOL_VERSION, PodReference, Reply, Reques
 
 use crate::enrol::EnrolError;
 use crate::enrol::node::{Enrolling, NodeHandle};
-use crate::model::{Capture, Decision, NodeSettings, Origins, PodErrors, decide};
+use crate::model::{BackendName, Capture, Decision, NodeSettings, Origins, PodErrors, decide};
 use crate::source::PodSource;
 
 /// What requests are answered from.
@@ -16,6 +16,8 @@ pub struct Answerer<S> {
     pub source: S,
     /// What holds for all pods of the node.
     pub settings: NodeSettings,
+    /// What redirects new pods.
+    pub backend: BackendName,
     /// The node.
     pub node: NodeHandle,
 }
@@ -106,7 +108,7 @@ impl<S: PodSource> Answerer<S> {
         match decide(&pod, &self.settings) {
             Ok(Decision::Capture(capture)) => {
                 let origins = Box::new(Origins::of(&pod, &self.settings));
-                supported(&name, *capture).map(|capture| (capture, origins))
+                supported(&name, *capture, self.backend).map(|capture| (capture, origins))
             }
             Ok(Decision::Pass(reason)) => {
                 tracing::info!(pod = %name, reason = reason.name(), "left alone");
@@ -118,8 +120,8 @@ impl<S: PodSource> Answerer<S> {
 }
 
 /// Refuses what this release cannot do, rather than to do something else in silence.
-fn supported(name: &str, capture: Capture) -> Result<Capture, Reply> {
-    let missing = unsupported(&capture);
+fn supported(name: &str, capture: Capture, backend: BackendName) -> Result<Capture, Reply> {
+    let missing = unsupported(&capture, backend);
     if missing.is_empty() {
         return Ok(capture);
     }
@@ -131,7 +133,11 @@ fn supported(name: &str, capture: Capture) -> Result<Capture, Reply> {
     ))
 }
 
-fn unsupported(capture: &Capture) -> Vec<&'static str> {
+fn unsupported(capture: &Capture, backend: BackendName) -> Vec<&'static str> {
+    // Rules do all of it.
+    if backend == BackendName::Nftables {
+        return Vec::new();
+    }
     let rows = [
         (!capture.excluded_interfaces.is_empty(), "excludeInterfaces"),
         (!capture.rerouted_interfaces.is_empty(), "istio.io/reroute-virtual-interfaces"),
@@ -153,6 +159,9 @@ fn enrolment_failed(attempt: &str, pod: Option<&str>, error: &EnrolError) -> Rep
         EnrolError::Netns(_) => code::INVALID_ENVIRONMENT,
         EnrolError::Stopping => code::TRY_AGAIN,
         EnrolError::Bpf(_)
+        | EnrolError::Nft(_)
+        | EnrolError::Record(_)
+        | EnrolError::Change { .. }
         | EnrolError::TooLong(_)
         | EnrolError::Unmapped(_)
         | EnrolError::NoUserNamespace

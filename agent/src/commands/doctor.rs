@@ -1,22 +1,20 @@
 //! `veer doctor`: is this node able, and what would be used. Exit 0 yes, 1 with warnings, 2 no.
 
 use std::io::{self, BufRead, Write};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::Value;
 
 use super::view;
-use super::{Failure, ask, broken_off, print_json};
+use super::{Failure, ask, broken_off, enrolments, print_json};
 use crate::cli::DoctorFlags;
 use crate::config::{DoctorConfig, Place};
 use crate::control::Question;
 use crate::doctor::facts::{Agent, Answer, Facts};
 use crate::doctor::{examine, text};
-use crate::platform::bpf::maps::Maps;
+use crate::model::BackendName;
 use crate::platform::bpf::pins::Pins;
-use crate::platform::bpf::sys;
 use crate::platform::netns::NetnsThread;
 use crate::platform::probe::namespaces::EnrolledNetns;
 use crate::platform::probe::{self, cgroups, cni, namespaces, places, process};
@@ -74,16 +72,13 @@ fn agent(place: &Place, pins: &Pins) -> (Agent, Vec<EnrolledNetns>) {
         | Failure::Failed(text) => text,
         Failure::ClosedOutput => "it hung up".to_owned(),
     });
-    let pods = Maps::open(pins).and_then(|maps| view::pods(pins, &maps)).ok();
-    let netns = |pod: &view::PodView| {
-        let link = sys::get(&pins.netns(pod.netns_cookie)).ok()?;
-        Some(EnrolledNetns {
-            pod: format!("{}/{}", pod.namespace, pod.name),
-            inode: sys::link_target(link.as_fd()).ok()?.object,
-            path: PathBuf::from(&pod.netns),
-        })
+    let pods = enrolments(place).and_then(|enrolments| view::pods(&enrolments)).ok();
+    let netns = |pod: &view::PodView| EnrolledNetns {
+        pod: format!("{}/{}", pod.namespace, pod.name),
+        inode: pod.netns_inode,
+        path: PathBuf::from(&pod.netns),
     };
-    let enrolled = pods.iter().flatten().filter_map(netns).filter(|netns| netns.inode != 0).collect();
+    let enrolled = pods.iter().flatten().filter(|pod| pod.inbound_attached).map(netns).collect();
     let detached = view::programs(pins).into_iter().filter(|program| !program.attached);
     let agent = Agent {
         answer,
@@ -107,5 +102,10 @@ fn answer(mut answer: impl BufRead) -> Result<Answer, Failure> {
         pid: status.get("pid").and_then(Value::as_u64).unwrap_or_default(),
         cgroup: text("cgroup"),
         identity_problem: text("identityProblem"),
+        backend: match text("backend").as_deref() {
+            Some("nftables") => BackendName::Nftables,
+            _ => BackendName::Ebpf,
+        },
+        backend_reason: text("backendReason"),
     })
 }

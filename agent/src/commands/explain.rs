@@ -11,16 +11,18 @@ use veer_common::cni::PodReference;
 use veer_common::maps::{NetnsCookie, PodPolicy, ProxyContainer, flag};
 use veer_common::verdict::{Inbound, Outbound};
 
-use super::{Failure, ask, broken_off, datapath, place};
+use super::{Failure, ask, broken_off, enrolments, place, view};
 use crate::capture::MapEntries;
 use crate::cli::ExplainFlags;
 use crate::config::Place;
 use crate::control;
 use crate::enrol::Enrolled;
+use crate::enrol::record::Record;
 use crate::explain::causes::PodFacts;
 use crate::explain::report::{Protocol, Question, Report};
 use crate::explain::{Connection, explain, line, text};
 use crate::platform::bpf::maps::{ListEntries, Maps};
+use crate::platform::records::Records;
 
 /// Who dials where nobody says: any ids do that are not the proxy's.
 const SOMEBODY: u32 = 1000;
@@ -244,14 +246,21 @@ fn unknown(pod: &PodReference, facts: &Result<PodFacts, String>) -> Failure {
 
 /// Looks at a pod: in the maps, then at the agent.
 fn subject(place: &Place, pod: &PodReference) -> Result<Subject, Failure> {
-    let (_, maps) = datapath(place)?;
+    let enrolments = enrolments(place)?;
     let facts = match facts(place, pod) {
         Ok(facts) => Ok(facts),
         Err(Failure::Unavailable(problem)) => Err(problem),
         Err(other) => return Err(other),
     };
-    let held = held(&maps, pod)?;
-    let proxy = held.as_ref().map(|(cookie, _)| maps.proxy_container(*cookie)).transpose()?.flatten();
+    let of_nftables = held_by_nftables(&enrolments.records, pod)?;
+    let (held, proxy) = match (of_nftables, &enrolments.maps) {
+        (None, Some(maps)) => {
+            let held = held(maps, pod)?;
+            let proxy = held.as_ref().map(|(cookie, _)| maps.proxy_container(*cookie)).transpose()?.flatten();
+            (held, proxy)
+        }
+        (held, _) => (held, None),
+    };
     Ok(Subject { held, proxy, facts })
 }
 
@@ -266,6 +275,20 @@ fn held(maps: &Maps, pod: &PodReference) -> Result<Option<(NetnsCookie, MapEntri
     let Some(policy) = maps.policy(found.cookie)? else { return Ok(None) };
     let lists = maps.list_entries()?.remove(&found.cookie).unwrap_or_default();
     Ok(Some((found.cookie, maps.entries(policy, lists)?)))
+}
+
+/// The same of a pod that nftables redirects.
+fn held_by_nftables(
+    records: &Records,
+    pod: &PodReference,
+) -> Result<Option<(NetnsCookie, MapEntries)>, Failure> {
+    let records: Vec<(NetnsCookie, Record)> = records.read_all()?.into_iter().collect::<Result<_, _>>()?;
+    let is_named = |other: &PodReference| (&other.namespace, &other.name) == (&pod.namespace, &pod.name);
+    let named = records.into_iter().filter(|(_, record)| is_named(&record.pod));
+    let Some((cookie, record)) = named.max_by_key(|(cookie, record)| (record.enrolled_at, *cookie)) else {
+        return Ok(None);
+    };
+    Ok(view::nftables::entries(cookie, &record)?.map(|entries| (cookie, entries)))
 }
 
 fn facts(place: &Place, pod: &PodReference) -> Result<PodFacts, Failure> {

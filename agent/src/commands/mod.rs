@@ -23,6 +23,8 @@ use crate::control::Question;
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::maps::Maps;
 use crate::platform::bpf::pins::Pins;
+use crate::platform::netns::NetnsError;
+use crate::platform::records::{RecordError, Records};
 
 /// How long the agent may take to say something: it takes milliseconds, or it is stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -58,25 +60,48 @@ impl From<BpfError> for Failure {
     }
 }
 
+impl From<RecordError> for Failure {
+    fn from(error: RecordError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<NetnsError> for Failure {
+    fn from(error: NetnsError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
 fn place(flags: &PlaceFlags) -> Result<Place, Failure> {
     Place::parse(flags).map_err(|errors| Failure::Usage(errors.to_string()))
 }
 
-/// Opens the datapath by its pins.
-fn datapath(place: &Place) -> Result<(Pins, Maps), Failure> {
+/// What is enrolled on this node, in either way, as it can be read without an agent.
+struct Enrolments {
+    /// Where the pins are, if there are any.
+    pins: Pins,
+    /// What is pinned.
+    maps: Option<Maps>,
+    /// The records of the pods that nftables redirects.
+    records: Records,
+}
+
+fn enrolments(place: &Place) -> Result<Enrolments, Failure> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Failure::Failed("only root can read the datapath's maps".to_owned()));
     }
-    let pins = Pins::new(&place.bpffs);
-    if !pins.root().exists() {
-        let path = pins.root().display();
+    let (pins, records) = (Pins::new(&place.bpffs), Records::new(&place.records()));
+    let has_maps = pins.root().exists();
+    if !has_maps && !records.exist() {
         return Err(Failure::Unavailable(format!(
-            "no datapath in {path}: no agent of this release has run here since the node started; \
-             start `veer agent`, or name its directory with --bpffs"
+            "no datapath in {} and no pods of nftables in {}: no agent of this release has run here since the \
+             node started; start `veer agent`, or name its directories with --bpffs and --run-dir",
+            pins.root().display(),
+            place.records().display()
         )));
     }
-    let maps = Maps::open(&pins)?;
-    Ok((pins, maps))
+    let maps = if has_maps { Some(Maps::open(&pins)?) } else { None };
+    Ok(Enrolments { pins, maps, records })
 }
 
 /// Asks the running agent, which must begin its answer within [`PATIENCE`].

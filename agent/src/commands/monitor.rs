@@ -28,6 +28,19 @@ pub fn run(flags: &MonitorFlags) -> Result<(), Failure> {
         let line: Line = serde_json::from_str(&text)
             .map_err(|error| Failure::Failed(format!("the agent's answer: {error}")))?;
         match line {
+            Line::Silent { all: true, .. } => {
+                return Err(Failure::Unavailable(
+                    "the pods of this node are redirected by nftables, which does not report its decisions; \
+                     `veer pods NAMESPACE/NAME` has them counted"
+                        .to_owned(),
+                ));
+            }
+            Line::Silent { pods, .. } => {
+                writeln!(
+                    io::stderr(),
+                    "{pods} pods are redirected by nftables, which does not report its decisions"
+                )?;
+            }
             Line::Watching => {
                 // From here on silence means that nothing is decided.
                 stream.set_read_timeout(None)?;

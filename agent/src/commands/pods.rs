@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use veer_common::reason::Reason;
 
 use super::view::{self, PodView, PolicyView};
-use super::{Failure, datapath, place, print_json, table};
+use super::{Failure, enrolments, place, print_json, table};
 use crate::cli::PodsFlags;
 use crate::model::ProxyIdentity;
 
@@ -15,8 +15,7 @@ use crate::model::ProxyIdentity;
 /// If there is no datapath, or the named pod is not enrolled.
 pub fn run(flags: &PodsFlags) -> Result<(), Failure> {
     let place = place(&flags.read.place)?;
-    let (pins, maps) = datapath(&place)?;
-    let mut pods = view::pods(&pins, &maps)?;
+    let mut pods = view::pods(&enrolments(&place)?)?;
     let Some(wanted) = &flags.pod else {
         if flags.read.json {
             return print_json(&pods);
@@ -52,16 +51,26 @@ fn list(pods: &[PodView]) -> String {
             let t = pod.totals;
             let faults: u64 = pod.faults.values().sum();
             let mode = pod.policy.as_ref().map_or("-", |policy| policy.mode);
-            let mut row = vec![full_name(pod), mode.to_owned(), state(pod)];
+            let mut row = vec![full_name(pod), pod.backend.name().to_owned(), mode.to_owned(), state(pod)];
             row.extend(
                 [t.to_outbound, t.to_inbound, t.to_dns, t.direct, t.dropped, faults].map(|n| n.to_string()),
             );
             row
         })
         .collect();
-    let heading =
-        ["POD", "MODE", "PROXY", "TO-OUTBOUND", "TO-INBOUND", "TO-DNS", "DIRECT", "DROPPED", "FAULTS"];
-    table::render(&heading, &rows, &[false, false, false, true, true, true, true, true, true])
+    let heading = [
+        "POD",
+        "BACKEND",
+        "MODE",
+        "PROXY",
+        "TO-OUTBOUND",
+        "TO-INBOUND",
+        "TO-DNS",
+        "DIRECT",
+        "DROPPED",
+        "FAULTS",
+    ];
+    table::render(&heading, &rows, &[false, false, false, false, true, true, true, true, true, true])
 }
 
 /// One word on whether the pod's traffic flows.
@@ -98,6 +107,7 @@ fn detail(pod: &PodView) -> String {
     let mut lines = vec![
         format!("pod            {}", full_name(pod)),
         format!("proxy          {}", state(pod)),
+        format!("backend        {}", pod.backend.name()),
         format!("container      {}", pod.container_id),
         format!("netns          {} (cookie {})", pod.netns, pod.netns_cookie),
     ];

@@ -6,16 +6,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::view::{self, PodView, ProgramView};
-use super::{Failure, ask, broken_off, datapath, place, print_json};
+use super::{Failure, ask, broken_off, enrolments, place, print_json};
 use crate::cli::ReadFlags;
 use crate::control::{AgentStatus, Question};
+use crate::platform::bpf::maps::Maps;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct NodeStatus {
     agent: Option<AgentStatus>,
     agent_error: Option<String>,
-    pins: String,
+    pins: Option<String>,
     programs: Vec<ProgramView>,
     enrolled: usize,
     listening: usize,
@@ -31,21 +32,22 @@ struct NodeStatus {
 /// If there is no datapath, no agent, or a program is not attached.
 pub fn run(flags: &ReadFlags) -> Result<(), Failure> {
     let place = place(&flags.place)?;
-    let (pins, maps) = datapath(&place)?;
-    let pods = view::pods(&pins, &maps)?;
+    let enrolments = enrolments(&place)?;
+    let pods = view::pods(&enrolments)?;
     let (agent, agent_error) = match ask(&place, &Question::Status).and_then(read_status) {
         Ok(status) => (Some(status), None),
         Err(Failure::Unavailable(text) | Failure::Failed(text)) => (None, Some(text)),
         Err(other) => return Err(other),
     };
+    let maps = enrolments.maps.as_ref();
     let status = NodeStatus {
         agent,
         agent_error,
-        pins: pins.root().display().to_string(),
-        programs: view::programs(&pins),
+        pins: maps.map(|_maps| enrolments.pins.root().display().to_string()),
+        programs: maps.map(|_maps| view::programs(&enrolments.pins)).unwrap_or_default(),
         enrolled: pods.len(),
         listening: pods.iter().filter(|pod| listens(pod)).count(),
-        handing_over: maps.hand_offs(),
+        handing_over: maps.map_or(0, Maps::hand_offs),
         shared_cgroups: pods.iter().filter(|pod| shares_cgroup(pod)).count(),
         faults: pods.iter().flat_map(|pod| pod.faults.values()).sum(),
     };
@@ -94,7 +96,8 @@ fn render(status: &NodeStatus) -> String {
             let up = uptime(agent.started_at);
             lines.push(format!("agent      running, pid {}, version {}, up {up}", agent.pid, agent.version));
             lines.push(format!("pods from  {}", agent.pods_from));
-            lines.push(format!("cgroup     {}", agent.cgroup));
+            lines.push(format!("backend    {} ({})", agent.backend.name(), agent.backend_reason));
+            lines.extend(agent.cgroup.iter().map(|cgroup| format!("cgroup     {cgroup}")));
             lines.push(format!("identity   the proxy is known by its {}", agent.proxy_identity));
             lines.extend(agent.identity_problem.iter().map(|problem| format!("warning    {problem}")));
             lines.extend(agent.runs_before.iter().map(|program| format!("warning    {program}")));
@@ -102,9 +105,11 @@ fn render(status: &NodeStatus) -> String {
         None => lines
             .push("agent      not running; enrolled pods stay redirected, new pods cannot start".to_owned()),
     }
-    let attached = status.programs.iter().filter(|program| program.attached).count();
-    lines.push(format!("datapath   {attached} of {} programs attached", status.programs.len()));
-    lines.push(format!("pins       {}", status.pins));
+    if let Some(pins) = &status.pins {
+        let attached = status.programs.iter().filter(|program| program.attached).count();
+        lines.push(format!("datapath   {attached} of {} programs attached", status.programs.len()));
+        lines.push(format!("pins       {pins}"));
+    }
     lines.push(format!(
         "pods       {} enrolled, {} with a listening proxy",
         status.enrolled, status.listening

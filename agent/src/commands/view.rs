@@ -9,13 +9,16 @@ use veer_common::address::Port;
 use veer_common::maps::{Counters, NetnsCookie, PodPolicy, ProxyContainer, flag};
 use veer_common::reason::{Action, Fault, Reason};
 
+use super::{Enrolments, Failure};
 use crate::enrol::Enrolled;
-use crate::model::ProxyIdentity;
+use crate::model::{BackendName, ProxyIdentity};
 use crate::platform::bpf::load::CGROUP_PROGRAMS;
 use crate::platform::bpf::maps::{ListEntries, Maps};
 use crate::platform::bpf::pins::Pins;
 use crate::platform::bpf::{BpfError, sys};
 use crate::platform::cgroup;
+
+pub(super) mod nftables;
 
 /// An enrolled pod.
 #[derive(Debug, Serialize)]
@@ -31,9 +34,14 @@ pub struct PodView {
     pub netns: String,
     /// Its cookie: the pod's identity in the datapath.
     pub netns_cookie: NetnsCookie,
+    /// Its inode number, for those who look for it among others.
+    #[serde(skip)]
+    pub netns_inode: u64,
     /// Seconds since the epoch.
     pub enrolled_at: u64,
-    /// Whether the inbound program hangs on the pod's netns.
+    /// `ebpf` or `nftables`.
+    pub backend: BackendName,
+    /// Whether the inbound program hangs on the pod's netns; with nftables, whether the rules are there.
     pub inbound_attached: bool,
     /// What the pod asked for; `None` without a policy, which is a pod that is half enrolled.
     pub policy: Option<PolicyView>,
@@ -138,8 +146,17 @@ pub struct ProgramView {
 /// All enrolled pods, by name.
 ///
 /// # Errors
-/// If a map cannot be read.
-pub fn pods(pins: &Pins, maps: &Maps) -> Result<Vec<PodView>, BpfError> {
+/// If a map or a record cannot be read.
+pub(super) fn pods(enrolments: &Enrolments) -> Result<Vec<PodView>, Failure> {
+    let mut pods = nftables::pods(&enrolments.records)?;
+    if let Some(maps) = &enrolments.maps {
+        pods.extend(pods_of_maps(&enrolments.pins, maps)?);
+    }
+    pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    Ok(pods)
+}
+
+fn pods_of_maps(pins: &Pins, maps: &Maps) -> Result<Vec<PodView>, BpfError> {
     let mut pods = Vec::new();
     let attached_to = cgroup_link(pins).map(|target| target.object);
     for (cookie, record) in maps.enrolments()? {
@@ -147,9 +164,10 @@ pub fn pods(pins: &Pins, maps: &Maps) -> Result<Vec<PodView>, BpfError> {
         let counters = maps.counters(cookie)?;
         pods.push(PodView {
             netns_cookie: cookie,
+            netns_inode: pod.netns.inode,
             inbound_attached: inbound_attached(pins, cookie),
             policy: match maps.policy(cookie)? {
-                Some(policy) => Some(policy_view(maps, cookie, &policy, attached_to)?),
+                Some(policy) => Some(policy_of_maps(maps, cookie, &policy, attached_to)?),
                 None => None,
             },
             totals: totals(&counters),
@@ -160,9 +178,9 @@ pub fn pods(pins: &Pins, maps: &Maps) -> Result<Vec<PodView>, BpfError> {
             container_id: pod.container_id,
             netns: pod.netns_path,
             enrolled_at: pod.enrolled_at,
+            backend: pod.backend,
         });
     }
-    pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     Ok(pods)
 }
 
@@ -188,7 +206,7 @@ fn inbound_attached(pins: &Pins, cookie: NetnsCookie) -> bool {
         .is_ok_and(|target| target.object != 0)
 }
 
-fn policy_view(
+fn policy_of_maps(
     maps: &Maps,
     cookie: NetnsCookie,
     policy: &PodPolicy,
@@ -200,11 +218,19 @@ fn policy_view(
         listening: container.listening,
         shared: Some(container.cgroup) == attached_to,
     };
+    let view = policy_view(policy, |port| maps.listeners(cookie, port).len());
+    if policy.flags & flag::BY_CONTAINER == 0 {
+        return Ok(view);
+    }
+    Ok(PolicyView { proxy_container: maps.proxy_container(cookie)?.map(container), ..view })
+}
+
+fn policy_view(policy: &PodPolicy, listeners: impl Fn(Port) -> usize) -> PolicyView {
     let by_container = policy.flags & flag::BY_CONTAINER != 0;
-    let port = |port: Port| ProxyPort { port: port.get(), listeners: maps.listeners(cookie, port).len() };
-    Ok(PolicyView {
+    let port = |port: Port| ProxyPort { port: port.get(), listeners: listeners(port) };
+    PolicyView {
         proxy_identity: if by_container { ProxyIdentity::Container } else { ProxyIdentity::Uid }.name(),
-        proxy_container: maps.proxy_container(cookie)?.filter(|_| by_container).map(container),
+        proxy_container: None,
         mode: if policy.flags & flag::TPROXY == 0 { "redirect" } else { "tproxy" },
         proxy_uid: policy.proxy_uid,
         proxy_gid: policy.proxy_gid,
@@ -217,7 +243,7 @@ fn policy_view(
             .into_iter()
             .filter_map(|(bit, family)| (policy.flags & bit != 0).then_some(family))
             .collect(),
-    })
+    }
 }
 
 fn totals(counters: &Counters) -> Totals {

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::model::BackendName;
+
 /// Something that was tried, and why it did not work.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tried {
@@ -205,6 +207,10 @@ pub struct Answer {
     pub cgroup: Option<String>,
     /// Why proxies are not known by what `--proxy-identity` says.
     pub identity_problem: Option<String>,
+    /// What redirects new pods.
+    pub backend: BackendName,
+    /// Why that; an earlier release does not say.
+    pub backend_reason: Option<String>,
 }
 
 /// The runtime's CNI configuration.

@@ -1,29 +1,18 @@
 //! What the kernel can: the eBPF datapath, nftables in its place, and settings that matter. It is asked by
 //! trying; no version is compared.
 
-use serde::Serialize;
-
 use super::facts::{Ebpf, Facts, KernelSettings, Process, Tried};
 use super::{Area, Finding, first_line, said_of};
+use crate::model::BackendName;
 
 const AREA: Area = Area::Kernel;
 
-/// What redirects.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backend {
-    /// eBPF programs on the pods' cgroup and namespaces.
-    Ebpf,
-    /// Rules in the pods' namespaces.
-    Nftables,
-}
-
 /// What `--backend auto` would choose: eBPF where all of it works, else nftables where that does.
-pub fn backend(facts: &Facts) -> Option<Backend> {
+pub fn backend(facts: &Facts) -> Option<BackendName> {
     if works(&facts.ebpf) {
-        Some(Backend::Ebpf)
+        Some(BackendName::Ebpf)
     } else if facts.nftables.iter().any(|family| family.outcome.is_ok()) && !facts.process.looks_on() {
-        Some(Backend::Nftables)
+        Some(BackendName::Nftables)
     } else {
         None
     }
@@ -60,14 +49,15 @@ fn chosen(facts: &Facts) -> Finding {
         return Finding::untold(AREA, NAME, "which backend would be used");
     }
     match backend(facts) {
-        Some(Backend::Ebpf) => {
+        Some(BackendName::Ebpf) => {
             Finding::ok(AREA, NAME, "ebpf: every map, program and hook of it works on this kernel")
         }
-        Some(Backend::Nftables) => Finding::warning(
+        Some(BackendName::Nftables) => Finding::warning(
             AREA,
             NAME,
-            "nftables would be all that is left: not all of the eBPF works here, as the errors below say",
-            "remove what they name, or wait: this release redirects by eBPF alone",
+            "nftables: not all of the eBPF works here, as the errors below say",
+            "nothing, if rules are all right for this node: connections go where they would with eBPF, by NAT and \
+             conntrack; else remove what the errors name",
         ),
         None => Finding::error(
             AREA,

@@ -17,8 +17,8 @@ pub mod trial;
 
 use serde::Serialize;
 
-use facts::Facts;
-use kernel::Backend;
+use self::facts::Facts;
+use crate::model::BackendName;
 
 /// How bad it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -76,7 +76,7 @@ pub struct Report {
     /// The worst of the findings.
     pub verdict: Level,
     /// What `--backend auto` uses here; absent if nothing would work, or if it cannot be told.
-    pub backend: Option<Backend>,
+    pub backend: Option<BackendName>,
     /// This binary's release.
     pub version: String,
     /// Release of the kernel, for the reader alone.

@@ -2,6 +2,7 @@
 
 use super::facts::{Agent, Answer, Facts, PinsProblem, Places, Problem};
 use super::{AS_ROOT, Area, Finding, number};
+use crate::model::BackendName;
 
 const AREA: Area = Area::Agent;
 
@@ -130,7 +131,11 @@ fn running(agent: &Agent, places: &Places, answer: &Answer, enrolled: usize) -> 
             "ask the running agent's own binary, or finish the upgrade",
         )
     });
-    if !places.versions.contains(&places.our_version) {
+    if answer.backend == BackendName::Nftables {
+        let reason = answer.backend_reason.as_deref().unwrap_or("it does not say why");
+        let says = format!("it redirects new pods by nftables, in their own namespaces: {reason}");
+        findings.push(Finding::ok(AREA, "datapath", says));
+    } else if !places.versions.contains(&places.our_version) {
         findings.push(Finding::warning(
             AREA,
             "datapath",

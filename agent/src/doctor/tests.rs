@@ -6,6 +6,7 @@ use super::facts::{
     Netns, PinsProblem, Places, PodProcesses, Problem, Process, Redirections, Tried,
 };
 use super::{Level, Report, examine, text};
+use crate::model::BackendName;
 
 const ALL_CAPABILITIES: u64 = 0x1ff_ffff_ffff;
 const PODS: &str = "/sys/fs/cgroup/kubepods.slice";
@@ -130,6 +131,8 @@ fn broken() -> Facts {
         pid: 815,
         cgroup: Some(PODS.to_owned()),
         identity_problem: None,
+        backend: BackendName::Ebpf,
+        backend_reason: None,
     });
     facts.agent.enrolled = Some(2);
     facts.agent.detached = vec!["veer_connect6".to_owned()];

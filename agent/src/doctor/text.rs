@@ -1,8 +1,8 @@
 //! A report for people, in 100 columns.
 
-use super::kernel::Backend;
 use super::{Area, Finding, Level, Report, number};
 use crate::columns::{WIDTH, hang};
+use crate::model::BackendName;
 
 /// The report, ending with a line break.
 pub fn render(report: &Report) -> String {
@@ -66,8 +66,8 @@ const fn heading(area: Area) -> &'static str {
 fn verdict(report: &Report) -> String {
     let (errors, warnings) = (report.count(Level::Error), report.count(Level::Warning));
     let uses = match report.backend {
-        Some(Backend::Ebpf) => "eBPF would redirect",
-        Some(Backend::Nftables) => "only nftables could redirect",
+        Some(BackendName::Ebpf) => "eBPF would redirect",
+        Some(BackendName::Nftables) => "only nftables could redirect",
         None if report.verdict == Level::Warning => "what would redirect cannot be told",
         None => "nothing could redirect",
     };

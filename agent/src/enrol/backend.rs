@@ -1,15 +1,17 @@
 //! What redirects a pod's traffic, as the node's thread sees it: one trait, one implementation for each way.
 //!
 //! Owns: what is asked of a backend. Never does: know who is enrolled, which is the registry's, or look into a
-//! netns on its own account. Implemented by: [`Ebpf`](super::ebpf::Ebpf). Called by: `node` and `follow`.
+//! netns on its own account. Implemented by: [`Ebpf`] and [`Nftables`]. Called by: `node` and `follow`.
 
 use std::fmt::Debug;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use super::ebpf::Ebpf;
 use super::error::EnrolError;
+use super::nftables::Nftables;
 use super::registry::Enrolled;
 use crate::capture::{InterfaceAddress, MapEntries};
-use crate::model::Capture;
+use crate::model::{BackendName, Capture};
 use crate::platform::netlink::Listener;
 
 /// A pod that is to be redirected.
@@ -17,7 +19,7 @@ use crate::platform::netlink::Listener;
 pub(super) struct Joining<'a> {
     /// Who it is; a backend that keeps something of its own there fills it in.
     pub(super) pod: Enrolled,
-    /// How it is to be captured, with the ids of the node's kernel.
+    /// How it is to be captured, with the ids of the pod's user namespace.
     pub(super) capture: &'a Capture,
     /// Its netns.
     pub(super) netns: &'a OwnedFd,
@@ -89,4 +91,46 @@ pub(super) trait Backend: Debug + Send {
     /// # Errors
     /// As the kernel says.
     fn set_watched(&mut self, watched: bool) -> Result<(), EnrolError>;
+}
+
+/// All that there are: a pod stays with the one that it was enrolled by.
+#[derive(Debug)]
+pub struct Backends {
+    /// Where the kernel takes its programs, and nobody has decided otherwise.
+    ebpf: Option<Ebpf>,
+    nftables: Nftables,
+}
+
+impl Backends {
+    /// With eBPF, new pods are enrolled by it, else by nftables.
+    pub fn new(ebpf: Option<Ebpf>, nftables: Nftables) -> Self {
+        Self { ebpf, nftables }
+    }
+
+    /// Which one enrols new pods.
+    pub fn chosen(&self) -> BackendName {
+        if self.ebpf.is_some() { BackendName::Ebpf } else { BackendName::Nftables }
+    }
+
+    /// All of them.
+    pub(super) fn all(&mut self) -> impl Iterator<Item = &mut dyn Backend> {
+        let ebpf = self.ebpf.as_mut().map(|ebpf| ebpf as &mut dyn Backend);
+        ebpf.into_iter().chain([&mut self.nftables as &mut dyn Backend])
+    }
+
+    /// The one of this name. A pod that eBPF has enrolled is known only where that is there.
+    pub(super) fn get_mut(&mut self, name: BackendName) -> &mut dyn Backend {
+        match (name, &mut self.ebpf) {
+            (BackendName::Ebpf, Some(ebpf)) => ebpf,
+            (BackendName::Ebpf, None) | (BackendName::Nftables, _) => &mut self.nftables,
+        }
+    }
+
+    /// As [`get_mut`](Self::get_mut), for looking alone.
+    pub(super) fn get(&self, name: BackendName) -> &dyn Backend {
+        match (name, &self.ebpf) {
+            (BackendName::Ebpf, Some(ebpf)) => ebpf,
+            (BackendName::Ebpf, None) | (BackendName::Nftables, _) => &self.nftables,
+        }
+    }
 }

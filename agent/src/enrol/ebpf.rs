@@ -11,6 +11,7 @@ use veer_common::maps::{NetnsCookie, PodPolicy, PortListKey, PortSet, flag};
 use super::backend::{Backend, Found, Joining};
 use super::error::EnrolError;
 use super::follow::with_passthrough;
+use super::identity::in_ids_of_node;
 use super::registry::Enrolled;
 use super::steps::{self, Hands, Target};
 use crate::capture::{
@@ -144,7 +145,8 @@ impl Backend for Ebpf {
 
     fn enrol(&mut self, joining: Joining<'_>) -> Result<Enrolled, EnrolError> {
         let Joining { mut pod, capture, netns, addresses, listeners, before } = joining;
-        let entries = entries(pod.cookie, capture, addresses, &pod.interface);
+        let capture = in_ids_of_node(capture, netns.as_fd())?;
+        let entries = entries(pod.cookie, &capture, addresses, &pod.interface);
         let (policy, ports) = (entries.policy, entries.ports);
         pod.lists = ListEntries {
             ports: ports.iter().map(|(key, _)| *key).collect(),

@@ -6,6 +6,8 @@ use super::registry::TooLong;
 use crate::model::ids::UnmappedId;
 use crate::platform::bpf::BpfError;
 use crate::platform::netns::NetnsError;
+use crate::platform::nft::NftError;
+use crate::platform::records::RecordError;
 
 /// Why a pod could not be enrolled or checked.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +18,20 @@ pub enum EnrolError {
     /// The datapath.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+    /// The rules.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// The record of a pod.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Its netns could not be changed.
+    #[error("{attempt} in the pod's netns: {source}")]
+    Change {
+        /// What was tried.
+        attempt: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// A name.
     #[error(transparent)]
     TooLong(#[from] TooLong),

@@ -98,7 +98,9 @@ impl Node {
             .netns
             .run(netns.as_fd(), netlink::addresses)?
             .map_err(|source| EnrolError::Inspect { attempt: "read the addresses", source })?;
-        if let Some(pod) = self.backend.readdress(&before, netns.as_fd(), addresses)? {
+        if let Some(pod) =
+            self.backends.get_mut(before.backend).readdress(&before, netns.as_fd(), addresses)?
+        {
             tracing::info!(pod = %pod.full_name(), addresses = pod.lists.own_addresses.len(), "its addresses have changed");
             self.registry.insert(pod);
         }

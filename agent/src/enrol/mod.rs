@@ -1,7 +1,7 @@
 //! Enrolment: from a pod that was decided on to a netns that is redirected, and back.
 //!
-//! Owns: what redirects a pod (`backend`, and `ebpf` with its [`steps`]), who is enrolled ([`registry`]), and the
-//! node's state, which one thread has ([`node`]).
+//! Owns: what redirects a pod (`backend`: `ebpf` with its [`steps`], and `nftables` with its [`record`]s), who is
+//! enrolled ([`registry`]), and the node's state, which one thread has ([`node`]).
 //! Never does: decide on a pod (that is `model`), or listen for requests (that is `cni`).
 //! Atomic: a step that fails is undone with all before it. A crash in between leaves entries that no
 //! program looks at, because the policy, which everything hangs on, is written last and removed first.
@@ -11,11 +11,15 @@ mod ebpf;
 pub mod error;
 pub mod follow;
 mod identity;
+mod nftables;
 pub mod node;
+pub mod record;
 pub mod registry;
 pub mod steps;
 
+pub use self::backend::Backends;
 pub use self::ebpf::Ebpf;
 pub use self::error::EnrolError;
+pub use self::nftables::Nftables;
 pub use self::node::{Node, NodeHandle};
 pub use self::registry::{Enrolled, Registry};

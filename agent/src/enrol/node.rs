@@ -13,17 +13,16 @@ use tokio::sync::{mpsc, oneshot};
 use veer_common::cni::{Attachment, PodReference, ValidAttachment};
 use veer_common::maps::NetnsCookie;
 
-use super::backend::{Backend, Found, Joining};
-use super::ebpf::{DEFAULT_PORTS, Ebpf};
+use super::backend::{Backends, Found, Joining};
+use super::ebpf::DEFAULT_PORTS;
 use super::error::EnrolError;
-use super::identity::in_ids_of_node;
 use super::registry::{Enrolled, Registry, main_attachment};
 use super::steps;
 use crate::capture::{InterfaceAddress, MapEntries};
-use crate::model::{Capture, Origins};
+use crate::model::{BackendName, Capture, Origins};
 use crate::platform::netlink::changes::NetnsNumber;
 use crate::platform::netlink::{self, Listener};
-use crate::platform::netns::{self, NetnsThread};
+use crate::platform::netns::{self, NetnsId, NetnsThread};
 
 /// Requests that wait for the thread: a node starts 16 pods at once at the most, the rest waits in
 /// the plugins.
@@ -74,7 +73,7 @@ impl NodeHandle {
 /// The node's state.
 #[derive(Debug)]
 pub struct Node {
-    pub(super) backend: Box<dyn Backend>,
+    pub(super) backends: Backends,
     pub(super) netns: NetnsThread,
     pub(super) registry: Registry,
     /// Who is reported by which number.
@@ -93,10 +92,13 @@ impl Node {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn take_over(backend: Ebpf, netns: NetnsThread) -> Result<Self, EnrolError> {
-        let backend = Box::new(backend);
-        let mut node = Self { backend, netns, registry: Registry::default(), numbers: HashMap::new() };
-        for pod in node.backend.recall()? {
+    pub fn take_over(backends: Backends, netns: NetnsThread) -> Result<Self, EnrolError> {
+        let mut node = Self { backends, netns, registry: Registry::default(), numbers: HashMap::new() };
+        let mut recalled = Vec::new();
+        for backend in node.backends.all() {
+            recalled.extend(backend.recall()?);
+        }
+        for pod in recalled {
             node.take_over_pod(pod)?;
         }
         // What changed while no agent was there.
@@ -107,7 +109,7 @@ impl Node {
     /// A pod goes only if its netns is gone, or if it never was enrolled to the end. Whatever else is wrong
     /// is reported, and the pod keeps what it has: to forget it would be to let its traffic through.
     fn take_over_pod(&mut self, pod: Enrolled) -> Result<(), EnrolError> {
-        let found = self.backend.take_over(&pod)?;
+        let found = self.backends.get_mut(pod.backend).take_over(&pod)?;
         let cookie = pod.cookie;
         self.registry.insert(pod);
         if found == Found::Leftover {
@@ -142,7 +144,7 @@ impl Node {
     /// As the kernel says.
     pub fn map_entries(&self, cookie: NetnsCookie) -> Result<Option<MapEntries>, EnrolError> {
         let Some(pod) = self.registry.get(cookie) else { return Ok(None) };
-        self.backend.map_entries(pod)
+        self.backends.get(pod.backend).map_entries(pod)
     }
 
     /// Turns events on or off.
@@ -150,7 +152,7 @@ impl Node {
     /// # Errors
     /// As the kernel says.
     pub fn set_watched(&mut self, watched: bool) -> Result<(), EnrolError> {
-        self.backend.set_watched(watched)
+        self.backends.all().try_for_each(|backend| backend.set_watched(watched))
     }
 
     /// Enrols a pod. A second ADD of the same container, as an installer that is in the chain twice or a
@@ -160,16 +162,19 @@ impl Node {
     /// Whatever stands in the way; then nothing of it is left.
     pub fn add(&mut self, enrolling: &Enrolling) -> Result<(), EnrolError> {
         let id = self.netns.identify(enrolling.netns.as_fd())?;
-        let capture = in_ids_of_node(&enrolling.capture, enrolling.netns.as_fd())?;
         // Before the addresses are read, so that no change is missed in between.
         let number = netlink::changes::number_of(enrolling.netns.as_fd());
-        let inspection = self.inspect(&enrolling.netns)?;
+        let inspection = self.inspect(&enrolling.netns, id)?;
         let cookie = inspection.cookie;
         let container = &enrolling.attachment.container_id;
         let known = self.registry.get(cookie);
         if let Some(other) = known.filter(|other| other.container_id != *container) {
-            let (other, container) = (other.full_name(), other.container_id.clone());
-            return Err(EnrolError::NetnsTaken { other, container });
+            // An inode number comes again once its netns is gone; a cookie does not.
+            if cookie != id.inode || steps::open_netns(other).is_some() {
+                let (other, container) = (other.full_name(), other.container_id.clone());
+                return Err(EnrolError::NetnsTaken { other, container });
+            }
+            self.forget(cookie);
         }
         // The same container in another netns: the sandbox was made anew without a DEL.
         if let Some(old) = self.registry.of_container(container).map(|pod| pod.cookie)
@@ -178,23 +183,24 @@ impl Node {
             self.forget(old);
         }
         let attachment = main_attachment(self.registry.get(cookie), &enrolling.attachment);
-        let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), unix_time());
         let before = self.registry.get(cookie);
+        let backend = before.map_or_else(|| self.backends.chosen(), |before| before.backend);
+        let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), backend, unix_time());
         let is_known = before.is_some();
         let joining = Joining {
             pod,
-            capture: &capture,
+            capture: &enrolling.capture,
             netns: &enrolling.netns,
             addresses: inspection.addresses,
             listeners: inspection.listeners,
             before,
         };
-        let pod = self.backend.enrol(joining)?;
+        let pod = self.backends.get_mut(backend).enrol(joining)?;
         let (name, container, path) = (pod.full_name(), &pod.container_id, &pod.netns_path);
         if is_known {
             tracing::info!(pod = %name, "already enrolled, lists brought up to date");
         } else {
-            tracing::info!(pod = %name, %container, cookie, netns = %path, "enrolled");
+            tracing::info!(pod = %name, %container, cookie, netns = %path, backend = backend.name(), "enrolled");
         }
         self.registry.insert(pod);
         self.follow(cookie, number);
@@ -227,19 +233,29 @@ impl Node {
         let pod = self.registry.of_container(&attachment.container_id).ok_or_else(|| {
             EnrolError::NotEnrolled(format!("container {} is not enrolled", attachment.container_id))
         })?;
-        self.backend.check(pod)
+        self.backends.get(pod.backend).check(pod)
     }
 
     fn forget(&mut self, cookie: NetnsCookie) {
         let Some(pod) = self.registry.remove(cookie) else { return };
         self.numbers.retain(|_, other| *other != cookie);
-        for problem in &self.backend.unenrol(&pod) {
+        for problem in &self.backends.get_mut(pod.backend).unenrol(&pod) {
             tracing::error!(pod = %pod.full_name(), %problem, "unenrolment");
         }
         tracing::info!(pod = %pod.full_name(), container = %pod.container_id, cookie, "unenrolled");
     }
 
-    fn inspect(&self, netns: &OwnedFd) -> Result<Inspection, EnrolError> {
+    /// What a pod is known by. Kernels before 5.14 do not tell the cookie, and only nftables does without.
+    fn key(&self, cookie: io::Result<NetnsCookie>, id: NetnsId) -> io::Result<NetnsCookie> {
+        match (cookie, self.backends.chosen()) {
+            (Err(error), BackendName::Nftables) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+                Ok(id.inode)
+            }
+            (cookie, _) => cookie,
+        }
+    }
+
+    fn inspect(&self, netns: &OwnedFd, id: NetnsId) -> Result<Inspection, EnrolError> {
         let failed = |attempt| move |source| EnrolError::Inspect { attempt, source };
         let ports = steps::proxy_ports(&DEFAULT_PORTS);
         let (cookie, addresses, listeners) = self.netns.run(netns.as_fd(), move || {
@@ -251,7 +267,7 @@ impl Node {
             Vec::new()
         });
         Ok(Inspection {
-            cookie: cookie.map_err(failed("read the cookie"))?,
+            cookie: self.key(cookie, id).map_err(failed("read the cookie"))?,
             addresses: addresses.map_err(failed("read the addresses"))?,
             listeners,
         })

@@ -1,6 +1,7 @@
 //! Who is enrolled: found by container id, by netns or by name.
 //!
-//! Owns: the in-memory index over the ENROLMENTS map, which is the truth and outlives the agent.
+//! Owns: the in-memory index over what the backends keep (the ENROLMENTS map, the records of nftables), which is
+//! the truth and outlives the agent.
 //! Never does: touch the kernel.
 
 use std::collections::BTreeMap;
@@ -8,14 +9,14 @@ use std::collections::BTreeMap;
 use veer_common::cni::{Attachment, PodReference, ValidAttachment};
 use veer_common::maps::{Enrolment, NetnsCookie};
 
-use crate::model::Origins;
+use crate::model::{BackendName, Origins};
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::netns::NetnsId;
 
 /// An enrolled pod.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Enrolled {
-    /// Its netns' cookie.
+    /// Its netns' cookie; for nftables on a kernel without cookies (before 5.14) the netns' inode number.
     pub cookie: NetnsCookie,
     /// CNI container id.
     pub container_id: String,
@@ -31,6 +32,8 @@ pub struct Enrolled {
     pub netns: NetnsId,
     /// Seconds since the epoch.
     pub enrolled_at: u64,
+    /// What redirects it.
+    pub backend: BackendName,
     /// What is in the list maps for it.
     pub lists: ListEntries,
 }
@@ -129,6 +132,7 @@ impl Enrolled {
         netns: NetnsId,
         attachment: &Attachment,
         pod: PodReference,
+        backend: BackendName,
         enrolled_at: u64,
     ) -> Self {
         Self {
@@ -140,6 +144,7 @@ impl Enrolled {
             netns_path: attachment.netns.clone(),
             netns,
             enrolled_at,
+            backend,
             lists: ListEntries::default(),
         }
     }
@@ -178,6 +183,7 @@ impl Enrolled {
             netns_path: text(&map.netns_path),
             netns: NetnsId { device: map.netns_device, inode: map.netns_inode },
             enrolled_at: map.enrolled_at,
+            backend: BackendName::Ebpf,
             lists,
         }
     }
@@ -220,6 +226,7 @@ mod tests {
             netns_path: "/var/run/netns/cni-1".to_owned(),
             netns: NetnsId { device: 4, inode: 4_026_532_000 },
             enrolled_at: 1_700_000_000,
+            backend: BackendName::Ebpf,
             lists: ListEntries::default(),
         }
     }

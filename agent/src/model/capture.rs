@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
 
 use super::values::{InterfaceName, Port};
 
 /// How a pod's traffic is to be captured. Defaults are applied and every list is whole.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Capture {
     /// The proxy's uid, as [`Self::ids`] counts; 1337 by default.
     pub proxy_uid: u32,
@@ -46,11 +47,12 @@ pub struct Capture {
     /// Node setting: what makes a process the proxy.
     pub proxy_identity: ProxyIdentity,
     /// Environment variables of the proxy that were not understood and count as unset.
+    #[serde(skip)]
     pub warnings: Vec<EnvironmentWarning>,
 }
 
 /// In which user namespace a pod's uids and gids count.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum IdSpace {
     /// The node's own: the ids are what the kernel shows.
     Node,
@@ -59,7 +61,7 @@ pub enum IdSpace {
 }
 
 /// `sidecar.istio.io/interceptionMode`, without NONE, which is no interception at all.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum InterceptionMode {
     /// What iptables does with REDIRECT.
     Redirect,
@@ -68,7 +70,7 @@ pub enum InterceptionMode {
 }
 
 /// Which inbound ports are captured.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum InboundPorts {
     /// All but these; the proxy's own 15020, 15021 and 15090 are always among them.
     All {
@@ -80,7 +82,7 @@ pub enum InboundPorts {
 }
 
 /// Which outbound addresses are captured.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum OutboundRanges {
     /// All.
     All,
@@ -89,7 +91,7 @@ pub enum OutboundRanges {
 }
 
 /// Whose outbound connections are captured: the primary gid of the socket's creator.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum OwnerGroups {
     /// All but these.
     AllExcept(BTreeSet<u32>),
@@ -98,7 +100,7 @@ pub enum OwnerGroups {
 }
 
 /// What makes a process the proxy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ProxyIdentity {
     /// The uid or the primary gid of its sockets' creator, as with istio-init.
     Uid,

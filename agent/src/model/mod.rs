@@ -6,6 +6,7 @@
 //! Called by: the pod sources and the CNI server.
 
 pub mod annotation;
+mod backend;
 mod capture;
 pub mod decision;
 pub mod ids;
@@ -14,6 +15,7 @@ mod origin;
 pub mod quoted;
 mod values;
 
+pub use self::backend::BackendName;
 pub use self::capture::{
     Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups,
     ProxyIdentity,

@@ -12,5 +12,6 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod probe;
+pub mod records;
 pub mod redirection;
 pub mod userns;

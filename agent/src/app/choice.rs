@@ -1,0 +1,140 @@
+//! Which backend redirects the node's pods: what was asked for, or what the kernel takes.
+//!
+//! Owns: the trial. A version says nothing (kernels of distributions are patched both ways), so the programs are
+//! really loaded and attached; where that fails nothing of it stays. And by what a proxy is known, which depends on it.
+//! Called by: `app`.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use super::AppError;
+use crate::config::{AgentConfig, BackendChoice};
+use crate::model::{BackendName, ProxyIdentity};
+use crate::platform::bpf::BpfError;
+use crate::platform::bpf::load::Datapath;
+use crate::platform::bpf::pins::Pins;
+use crate::platform::cgroup::{self, Cgroup, CgroupError};
+
+/// What was chosen.
+pub(super) struct Chosen {
+    /// The datapath, for eBPF.
+    pub(super) loaded: Option<Loaded>,
+    /// Why, in one line.
+    pub(super) reason: String,
+}
+
+/// The datapath, loaded and attached.
+pub(super) struct Loaded {
+    pub(super) datapath: Datapath,
+    pub(super) pins: Pins,
+    pub(super) cgroup: PathBuf,
+}
+
+/// Chooses, and loads what is to be loaded.
+///
+/// # Errors
+/// If what was asked for cannot be had; with `auto`, if what stands in the way is not the kernel's.
+pub(super) fn choose(config: &AgentConfig) -> Result<Chosen, AppError> {
+    let asked = |name: BackendName| format!("--backend {}", name.name());
+    match config.backend {
+        BackendChoice::Only(BackendName::Ebpf) => {
+            Ok(Chosen { loaded: Some(load(config)?), reason: asked(BackendName::Ebpf) })
+        }
+        BackendChoice::Only(BackendName::Nftables) => {
+            warn_of_pods_of_ebpf(config);
+            Ok(Chosen { loaded: None, reason: asked(BackendName::Nftables) })
+        }
+        BackendChoice::Auto => automatic(config),
+    }
+}
+
+fn automatic(config: &AgentConfig) -> Result<Chosen, AppError> {
+    let pins = Pins::new(&config.place.bpffs);
+    let had_datapath = pins.root().exists();
+    match load(config) {
+        Ok(loaded) => {
+            let reason = "the kernel takes the eBPF programs".to_owned();
+            Ok(Chosen { loaded: Some(loaded), reason })
+        }
+        // Pods that eBPF redirects would be left without an agent that knows them.
+        Err(error) if !had_datapath && is_the_nodes(&error) => {
+            tracing::warn!(%error, "the eBPF programs cannot be used on this node, nftables takes their place");
+            discard(&pins);
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            Ok(Chosen { loaded: None, reason: format!("eBPF cannot be used: {first}") })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn load(config: &AgentConfig) -> Result<Loaded, AppError> {
+    let cgroup = Cgroup::find(config.cgroup.as_deref())?;
+    let pins = Pins::new(&config.place.bpffs);
+    let datapath = Datapath::start(pins.clone(), cgroup.directory.as_fd(), cgroup.id)?;
+    tracing::info!(cgroup = %cgroup.path.display(), pins = %pins.root().display(), "datapath attached");
+    Ok(Loaded { datapath, pins, cgroup: cgroup.path })
+}
+
+/// Whether an error says what the node cannot do, rather than what is configured wrongly.
+#[expect(clippy::wildcard_enum_match_arm, reason = "what is not known to be the node's is an error")]
+fn is_the_nodes(error: &AppError) -> bool {
+    match error {
+        AppError::Cgroup(CgroupError::NoMount)
+        | AppError::Bpf(
+            BpfError::Object { .. }
+            | BpfError::Program { .. }
+            | BpfError::Attach { .. }
+            | BpfError::Map { .. }
+            | BpfError::RawMap { .. },
+        ) => true,
+        // A kernel that knows the file system wants it mounted.
+        AppError::Bpf(BpfError::NotBpffs { .. }) => !has_bpffs(),
+        _ => false,
+    }
+}
+
+fn has_bpffs() -> bool {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    known.lines().any(|line| line.split_ascii_whitespace().last() == Some("bpf"))
+}
+
+/// What can make a process the proxy on this node, and why that is not what was asked for.
+pub(super) fn proxy_identity(wanted: ProxyIdentity, backend: BackendName) -> (ProxyIdentity, Option<String>) {
+    if wanted == ProxyIdentity::Uid {
+        return (wanted, None);
+    }
+    let problem = match cgroup::pods_are_in_v1_alone() {
+        _ if backend == BackendName::Nftables => "rules of nftables know a process by its ids".to_owned(),
+        Ok(false) => return (wanted, None),
+        Ok(true) => "the pods' processes are in cgroup v1 alone, where no container can be told from another"
+            .to_owned(),
+        Err(error) => format!("where the pods' processes are cannot be told: {error}"),
+    };
+    let problem = format!("--proxy-identity=container is not possible on this node, it is uid: {problem}");
+    tracing::warn!("{problem}");
+    (ProxyIdentity::Uid, Some(problem))
+}
+
+/// Takes away what a trial has pinned before it failed, and so what it has attached.
+fn discard(pins: &Pins) {
+    match fs::remove_dir_all(pins.root()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::error!(pins = %pins.root().display(), %error, "remove what the trial has pinned");
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+fn warn_of_pods_of_ebpf(config: &AgentConfig) {
+    let pins = Pins::new(&config.place.bpffs);
+    let pods = fs::read_dir(pins.root().join("netns")).map_or(0, Iterator::count);
+    if pods > 0 {
+        tracing::warn!(
+            pods, pins = %pins.root().display(),
+            "pods that eBPF redirects stay as they are, and this agent does not know them: \
+             their DEL leaves what is pinned of them, until an agent with eBPF starts"
+        );
+    }
+}

@@ -1,0 +1,108 @@
+//! The pods that nftables redirects: their records, and what is in their netns.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+
+use veer_common::address::Port;
+use veer_common::maps::{Counters, NetnsCookie};
+use veer_common::reason::{COUNTERS, Reason};
+
+use super::super::Failure;
+use super::{PodView, faults, policy_view, reasons, totals};
+use crate::capture::InterfaceAddress;
+use crate::enrol::record::Record;
+use crate::enrol::steps;
+use crate::platform::netlink::{self, Listener};
+use crate::platform::netns::NetnsThread;
+use crate::platform::nft::{self, Counted, NftError};
+use crate::platform::records::Records;
+
+/// What is read inside of a pod's netns, in one visit.
+struct Inside {
+    addresses: io::Result<Vec<InterfaceAddress>>,
+    listeners: io::Result<Vec<Listener>>,
+    counters: Result<Vec<Counted>, NftError>,
+    has_rules: bool,
+}
+
+/// All of them.
+pub(super) fn pods(records: &Records) -> Result<Vec<PodView>, Failure> {
+    let records = records.read_all::<Record>()?;
+    if records.is_empty() {
+        return Ok(Vec::new());
+    }
+    let netns = NetnsThread::start()?;
+    let view = |record: Result<(NetnsCookie, Record), _>| {
+        let (cookie, record) = record.map_err(Failure::from)?;
+        Ok(pod(&netns, cookie, &record))
+    };
+    records.into_iter().map(view).collect()
+}
+
+fn pod(netns: &NetnsThread, cookie: NetnsCookie, record: &Record) -> PodView {
+    let pod = record.enrolled(cookie);
+    let inside = steps::open_netns(&pod).and_then(|file| look(netns, &file, record));
+    let mut counters = Counters([0; COUNTERS]);
+    let mut policy = None;
+    let has_rules = inside.as_ref().is_some_and(|inside| inside.has_rules);
+    if let Some(inside) = inside {
+        counters = sum(&inside.counters.unwrap_or_default());
+        let mut sockets: HashMap<Port, usize> = HashMap::new();
+        for listener in inside.listeners.unwrap_or_default() {
+            *sockets.entry(listener.port).or_default() += 1;
+        }
+        let entries = record.map_entries(cookie, inside.addresses.unwrap_or_default());
+        let listeners = |port| sockets.get(&port).copied().unwrap_or_default();
+        policy = Some(policy_view(&entries.policy, listeners));
+    }
+    PodView {
+        netns_cookie: cookie,
+        netns_inode: pod.netns.inode,
+        inbound_attached: has_rules,
+        policy,
+        totals: totals(&counters),
+        reasons: reasons(&counters),
+        faults: faults(&counters),
+        namespace: pod.pod.namespace,
+        name: pod.pod.name,
+        container_id: pod.container_id,
+        netns: pod.netns_path,
+        enrolled_at: pod.enrolled_at,
+        backend: pod.backend,
+    }
+}
+
+fn look(netns: &NetnsThread, file: &impl AsFd, record: &Record) -> Option<Inside> {
+    let policy = record.map_entries(0, Vec::new()).policy;
+    let (ports, ruleset) = (steps::proxy_ports(&policy), record.ruleset());
+    let look = move || Inside {
+        addresses: netlink::addresses(),
+        listeners: netlink::listeners(&ports),
+        counters: nft::counters(),
+        has_rules: nft::has_tables_of(&ruleset).unwrap_or(false),
+    };
+    netns.run(file.as_fd(), look).ok()
+}
+
+/// The counters of both families, by the reasons whose names they have.
+fn sum(counted: &[Counted]) -> Counters {
+    let mut sums = [0; COUNTERS];
+    for reason in Reason::ALL {
+        let of_reason = counted.iter().filter(|counted| counted.name == reason.name());
+        if let Some(sum) = sums.get_mut(reason as usize) {
+            *sum = of_reason.map(|counted| counted.packets).sum();
+        }
+    }
+    Counters(sums)
+}
+
+/// What a pod's record and its netns say of where connections go; none if the netns is gone.
+pub(in crate::commands) fn entries(
+    cookie: NetnsCookie,
+    record: &Record,
+) -> Result<Option<crate::capture::MapEntries>, Failure> {
+    let Some(file) = steps::open_netns(&record.enrolled(cookie)) else { return Ok(None) };
+    let addresses = NetnsThread::start()?.run(file.as_fd(), netlink::addresses)??;
+    Ok(Some(record.map_entries(cookie, addresses)))
+}
