@@ -60,13 +60,19 @@ impl Agent {
         let mut setup = Setup { veer, launch, directory, arguments: Vec::new() };
         setup.arguments.push(format!("--cgroup={}", cgroup.path().display()));
         setup.arguments.extend(arguments.iter().map(ToString::to_string));
-        let process = setup.start()?;
+        let mut process = setup.begin()?;
+        setup.wait_ready(&mut process)?;
         Ok(Self { process, setup, _bpffs: bpffs, scratch: None })
     }
 
     /// Its process.
     pub const fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// The same, for waiting for its end, or for putting another in its place.
+    pub const fn process_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 
     /// Everything it logged so far.
@@ -100,8 +106,37 @@ impl Agent {
 
     /// Starts it again with the same directories, after [`stop`](Self::stop) or [`kill`](Self::kill).
     pub fn start_again(&mut self) -> Result<()> {
-        self.process = self.setup.start()?;
+        self.begin_again()?;
+        self.wait_ready()
+    }
+
+    /// The same, without waiting until it serves.
+    pub fn begin_again(&mut self) -> Result<()> {
+        self.process = self.setup.begin()?;
         Ok(())
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Errors
+    /// When it ends instead, with its log.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        self.setup.wait_ready(&mut self.process)
+    }
+
+    /// Another one with the same directories and arguments, which this one knows nothing of.
+    pub fn begin_another(&self) -> Result<Process> {
+        self.setup.begin()
+    }
+
+    /// The program that is started from now on.
+    pub fn use_program(&mut self, veer: &Path) {
+        veer.clone_into(&mut self.setup.veer);
+    }
+
+    /// How it is launched from now on.
+    pub fn use_launch(&mut self, launch: Launch) {
+        self.setup.launch = launch;
     }
 
     /// Sends it a signal.
@@ -203,7 +238,7 @@ impl Setup {
         self.directory.join("pods")
     }
 
-    fn start(&self) -> Result<Process> {
+    fn begin(&self) -> Result<Process> {
         let mut command = self.launch.command(&self.veer)?;
         let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
         command.arg("agent");
@@ -211,11 +246,13 @@ impl Setup {
         command.arg(flag("bpffs", &self.bpffs()));
         command.arg(flag("pods-from", &self.pods()));
         command.args(&self.arguments);
-        let mut process = Process::start("veer agent", command, &self.directory.join("agent.log"))?;
+        Process::start("veer agent", command, &self.directory.join("agent.log"))
+    }
+
+    fn wait_ready(&self, process: &mut Process) -> Result<()> {
         process.wait_ready(|| match attachment::ask(&self.run_dir(), Verb::Status, None)? {
             Reply::Done => Ok(()),
             other @ (Reply::Passed { .. } | Reply::Failed { .. }) => bail!("STATUS answered {other:?}"),
-        })?;
-        Ok(process)
+        })
     }
 }

@@ -17,14 +17,24 @@ pub fn ask(run_dir: &Path, verb: Verb, netns: Option<BorrowedFd<'_>>) -> Result<
     send(run_dir, &encode(&Request { version: PROTOCOL_VERSION, verb })?, netns)
 }
 
+/// Asks and dies before the answer, as a plugin does whose runtime has lost its patience.
+pub fn ask_and_die(run_dir: &Path, verb: Verb, netns: Option<BorrowedFd<'_>>) -> Result<()> {
+    speak(run_dir, &encode(&Request { version: PROTOCOL_VERSION, verb })?, netns).map(drop)
+}
+
 /// Sends any bytes and reads the reply: for what a plugin would never say.
 pub fn send(run_dir: &Path, message: &[u8], netns: Option<BorrowedFd<'_>>) -> Result<Reply> {
+    let mut stream = speak(run_dir, message, netns)?;
+    read_message(&mut stream).context("read the agent's reply")
+}
+
+fn speak(run_dir: &Path, message: &[u8], netns: Option<BorrowedFd<'_>>) -> Result<UnixStream> {
     let path = run_dir.join(SOCKET_NAME);
     let mut stream = UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()))?;
     stream.set_read_timeout(Some(wait::LIMIT)).context("limit the wait for the agent")?;
     let sent = send_first(&stream, message, netns)?;
     stream.write_all(message.get(sent..).unwrap_or_default()).context("write to the agent")?;
-    read_message(&mut stream).context("read the agent's reply")
+    Ok(stream)
 }
 
 /// Descriptors travel with the first byte; how many bytes went with it is the kernel's choice.

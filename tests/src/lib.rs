@@ -1,8 +1,9 @@
 //! The test kit: what a test needs of a node, made and removed by guards.
 //!
 //! Owns: network namespaces ([`netns`]), links and addresses ([`veth`]), cgroups ([`cgroup`]), processes
-//! in them without any privilege ([`launch`], [`socket_maker`]), the world around a pod ([`pod`]), the
-//! real agent ([`agent`]), what it pins ([`pinned`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real Envoy
+//! in them without any privilege ([`launch`], [`socket_maker`]), the world around a pod ([`pod`]), pods that are only
+//! counted ([`bare_pod`]), the real agent ([`agent`]), what it pins ([`pinned`]), what the kernel holds of it
+//! ([`objects`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real plugin ([`plugin`]) and Envoy
 //! ([`envoy`]), an app ([`http`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), and load ([`load`],
 //! [`dst_server`], [`jam`]).
 //! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
@@ -13,6 +14,8 @@
 
 pub mod agent;
 pub mod attachment;
+pub mod bare_pod;
+mod bpf;
 pub mod cgroup;
 pub mod cni;
 pub mod credentials;
@@ -30,8 +33,10 @@ pub mod mesh;
 pub mod monitor;
 pub mod netfilter;
 pub mod netns;
+pub mod objects;
 pub mod original_dst;
 pub mod pinned;
+pub mod plugin;
 pub mod pod;
 pub mod process;
 pub mod scratch;

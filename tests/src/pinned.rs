@@ -40,6 +40,11 @@ impl Pinned {
         Self { root: agent.bpffs().join(format!("v{ABI_VERSION}")) }
     }
 
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Entries of every map, and links to netns.
     pub fn counts(&self) -> Result<Counts> {
         self.count(|_cookie| true)

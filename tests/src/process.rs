@@ -82,6 +82,11 @@ impl Process {
         self.wait()
     }
 
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("ask whether {} runs", self.name))
+    }
+
     /// Waits until it has ended.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let what = format!("{} to end", self.name);

@@ -5,16 +5,14 @@
 //! bpf(2) itself, as nothing of an object is needed. Owns: those instructions. Never does: reverse translation
 //! (getpeername), which nothing asks for here.
 
-#![expect(unsafe_code, reason = "bpf(2) takes pointers; this is the room where they are made")]
-
 use std::ffi::c_int;
 use std::fs::File;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 
+use crate::bpf;
 use crate::cgroup::Cgroup;
 
 const PROG_LOAD: c_int = 5;
@@ -38,7 +36,7 @@ impl SocketLb {
         let cgroup = File::open(cgroup.path()).context("open a cgroup")?;
         let mut attribute =
             LinkCreate { program: number(&program), target: number(&cgroup), attach_type: hook, flags: 0 };
-        let link = bpf(LINK_CREATE, &mut attribute).context("attach the load balancer")?;
+        let link = bpf::open(LINK_CREATE, &mut attribute).context("attach the load balancer")?;
         Ok(Self { _link: link })
     }
 }
@@ -160,23 +158,9 @@ fn load(name: &str, hook: u32, program: &[Instruction]) -> Result<OwnedFd> {
     for (to, from) in attribute.name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
-    bpf(PROG_LOAD, &mut attribute).with_context(|| format!("load the load balancer {name}"))
+    bpf::open(PROG_LOAD, &mut attribute).with_context(|| format!("load the load balancer {name}"))
 }
 
 fn number(fd: &impl AsRawFd) -> u32 {
     fd.as_raw_fd().unsigned_abs()
-}
-
-/// Calls bpf(2) for a command that gives back a descriptor.
-fn bpf<T>(command: c_int, attribute: &mut T) -> io::Result<OwnedFd> {
-    let attribute: *mut T = attribute;
-    // SAFETY: `attribute` points to a live structure of the size given, laid out as the command wants it,
-    // and every pointer inside of it is live for the call.
-    let result = unsafe { nix::libc::syscall(nix::libc::SYS_bpf, command, attribute, size_of::<T>()) };
-    let fd = c_int::try_from(result).map_err(io::Error::other)?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use veer_common::cni::{
     Attachment, MAX_MESSAGE, PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, Verb, code, encode, read_message,
@@ -281,6 +282,26 @@ fn two_hundred_at_once_are_all_answered() {
     }
     drop(streams);
     unharmed.assert();
+}
+
+#[test]
+fn an_add_whose_plugin_was_killed_does_not_come_after_its_del() {
+    let mesh = Mesh::not_enrolled().unwrap();
+    let (agent, pod) = (&mesh.agent, &mesh.pod);
+    agent.write_manifest(&pod.manifest()).unwrap();
+    // Both are in its queue when it goes on: the DEL has nothing to look up, and overtakes.
+    agent.signal(Signal::SIGSTOP).unwrap();
+    let add = Verb::Add(pod.attachment());
+    attachment::ask_and_die(&agent.run_dir(), add, Some(pod.netns().as_fd())).unwrap();
+    let mut del = connect(agent);
+    del.write_all(&request(Verb::Del(pod.attachment()))).unwrap();
+    agent.signal(Signal::SIGCONT).unwrap();
+    assert_eq!(read_message::<Reply>(&mut del).unwrap(), Reply::Done);
+    let said = || agent.log().contains("its plugin has gone, so it is not enrolled");
+    wait::until("the agent to notice that the plugin has gone", wait::LIMIT, said).unwrap();
+    assert_eq!(agent.ask(Verb::Status).unwrap(), Reply::Done);
+    let left = Pinned::of(agent).counts().unwrap();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 fn mode(path: &Path) -> u32 {

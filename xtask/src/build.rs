@@ -1,5 +1,6 @@
 //! `cargo xtask build`: the two binaries that go onto a node.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -70,6 +71,16 @@ pub(crate) fn executables(root: &Path, profile: Profile, selection: &[&str]) -> 
     command.arg("--message-format=json-render-diagnostics");
     let messages = exec::output(&mut command)?;
     Ok(Executables(messages.lines().filter_map(executable).collect()))
+}
+
+/// A `veer` for tests of upgrades, whose eBPF programs are compiled into other instructions. It is built before
+/// the usual one, which cargo puts into the same place.
+pub(crate) fn other_build(root: &Path) -> Result<PathBuf> {
+    let built = executables(root, Profile::Dev, &["--bin", "veer", "--features", "veer/other-build"])?;
+    let veer = built.find("veer")?;
+    let kept = veer.with_file_name("veer-other-build");
+    fs::copy(&veer, &kept).with_context(|| format!("copy {} to {}", veer.display(), kept.display()))?;
+    Ok(kept)
 }
 
 #[derive(Deserialize)]

@@ -17,12 +17,14 @@ use crate::{FAILED, Unavailable, setup, stage, workspace};
 /// What to test.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// `unit` (needs no root), `netns` (whole programs, on sockets), or a part of a test's name
-    #[arg(value_name = "unit|netns|NAME")]
+    /// `unit` (needs no root), `netns` (whole programs, on sockets), `faults` (the fault suite in full, minutes),
+    /// or a part of a test's name
+    #[arg(value_name = "unit|netns|faults|NAME")]
     part: Option<String>,
     /// A part of a test's name
     name: Option<String>,
-    /// Makes up 200 further policies for the matrix of connections, which takes minutes
+    /// Makes up 200 further policies for the matrix of connections, and does ten times as much in the fault suite,
+    /// which takes minutes
     #[arg(long)]
     long: bool,
 }
@@ -44,6 +46,18 @@ impl Options {
     }
 }
 
+/// The fault suite, which in full takes too long to be part of all tests: asked for by this name, it is.
+const FAULTS: &str = "faults";
+
+impl Selection {
+    /// Whether something of it upgrades an agent to another build.
+    fn upgrades(&self) -> bool {
+        let is_asked =
+            |name: &String| FAULTS.contains(name.as_str()) || "agent upgraded".contains(name.as_str());
+        self.netns && self.name.as_ref().is_none_or(is_asked)
+    }
+}
+
 /// The verb.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let started = Instant::now();
@@ -55,6 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         return Err(Unavailable(text.to_owned()).into());
     }
     let tools = setup::ensure()?;
+    let other = if selection.upgrades() { Some(build::other_build(&root)?) } else { None };
     let binaries = build::executables(&root, Profile::Dev, &["--bins"])?.of_a_node()?;
 
     let mut total = Count::default();
@@ -67,7 +82,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             .args(run.targets);
         command.args(["--"]).args(&selection.name);
         command.envs(stage::variables(&binaries, &tools));
-        if options.long {
+        command.envs(other.iter().map(|other| ("VEER_OTHER_BIN", other)));
+        if options.long || selection.name.as_deref() == Some(FAULTS) {
             command.env("VEER_LONG", "1");
         }
         let mut count = Count::default();
@@ -174,5 +190,14 @@ mod tests {
         assert_eq!(select(Some("unit"), None), (true, false, None));
         assert_eq!(select(Some("netns"), Some("reuseport")), (false, true, Some("reuseport".to_owned())));
         assert_eq!(select(Some("reuseport"), None), (true, true, Some("reuseport".to_owned())));
+    }
+
+    #[test]
+    fn the_other_build_is_built_for_who_upgrades() {
+        let upgrades = |netns, name: Option<&str>| {
+            Selection { unit: true, netns, name: name.map(str::to_owned) }.upgrades()
+        };
+        assert!(upgrades(true, None) && upgrades(true, Some("faults")) && upgrades(true, Some("upgraded")));
+        assert!(!upgrades(false, None) && !upgrades(true, Some("reuseport")));
     }
 }

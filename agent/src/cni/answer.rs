@@ -23,8 +23,14 @@ pub struct Answerer<S> {
 }
 
 impl<S: PodSource> Answerer<S> {
-    /// Answers one request. `netns` is what came with it.
-    pub async fn answer(&self, request: Request, netns: Option<OwnedFd>) -> Reply {
+    /// Answers one request. `netns` is what came with it, `is_gone` tells whether nobody waits for the answer any
+    /// more.
+    pub async fn answer(
+        &self,
+        request: Request,
+        netns: Option<OwnedFd>,
+        is_gone: impl Fn() -> bool,
+    ) -> Reply {
         if request.version != PROTOCOL_VERSION {
             let (theirs, ours) = (request.version, PROTOCOL_VERSION);
             return failed(
@@ -34,7 +40,7 @@ impl<S: PodSource> Answerer<S> {
             );
         }
         let done = match request.verb {
-            Verb::Add(attachment) => return self.add(attachment, netns).await,
+            Verb::Add(attachment) => return self.add(attachment, netns, is_gone).await,
             Verb::Check(attachment) => {
                 match self.node.run(move |node| node.check(&attachment)).await.and_then(|checked| checked) {
                     Ok(()) => Ok(()),
@@ -51,7 +57,7 @@ impl<S: PodSource> Answerer<S> {
         }
     }
 
-    async fn add(&self, attachment: Attachment, netns: Option<OwnedFd>) -> Reply {
+    async fn add(&self, attachment: Attachment, netns: Option<OwnedFd>, is_gone: impl Fn() -> bool) -> Reply {
         let Some(pod) = attachment.pod.clone() else {
             // Podman, CNI's own tools: whatever this is, it is not a pod of the mesh.
             return Reply::Passed { reason: "no-kubernetes-pod".to_owned() };
@@ -72,6 +78,16 @@ impl<S: PodSource> Answerer<S> {
         }
         let name = full_name(&pod);
         let enrolling = Enrolling { attachment, pod, capture, origins, netns };
+        // A runtime that loses its patience kills the plugin and sends DEL, which may have come by while the pod
+        // was looked up. From here on this ADD is in the queue before any DEL of who is alive now.
+        if is_gone() {
+            tracing::warn!(pod = %name, "its plugin has gone, so it is not enrolled");
+            return failed(
+                code::TRY_AGAIN,
+                format!("the plugin of pod {name} has gone"),
+                "nobody reads this",
+            );
+        }
         match self.node.run(move |node| node.add(&enrolling)).await.and_then(|added| added) {
             Ok(()) => Reply::Done,
             Err(error) => {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -35,7 +36,7 @@ where
 async fn converse<S: PodSource>(mut stream: UnixStream, answerer: &Answerer<S>) -> io::Result<()> {
     let received = timeout(PATIENCE, receive(&mut stream)).await?;
     let reply = match received {
-        Ok((request, netns)) => answerer.answer(request, netns).await,
+        Ok((request, netns)) => answerer.answer(request, netns, || has_hung_up(&stream)).await,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Reply::Failed {
             code: code::PROTOCOL,
             msg: format!("the request is not one: {error}"),
@@ -46,6 +47,14 @@ async fn converse<S: PodSource>(mut stream: UnixStream, answerer: &Answerer<S>) 
     };
     stream.write_all(&cni::encode(&reply)?).await?;
     stream.shutdown().await
+}
+
+/// Whether the peer has closed its end, or has died.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    // Not asked for, because it is always told.
+    poll(&mut polled, PollTimeout::ZERO).is_ok()
+        && polled.iter().any(|fd| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)))
 }
 
 /// Receives a request, and the descriptor that came with its first byte.

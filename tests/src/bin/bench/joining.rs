@@ -1,19 +1,16 @@
 //! What a pod waits for when it starts: the plugin as a whole process, and istio-init's rules as one.
 
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
-use veer_common::cni::Attachment;
 use veer_tests::agent::Agent;
 use veer_tests::cgroup::Cgroup;
 use veer_tests::istio_init;
-use veer_tests::launch::veer_binary;
 use veer_tests::netns::NetNs;
-use veer_tests::pod::{ROUTER_V4, TestPod, World};
+use veer_tests::plugin::Plugin;
+use veer_tests::pod::{TestPod, World};
 
 use crate::footprint::announce;
 use crate::progress::Progress;
@@ -23,9 +20,9 @@ use crate::run::Extent;
 /// Times all of it, in turns. `agent_add` has been timed already.
 pub(crate) fn measure(agent_add: Vec<f64>, extent: Extent, progress: &Progress) -> Result<Joining> {
     progress.say(&format!("attaching {} pods by whole processes", extent.processes));
-    let plugin = veer_binary("VEER_CNI_BIN", "veer-cni")?;
     let cgroup = Cgroup::new()?;
     let agent = Agent::start(&cgroup)?;
+    let plugin = Plugin::new(&agent.run_dir())?;
     let world = World::new()?;
     let (mut plugin_add, mut v4, mut v6) = (Vec::new(), Vec::new(), Vec::new());
     for (number, name) in announce(&agent, extent.processes)?.iter().enumerate() {
@@ -33,7 +30,7 @@ pub(crate) fn measure(agent_add: Vec<f64>, extent: Extent, progress: &Progress) 
         let pod = TestPod::new(&world, &cgroup, name)?;
         let bare = NetNs::new()?;
         let mut add = || {
-            plugin_add.push(milliseconds(run_plugin(&plugin, &agent, &pod)?));
+            plugin_add.push(milliseconds(plugin.succeed("ADD", &pod.attachment(), pod.v4())?));
             agent.unenrol(&pod)
         };
         let mut restore = || -> Result<()> {
@@ -56,37 +53,6 @@ pub(crate) fn measure(agent_add: Vec<f64>, extent: Extent, progress: &Progress) 
         plugin_add: Timing::of(plugin_add)?,
         iptables_restore: Timing::of(v4)?,
         ip6tables_restore: Timing::of(v6)?,
-    })
-}
-
-/// ADD as a runtime does it, from the start of the process to its end.
-fn run_plugin(plugin: &Path, agent: &Agent, pod: &TestPod) -> Result<Duration> {
-    let Attachment { container_id, netns, interface, .. } = pod.attachment();
-    let mut command = Command::new(plugin);
-    command.env_clear();
-    command.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", container_id);
-    command.env("CNI_NETNS", &netns).env("CNI_IFNAME", interface);
-    command.env("CNI_ARGS", format!("K8S_POD_NAMESPACE=test;K8S_POD_NAME={}", pod.name()));
-    command.env("CNI_PATH", plugin.parent().unwrap_or(Path::new("/")));
-    let input = configuration(&agent.run_dir(), pod, &netns).to_string();
-    whole_process(&mut command, &input)
-        .with_context(|| format!("ADD by {}; the agent's log:\n{}", plugin.display(), agent.log()))
-}
-
-/// The plugin's entry of a conflist, behind a bridge that has given the pod its address.
-fn configuration(run_dir: &Path, pod: &TestPod, netns: &str) -> Value {
-    json!({
-        "cniVersion": "1.0.0",
-        "name": "bench",
-        "type": "veer-cni",
-        "runDir": run_dir,
-        "prevResult": {
-            "cniVersion": "1.0.0",
-            "interfaces": [{"name": "br0"}, {"name": "eth0", "sandbox": netns}],
-            "ips": [{"address": format!("{}/24", pod.v4()), "gateway": ROUTER_V4, "interface": 1}],
-            "routes": [{"dst": "0.0.0.0/0"}],
-            "dns": {},
-        },
     })
 }
 
