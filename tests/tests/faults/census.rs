@@ -10,9 +10,9 @@ use veer_tests::objects::Objects;
 use veer_tests::pinned::{Counts, Pinned};
 use veer_tests::wait;
 
-/// An agent that has done more holds a little more: its allocator keeps pages, and they are of no two sizes.
-/// A leak of one descriptor's worth, 256 bytes, for each pod of the long form is more than this.
-const ALLOWED_KB: i64 = 1 << 10;
+/// An agent that has done more holds a little more: its allocator keeps pages. Measured: 0.9 MB after 5,000
+/// ADDs and DELs, 1.7 MB after 25,000. A leak of 300 bytes for each of 5,000 is more than this.
+const ALLOWED_KB: i64 = 1500;
 
 /// A count of everything.
 #[derive(Clone, PartialEq, Eq, Debug)]

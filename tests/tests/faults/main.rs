@@ -36,9 +36,6 @@ macro_rules! say {
     ($($text:tt)*) => { drop(writeln!(io::stdout(), $($text)*)) };
 }
 
-/// Operations before anything is counted.
-const WARM_UP: u64 = 300;
-
 /// Something that breaks.
 struct Fault {
     name: &'static str,
@@ -117,7 +114,7 @@ fn run(faults: &[&Fault]) -> Result<Vec<Row>> {
         let _stop = load.start(scope, requests, streams);
         load.wait_for(100)?;
         // An agent that has done something keeps pages that a fresh one has not.
-        plugins::storm_of(&mut stage, WARM_UP)?;
+        plugins::storm_of(&mut stage, extent.operations / 2)?;
         let wrong = stage.wrong_pods();
         anyhow::ensure!(wrong.is_empty(), "before the first fault: {}", wrong.join("; "));
         let before = count(&stage)?;
