@@ -18,11 +18,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::cni::answer::Answerer;
 use crate::cni::server;
-use crate::config::{AgentConfig, Place};
+use crate::config::{AgentConfig, HealConfig, Place};
 use crate::control::{AgentStatus, Control};
 use crate::enrol::{Backends, Ebpf, EnrolError, Nftables, Node, NodeHandle, follow};
 use crate::lookup::Lookup;
-use crate::model::{BackendName, NodeSettings};
+use crate::model::{BackendName, NodeSettings, ProxyIdentity};
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::order::Neighbours;
@@ -31,6 +31,7 @@ use crate::platform::cgroup::CgroupError;
 use crate::platform::netlink::changes::AddressChanges;
 use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::platform::records::Records;
+use crate::reconcile::{Reconciler, Report};
 use crate::socket;
 use crate::source::{Directory, PodSource, SourceError};
 
@@ -102,6 +103,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         tracing::warn!(%error, "addresses that pods gain or lose later are not followed: CAP_NET_BROADCAST?");
     });
     let netns = NetnsThread::start()?;
+    let netns_thread = netns.clone();
     let ebpf = loaded.map(|loaded| Ebpf::new(loaded.datapath, netns.clone()));
     let nftables = Nftables::new(Records::new(&config.place.records()), netns.clone());
     let node = Node::take_over(Backends::new(ebpf, nftables), netns)?;
@@ -125,24 +127,23 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         identity_problem: problem,
         // Looked at when it is asked for.
         runs_before: Vec::new(),
+        unrepaired: Vec::new(),
     };
-    let settings = NodeSettings {
-        excluded_namespaces: config.exclude_namespaces.clone(),
-        owner_groups: config.owner_groups.clone(),
-        loopback: config.loopback,
-        proxy_identity,
-    };
+    let settings = settings(config, proxy_identity);
     let lookup = Lookup { source: source.clone(), settings: settings.clone(), node: handle.clone() };
-    let control = Control::new(lookup, status, neighbours);
+    let report = Report::default();
+    let control = Control::new(lookup, status, neighbours, Arc::clone(&report));
     let follower = changes.ok().map(|changes| (changes, handle.clone()));
     let answerer = Arc::new(Answerer { source, settings, backend, node: handle });
+    let HealConfig { cni_cache, interval } = config.heal.clone();
+    let reconciler =
+        Reconciler { answerer: Arc::clone(&answerer), netns: netns_thread, cni_cache, interval, report };
+    let parts = Parts { pins, control, answerer, follower, reconciler };
 
     // One thread is plenty: requests are a few a second, and the work is on the node's thread.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("start the runtime"))?;
-    runtime.block_on(serve(&config.place, pins.as_ref(), control, answerer, follower))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(system("start the runtime"))?;
+    runtime.block_on(serve(&config.place, parts))?;
     drop(runtime);
     // Every handle is gone with the runtime's tasks, so the thread's queue has ended.
     if thread.join().is_err() {
@@ -152,13 +153,28 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     Ok(())
 }
 
-async fn serve(
-    place: &Place,
-    pins: Option<&Pins>,
+/// What holds for all pods of the node.
+fn settings(config: &AgentConfig, proxy_identity: ProxyIdentity) -> NodeSettings {
+    NodeSettings {
+        excluded_namespaces: config.exclude_namespaces.clone(),
+        owner_groups: config.owner_groups.clone(),
+        loopback: config.loopback,
+        proxy_identity,
+    }
+}
+
+/// What runs until the agent is told to stop.
+struct Parts {
+    /// Of the eBPF programs, if there are any.
+    pins: Option<Pins>,
     control: Arc<Control<Directory>>,
     answerer: Arc<Answerer<Directory>>,
     follower: Option<(AddressChanges, NodeHandle)>,
-) -> Result<(), AppError> {
+    reconciler: Reconciler<Directory>,
+}
+
+async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
+    let Parts { pins, control, answerer, follower, reconciler } = parts;
     let listen = |path: PathBuf| {
         socket::listen(&path).map_err(|source| AppError::File { attempt: "listen on", path, source })
     };
@@ -168,7 +184,7 @@ async fn serve(
     let control_socket = listen(place.control_socket())?;
     // The plugin's socket comes last: when it is there, all is ready.
     let cni_socket = listen(place.cni_socket())?;
-    let events = pins.map(Events::open).transpose()?;
+    let events = pins.as_ref().map(Events::open).transpose()?;
 
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(Arc::clone(&control).serve(control_socket, stop.clone()));
@@ -178,6 +194,7 @@ async fn serve(
     if let Some((changes, node)) = follower {
         tasks.spawn(follow::serve(changes, node, stop.clone()));
     }
+    tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));
     tracing::info!(run_dir = %place.run_dir.display(), "ready");
 

@@ -74,6 +74,9 @@ pub struct AgentFlags {
     /// What is captured on this node.
     #[command(flatten)]
     pub capture: CaptureFlags,
+    /// How what is lost or was missed is found again.
+    #[command(flatten)]
+    pub heal: HealFlags,
     /// Least important messages that are logged: error, warn, info, debug or trace
     #[arg(long, env = "VEER_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
@@ -97,6 +100,17 @@ pub struct CaptureFlags {
     /// What makes a process the proxy: its uid or gid, or besides that its container
     #[arg(long, env = "VEER_PROXY_IDENTITY", value_name = "uid|container", default_value = "uid")]
     pub proxy_identity: String,
+}
+
+/// How what is lost or was missed is found again.
+#[derive(Debug, Clone, Args)]
+pub struct HealFlags {
+    /// Where the runtime's CNI keeps what it knows of attachments, to find pods that are older than the agent
+    #[arg(long, env = "VEER_CNI_CACHE", value_name = "DIR", default_value = "/var/lib/cni")]
+    pub cni_cache: String,
+    /// Time between two looks at everything, in seconds; what has failed is tried again sooner
+    #[arg(long, env = "VEER_RECONCILE_INTERVAL", value_name = "SECONDS", default_value = "300")]
+    pub reconcile_interval: String,
 }
 
 /// Flags of `veer check`.

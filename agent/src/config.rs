@@ -13,9 +13,11 @@ use crate::cli::{AgentFlags, PlaceFlags};
 use crate::model::{BackendName, OwnerGroups, ProxyIdentity};
 
 mod doctor;
+mod heal;
 mod node;
 
 pub use doctor::DoctorConfig;
+pub use heal::HealConfig;
 
 /// Where things are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +47,8 @@ pub struct AgentConfig {
     pub loopback: Ipv4Net,
     /// What makes a process the proxy.
     pub proxy_identity: ProxyIdentity,
+    /// How what is lost or was missed is found again.
+    pub heal: HealConfig,
     /// How the agent logs.
     pub log: LogConfig,
 }
@@ -204,6 +208,7 @@ impl AgentConfig {
         let owner_groups = node::owner_groups(&flags.capture, &mut errors);
         let loopback = node::loopback(&flags.capture, &mut errors);
         let proxy_identity = node::proxy_identity(&flags.capture, &mut errors);
+        let heal = heal::parse(&flags.heal, &mut errors);
         let level = flags.log_level.parse().unwrap_or_else(|_unknown| {
             errors.push(LOG_LEVEL.invalid(&flags.log_level));
             tracing::Level::INFO
@@ -229,6 +234,7 @@ impl AgentConfig {
             owner_groups,
             loopback,
             proxy_identity,
+            heal,
             log,
         })
     }
@@ -272,7 +278,7 @@ fn is_namespace(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::CaptureFlags;
+    use crate::cli::{CaptureFlags, HealFlags};
 
     fn flags() -> AgentFlags {
         AgentFlags {
@@ -282,9 +288,14 @@ mod tests {
             cgroup: "auto".to_owned(),
             exclude_namespaces: "kube-system, istio-system".to_owned(),
             capture: capture_flags("*", "127.0.0.1/32"),
+            heal: heal_flags("/var/lib/cni", "300"),
             log_level: "info".to_owned(),
             log_format: "text".to_owned(),
         }
+    }
+
+    fn heal_flags(cache: &str, interval: &str) -> HealFlags {
+        HealFlags { cni_cache: cache.to_owned(), reconcile_interval: interval.to_owned() }
     }
 
     fn capture_flags(groups: &str, loopback: &str) -> CaptureFlags {
@@ -324,6 +335,7 @@ mod tests {
             cgroup: "kubepods".to_owned(),
             exclude_namespaces: "kube_system".to_owned(),
             capture: capture_flags("staff", "10.0.0.0/8"),
+            heal: heal_flags("cni", "0"),
             log_level: "loud".to_owned(),
             log_format: "xml".to_owned(),
         };
@@ -341,6 +353,8 @@ mod tests {
 (0-4294967294) separated by commas
 --host-ipv4-loopback-cidr (or VEER_HOST_IPV4_LOOPBACK_CIDR): \"10.0.0.0/8\" is not an IPv4 range within \
 127.0.0.0/8, such as 127.0.0.1/32
+--cni-cache (or VEER_CNI_CACHE): \"cni\" is not an absolute path
+--reconcile-interval (or VEER_RECONCILE_INTERVAL): \"0\" is not a number of seconds, 1-86400
 --log-level (or VEER_LOG_LEVEL): \"loud\" is not one of error, warn, info, debug, trace
 --log-format (or VEER_LOG_FORMAT): \"xml\" is not text or json"
         );

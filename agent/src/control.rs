@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
@@ -28,6 +28,7 @@ use crate::lookup::Lookup;
 use crate::model::BackendName;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::order::{Neighbours, RunsBefore};
+use crate::reconcile::{Report, Unrepaired};
 use crate::socket;
 use crate::source::PodSource;
 
@@ -86,6 +87,8 @@ pub struct AgentStatus {
     pub identity_problem: Option<String>,
     /// Foreign programs that see a connection before veer's.
     pub runs_before: Vec<RunsBefore>,
+    /// Pods that run, are to be redirected, and are not.
+    pub unrepaired: Vec<Unrepaired>,
 }
 
 /// A line of `veer monitor`.
@@ -148,16 +151,22 @@ pub struct Control<S> {
     lookup: Lookup<S>,
     status: AgentStatus,
     neighbours: Option<Neighbours>,
+    report: Report,
     lines: broadcast::Sender<Line>,
     watchers: Arc<AtomicUsize>,
 }
 
 impl<S: PodSource + Send + Sync + 'static> Control<S> {
     /// `status` is what does not change while the agent runs.
-    pub fn new(lookup: Lookup<S>, status: AgentStatus, neighbours: Option<Neighbours>) -> Arc<Self> {
+    pub fn new(
+        lookup: Lookup<S>,
+        status: AgentStatus,
+        neighbours: Option<Neighbours>,
+        report: Report,
+    ) -> Arc<Self> {
         let (lines, _nobody) = broadcast::channel(BACKLOG);
         let node = lookup.node.clone();
-        Arc::new(Self { node, lookup, status, neighbours, lines, watchers: Arc::default() })
+        Arc::new(Self { node, lookup, status, neighbours, report, lines, watchers: Arc::default() })
     }
 
     /// Serves questions until `stop`.
@@ -201,7 +210,8 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
     async fn status(&self) -> AgentStatus {
         let enrolled = self.node.run(|node| node.registry().len()).await.unwrap_or_default();
         let runs_before = self.neighbours.as_ref().map(Neighbours::before_ours).unwrap_or_default();
-        AgentStatus { enrolled, runs_before, ..self.status.clone() }
+        let unrepaired = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        AgentStatus { enrolled, runs_before, unrepaired, ..self.status.clone() }
     }
 
     async fn silent(&self) -> Option<Line> {

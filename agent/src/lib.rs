@@ -2,9 +2,10 @@
 //!
 //! Pure rooms, which import nothing that does I/O: [`model`] (what a pod asks for), [`capture`] (what the
 //! maps hold for it), [`explain`] (why a connection goes where it goes), [`check`] (what a trial in a pod
-//! means) and [`doctor`] (what facts about a node mean), with [`columns`] for their texts. Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`enrol`] (the node's state),
-//! [`socket`], [`cni`], [`control`] and [`lookup`] (who talks to the agent, and what it is told), [`commands`]
-//! (terminal). [`app`] puts them together.
+//! means), [`locate`] (which netns is a pod's) and [`doctor`] (what facts about a node mean), with [`columns`] for
+//! their texts. Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`enrol`] (the node's state), [`reconcile`]
+//! (what is lost or was missed comes back), [`socket`], [`cni`], [`control`] and [`lookup`] (who talks to the agent, and
+//! what it is told), [`commands`] (terminal). [`app`] puts them together.
 
 pub mod app;
 pub mod capture;
@@ -18,9 +19,11 @@ pub mod control;
 pub mod doctor;
 pub mod enrol;
 pub mod explain;
+pub mod locate;
 pub mod lookup;
 pub mod model;
 pub mod platform;
+pub mod reconcile;
 pub mod socket;
 pub mod source;
 pub mod telemetry;

@@ -18,6 +18,7 @@ pub struct Manifest {
     labels: BTreeMap<String, String>,
     proxy_env: BTreeMap<String, String>,
     proxy_user: u32,
+    uid: Option<String>,
     host_users: bool,
 }
 
@@ -31,8 +32,16 @@ impl Manifest {
             labels: BTreeMap::new(),
             proxy_env: BTreeMap::new(),
             proxy_user: 1337,
+            uid: None,
             host_users: true,
         }
+    }
+
+    /// With a uid, which the cgroup of its processes has, too.
+    #[must_use]
+    pub fn with_uid(mut self, uid: &str) -> Self {
+        self.uid = Some(uid.to_owned());
+        self
     }
 
     /// With an annotation, by its full name.
@@ -104,6 +113,7 @@ impl Manifest {
             "metadata": {
                 "namespace": self.namespace,
                 "name": self.name,
+                "uid": self.uid,
                 "labels": self.labels,
                 "annotations": self.annotations,
             },

@@ -57,7 +57,13 @@ impl<S: PodSource> Answerer<S> {
         }
     }
 
-    async fn add(&self, attachment: Attachment, netns: Option<OwnedFd>, is_gone: impl Fn() -> bool) -> Reply {
+    /// Answers an ADD: that of a runtime, or that of a pod that runs already. Nothing is done once it `is_gone`.
+    pub async fn add(
+        &self,
+        attachment: Attachment,
+        netns: Option<OwnedFd>,
+        is_gone: impl Fn() -> bool,
+    ) -> Reply {
         let Some(pod) = attachment.pod.clone() else {
             // Podman, CNI's own tools: whatever this is, it is not a pod of the mesh.
             return Reply::Passed { reason: "no-kubernetes-pod".to_owned() };

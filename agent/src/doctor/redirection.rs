@@ -40,7 +40,8 @@ impl Mesh {
         known.into_iter().find_map(begins)
     }
 
-    const fn name(self) -> &'static str {
+    /// Who that is, for people.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Istio => "istio-init or istio-cni",
             Self::Linkerd => "Linkerd",

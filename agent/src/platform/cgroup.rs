@@ -172,18 +172,15 @@ mod tests {
 
     #[test]
     fn the_directory_of_an_id_is_found_wherever_it_is() {
-        let mount = mount_point().unwrap();
-        let mut deepest = mount.clone();
-        while let Some(below) = fs::read_dir(&deepest)
-            .unwrap()
-            .flatten()
-            .find(|entry| entry.path().is_dir())
-            .map(|entry| entry.path())
-        {
-            deepest = below;
+        let top = mount_point().unwrap().join(format!("veer-unit-{}", std::process::id()));
+        let deep = top.join("pod");
+        fs::create_dir_all(&deep).unwrap();
+        let found = [&top, &deep].map(|path| path_of(fs::metadata(path).unwrap().ino()));
+        // A cgroup is removed by its directory alone: its files are the kernel's.
+        for path in [&deep, &top] {
+            fs::remove_dir(path).unwrap();
         }
-        assert_ne!(deepest, mount, "there is no cgroup but the root");
-        assert_eq!(path_of(fs::metadata(&deepest).unwrap().ino()), Some(deepest));
+        assert_eq!(found, [Some(top), Some(deep)]);
         assert_eq!(path_of(u64::MAX), None);
     }
 

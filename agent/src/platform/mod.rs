@@ -2,7 +2,7 @@
 //!
 //! Owns: [`bpf`] (objects, pins, links, maps), [`netns`] (entering, identity), [`netlink`] (addresses),
 //! [`listeners`] (sockets older than the agent), [`cgroup`] (where pods live), [`redirection`] (a trial of it, in a pod),
-//! [`probe`] (what a node can, and who else is there).
+//! [`probe`] (what a node can, and who else is there), [`runtime`] (which pods run).
 //! Never does: decide what a pod gets. Called by: `enrol`, `app` and the commands.
 
 pub mod bpf;
@@ -14,4 +14,5 @@ pub mod nft;
 pub mod probe;
 pub mod records;
 pub mod redirection;
+pub mod runtime;
 pub mod userns;

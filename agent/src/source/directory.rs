@@ -71,19 +71,33 @@ impl PodSource for Directory {
     }
 
     async fn pod(&self, reference: &PodReference) -> Result<Option<Pod>, SourceError> {
-        let Self { path, files } = self.clone();
         let reference = reference.clone();
-        let look_up = move || {
+        self.look(move |path, files| find(path, files, &reference)).await
+    }
+
+    async fn pods(&self) -> Result<Vec<Pod>, SourceError> {
+        self.look(|_path, files| Ok(unambiguous(files))).await
+    }
+}
+
+impl Directory {
+    /// Looks at the directory as it is now.
+    async fn look<T: Send + 'static>(
+        &self,
+        at: impl FnOnce(&Path, &Files) -> Result<T, SourceError> + Send + 'static,
+    ) -> Result<T, SourceError> {
+        let Self { path, files } = self.clone();
+        let look = move || {
             let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
             match refresh(&path, &mut files) {
                 Ok(notices) => {
                     notices.iter().for_each(log);
-                    find(&path, &files, &reference)
+                    at(&path, &files)
                 }
                 Err(source) => Err(SourceError::Directory { path: path.to_path_buf(), source }),
             }
         };
-        tokio::task::spawn_blocking(look_up).await.map_err(SourceError::Interrupted)?
+        tokio::task::spawn_blocking(look).await.map_err(SourceError::Interrupted)?
     }
 }
 
@@ -212,6 +226,19 @@ fn find(directory: &Path, files: &Files, reference: &PodReference) -> Result<Opt
             }
         }
     }
+}
+
+/// All pods but those whose name several files claim.
+fn unambiguous(files: &Files) -> Vec<Pod> {
+    let mut by_name: BTreeMap<String, Vec<&Arc<Pod>>> = BTreeMap::new();
+    for pod in files.values().filter_map(|known| known.content.as_ref().ok()) {
+        by_name.entry(pod.full_name()).or_default().push(pod);
+    }
+    let one = |pods: Vec<&Arc<Pod>>| match pods.as_slice() {
+        [pod] => Some(Pod::clone(pod)),
+        _ => None,
+    };
+    by_name.into_values().filter_map(one).collect()
 }
 
 fn same_uid(wanted: String, path: PathBuf, pod: &Pod, reference: &PodReference) -> Result<Pod, SourceError> {

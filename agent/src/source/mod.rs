@@ -20,6 +20,9 @@ pub trait PodSource {
 
     /// The pod that a runtime names; `None` when the source knows for certain that there is none.
     fn pod(&self, reference: &PodReference) -> impl Future<Output = Result<Option<Pod>, SourceError>> + Send;
+
+    /// All pods that it knows; those that it cannot tell are left out.
+    fn pods(&self) -> impl Future<Output = Result<Vec<Pod>, SourceError>> + Send;
 }
 
 /// Why a source cannot tell.

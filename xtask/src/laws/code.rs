@@ -4,10 +4,11 @@ use super::rust::{self, Named, Names};
 use super::{Source, Violation};
 
 /// Where decisions are made: these take facts and give plans, and open nothing.
-const PURE: [&str; 7] = [
+const PURE: [&str; 8] = [
     "agent/src/model",
     "agent/src/capture",
     "agent/src/doctor",
+    "agent/src/locate",
     "agent/src/explain",
     "agent/src/plan",
     "cni-plugin/src/netconf",

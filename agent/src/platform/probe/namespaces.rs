@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use crate::doctor::facts::{Chain, Netns, Redirections};
 use crate::platform::netns::{NetnsId, NetnsThread};
 use crate::platform::nft;
+use crate::platform::runtime::pod_uid;
 
 /// Namespaces that are looked into: a node has some hundred pods.
 const MOST_NETNS: usize = 1024;
@@ -123,17 +124,11 @@ fn who(pid: u32) -> String {
     format!("process {pid} ({}){pod}", name.trim())
 }
 
-/// `…/kubepods-burstable-pod7c1e_…e9.slice/…` or `…/kubepods/burstable/pod7c1e-…-e9/…`
-fn pod_uid(cgroup: &str) -> Option<String> {
-    let part = cgroup
-        .split(['/', '\n'])
-        .find(|part| part.starts_with("pod") || (part.starts_with("kubepods") && part.contains("-pod")))?;
-    let uid = part.rsplit_once("pod")?.1.trim_end_matches(".slice").replace('_', "-");
-    (uid.len() == 36 || uid.len() == 32).then_some(uid)
-}
-
 /// The chains of the netns that the calling thread is in.
-fn chains() -> Result<Vec<Chain>, String> {
+///
+/// # Errors
+/// What could not be read, in words.
+pub fn chains() -> Result<Vec<Chain>, String> {
     let mut chains = nft::chains().map_err(|error| error.to_string())?;
     for (tables, programs) in LEGACY {
         // Absent in a kernel without them; empty where nobody uses them.
@@ -189,17 +184,5 @@ mod tests {
             saved(text),
             [chain("nat", "PREROUTING"), chain("nat", "ISTIO_OUTPUT"), chain("mangle", "OUTPUT")]
         );
-    }
-
-    #[test]
-    fn the_pod_of_a_process_is_in_its_cgroup() {
-        let uid = "7c1e34f0-95b4-4b63-8a50-2f2d9d5bb0e9";
-        let systemd = format!(
-            "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/cri-1.scope\n",
-            uid.replace('-', "_")
-        );
-        assert_eq!(pod_uid(&systemd).as_deref(), Some(uid));
-        assert_eq!(pod_uid(&format!("0::/kubepods/besteffort/pod{uid}/abc\n")).as_deref(), Some(uid));
-        assert_eq!(pod_uid("0::/system.slice/podman.service\n"), None);
     }
 }

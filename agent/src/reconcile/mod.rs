@@ -1,0 +1,90 @@
+//! What is lost comes back, and what was missed is made up for: the node as it ought to be against the node as it is.
+//!
+//! Owns: when it is looked at (at the start, at each full pass, and when what has failed is due), and what the last
+//! look could not repair. Never does: a pod's work itself; that is `enrol`, one pod after the other, so that an ADD
+//! waits for one of them and not for all. Called by: `app`.
+//!
+//! Nothing is polled for: a full pass is for events that nobody has sent or heard.
+
+pub mod backoff;
+mod repair;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+pub use self::repair::Unrepaired;
+
+use self::backoff::Backoff;
+use crate::cni::answer::Answerer;
+use crate::platform::netns::NetnsThread;
+use crate::source::PodSource;
+
+/// What could not be repaired, for whoever asks.
+pub type Report = Arc<Mutex<Vec<Unrepaired>>>;
+
+/// Brings the node to what it ought to be.
+#[derive(Debug)]
+pub struct Reconciler<S> {
+    /// Who enrols.
+    pub answerer: Arc<Answerer<S>>,
+    /// The way into a netns.
+    pub netns: NetnsThread,
+    /// Where the runtime keeps what it knows of attachments.
+    pub cni_cache: PathBuf,
+    /// Time between full passes.
+    pub interval: Duration,
+    /// What the last pass could not repair.
+    pub report: Report,
+}
+
+impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
+    /// Passes until `stop`.
+    pub async fn serve(self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(self.interval);
+        loop {
+            let full_pass = Instant::now() + self.interval.mul_f64(0.9 + fastrand::f64() / 5.0);
+            if stop.run_until_cancelled(self.pass(&mut backoff)).await.is_none() {
+                return;
+            }
+            let now = Instant::now();
+            let next = backoff.next(now).map_or(full_pass, |due| due.min(full_pass));
+            let wait = tokio::time::sleep(next.saturating_duration_since(now));
+            if stop.run_until_cancelled(wait).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn pass(&self, backoff: &mut Backoff) {
+        let missing = self.missing().await;
+        let mut problems = Vec::new();
+        if !missing.is_empty()
+            && let Some(seen) = self.seen().await
+        {
+            for pod in &missing {
+                let name = repair::name(pod);
+                if !backoff.is_due(&name, Instant::now()) {
+                    problems.extend(self.known(&name));
+                    continue;
+                }
+                if let Err(problem) = self.repair(pod, &seen).await {
+                    let wait = backoff.failed(&name, Instant::now(), fastrand::f64());
+                    let (again, pod) = (wait.as_secs_f32(), &name);
+                    tracing::error!(%pod, %problem, again, "runs without redirection");
+                    problems.push(Unrepaired { pod: name, problem });
+                }
+            }
+        }
+        backoff.keep_only(|name| problems.iter().any(|unrepaired| unrepaired.pod == name));
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+    }
+
+    /// What the last look said of a pod that is not due.
+    fn known(&self, name: &str) -> Option<Unrepaired> {
+        let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.iter().find(|unrepaired| unrepaired.pod == name).cloned()
+    }
+}
