@@ -215,8 +215,9 @@ pub struct DoctorFlags {
 /// Flags of `veer explain`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    override_usage = "veer explain NAMESPACE/NAME --to IP:PORT [--as UID:GID [--container WHICH]] [--source IP]\n       \
-                      veer explain NAMESPACE/NAME --from IP --port PORT [--at IP]\n       \
+    override_usage = "veer explain NAMESPACE/NAME --to IP:PORT [--as UID:GID [--container WHICH]] [--source IP] \
+                      [--interface NAME]\n       \
+                      veer explain NAMESPACE/NAME --from IP --port PORT [--at IP] [--interface NAME]\n       \
                       veer explain --event LINE|-",
     after_help = "Exit codes: 0 explained, 64 usage, 69 nobody knows the pod or there is no datapath, 70 failed.\n\
                   A pod that is not enrolled is explained, too: veer does nothing to it, and why."
@@ -249,6 +250,10 @@ pub struct ExplainFlags {
     /// The pod's address that the client dials; absent: its first of the client's family
     #[arg(long, value_name = "IP", requires = "from")]
     pub at: Option<String>,
+    /// The interface that it arrives on, or that the socket is tied to; absent: none that an annotation names,
+    /// and none
+    #[arg(long, value_name = "NAME", conflicts_with = "event")]
+    pub interface: Option<String>,
     /// A line of `veer monitor`, with --json or without; - reads lines from stdin
     #[arg(long, value_name = "LINE|-", conflicts_with = "pod")]
     pub event: Option<String>,

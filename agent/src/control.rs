@@ -138,6 +138,10 @@ pub struct Decided {
     /// where that counts; absent if not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub impostor: bool,
+    /// Index of the interface that it arrived on, in a pod whose annotations name any; of what the pod dials the
+    /// one that the socket is tied to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub interface: Option<u32>,
     /// Where it comes from; without a port while there is none.
     pub source: String,
     /// Where it was dialled to.
@@ -303,6 +307,7 @@ fn describe(event: &Event, names: &HashMap<NetnsCookie, String>) -> Decided {
         uid: id(event.uid),
         gid: id(event.gid),
         impostor: event.is_impostor != 0,
+        interface: (event.interface != 0).then_some(event.interface),
         source: endpoint(event.source, event.source_port),
         destination: endpoint(event.destination, event.port),
     }

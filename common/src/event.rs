@@ -32,6 +32,11 @@ pub struct Event {
     /// 1 if the creator has one of the proxy's ids and was in another container than the proxy's, in a pod
     /// where that counts.
     pub is_impostor: u32,
+    /// Index of the interface that it arrived on, where an annotation names one of the pod's; of what the pod
+    /// dials the one that the socket is tied to. 0 for none.
+    pub interface: u32,
+    /// Zero.
+    pub _reserved: u32,
 }
 
 /// [`Event::protocol`] of a connection, `IPPROTO_TCP`.
@@ -41,4 +46,4 @@ pub const UDP: u32 = 17;
 /// No uid or gid: the other end of the connection is elsewhere.
 pub const NO_ID: u32 = u32::MAX;
 
-const _: () = assert!(size_of::<Event>() == 72 && align_of::<Event>() == 8);
+const _: () = assert!(size_of::<Event>() == 80 && align_of::<Event>() == 8);

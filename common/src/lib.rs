@@ -1,6 +1,6 @@
 //! The contract between the eBPF programs, the agent and the CNI plugin.
 //!
-//! Owns: the map ABI ([`maps`], [`event`]), the verdict on a connection ([`verdict`]) with a named
+//! Owns: the map ABI ([`maps`], [`interface`], [`event`]), the verdict on a connection ([`verdict`]) with a named
 //! [`reason`] for every outcome and a [`rule`] for every test, and the messages between plugin and agent
 //! (`cni`, feature `std`).
 //! Never does: I/O, allocation (outside `cni`), or anything that knows how a fact was obtained.
@@ -8,7 +8,7 @@
 //! code runs in all of them.
 //!
 //! # ABI
-//! Everything in [`maps`] and [`event`] is `repr(C)` without implicit padding. Addresses are 16 bytes in
+//! Everything in [`maps`], [`interface`] and [`event`] is `repr(C)` without implicit padding. Addresses are 16 bytes in
 //! network order, IPv4 in its v4-mapped form (see [`address::Address`]). Ports are two bytes in network
 //! order ([`address::Port`]). All other integers are in the byte order of the host. A change of any of
 //! these types bumps [`ABI_VERSION`]; the golden bytes in `tests/abi.rs` make forgetting that a failure.
@@ -19,6 +19,7 @@ pub mod address;
 #[cfg(feature = "std")]
 pub mod cni;
 pub mod event;
+pub mod interface;
 pub mod maps;
 #[cfg(feature = "user")]
 mod pod;

@@ -8,8 +8,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::address::{Address, Port};
 use crate::reason::COUNTERS;
 
+mod capacity;
 mod proxy;
 
+pub use self::capacity::*;
 pub use self::proxy::ProxyContainer;
 
 /// Identity of a pod: its network namespace's cookie (`SO_NETNS_COOKIE`), never reused until reboot.
@@ -29,6 +31,15 @@ pub mod name {
     pub const RANGES: &str = "RANGES";
     /// [`OwnAddressKey`](super::OwnAddressKey)` -> u32`: the addresses of the pod's netns.
     pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
+    /// [`interface::IndexKey`](crate::interface::IndexKey)` -> `[`interface::Interface`](crate::interface::Interface):
+    /// the interfaces that annotations name and that exist.
+    pub const INTERFACES: &str = "INTERFACES";
+    /// [`interface::NameKey`](crate::interface::NameKey)` -> u32`, bits of [`interface::kind`](crate::interface::kind):
+    /// what annotations name, whether it exists or not; read by the agent and the commands alone.
+    pub const INTERFACE_NAMES: &str = "INTERFACE_NAMES";
+    /// [`interface::RouteMatch`](crate::interface::RouteMatch)` -> u32`, a longest-prefix trie: the routes of pods
+    /// that exclude interfaces.
+    pub const ROUTES: &str = "ROUTES";
     /// [`ListenerKey`](super::ListenerKey)` -> socket`: the proxy's listeners, every worker of them.
     pub const LISTENERS: &str = "LISTENERS";
     /// [`HandOffKey`](super::HandOffKey)` -> `[`HandOff`](super::HandOff): redirected connections on their
@@ -42,40 +53,13 @@ pub mod name {
     pub const DATAGRAMS: &str = "DATAGRAMS";
     /// At index 0 the inbound program, which the program of each netns jumps to.
     pub const INBOUND: &str = "INBOUND";
-    /// For each CPU the cookie of the pod that the inbound program decides for.
-    pub const INBOUND_COOKIE: &str = "INBOUND_COOKIE";
+    /// For each CPU the [`Arrival`](crate::interface::Arrival) that the inbound program decides on.
+    pub const ARRIVAL: &str = "ARRIVAL";
     /// One [`Settings`](super::Settings) at index 0.
     pub const SETTINGS: &str = "SETTINGS";
     /// Ring buffer of [`Event`](crate::event::Event)s, filled only while somebody watches.
     pub const EVENTS: &str = "EVENTS";
 }
-
-/// Most pods that one node holds; Kubernetes recommends 110, the largest platforms allow 512.
-pub const MAX_PODS: u32 = 4096;
-/// Port lists of all pods: one of each [`PortList`] for every pod, so that pods run out before lists do. A
-/// list is one entry however long it is: no pod can take another's room.
-pub const MAX_PORT_LISTS: u32 = MAX_PODS * 4;
-/// Entries of all CIDR lists of all pods. Beyond it enrolment fails; no list is ever cut short. It takes more
-/// than a hundred pods whose annotations are full of ranges to get there; the trie takes no room in advance.
-pub const MAX_RANGES: u32 = 4_194_304;
-/// Addresses of all pods.
-pub const MAX_OWN_ADDRESSES: u32 = 65_536;
-/// Listeners of all proxies: pods x ports x workers.
-pub const MAX_LISTENERS: u32 = 65_536;
-/// Redirected connections that have not reached their proxy, on the node.
-pub const MAX_HAND_OFFS: u32 = 262_144;
-/// Redirected connections that have not reached their proxy, of one pod; further ones are refused. It takes
-/// microseconds to get there, unless the proxy does not accept: then one pod's diallers would fill the map
-/// for all.
-pub const MAX_HAND_OFFS_OF_POD: i64 = 4096;
-/// Bytes of the ring buffer, a power of two.
-pub const EVENTS_BYTES: u32 = 1 << 20;
-/// Listeners of one proxy port that can be held.
-pub const MAX_LISTENER_SLOTS: u32 = 192;
-/// Where the slots begin of the proxy's own `AF_INET` sockets, of its `AF_INET6` sockets, and of anybody
-/// else's. Envoy listens with a worker for each core, and with all of IPv4's before the first of IPv6:
-/// those must not be left without a slot.
-pub const LISTENER_SLOTS: [u32; 3] = [0, 64, 128];
 
 /// Bits of [`PodPolicy::flags`].
 pub mod flag {
@@ -107,6 +91,10 @@ pub mod flag {
     pub const DUAL_STACK: u32 = 1 << 12;
     /// `ISTIO_META_DNS_CAPTURE`: TCP and UDP to port 53 go to the proxy's DNS port.
     pub const DNS_CAPTURE: u32 = 1 << 13;
+    /// The pod names interfaces whose traffic is left alone.
+    pub const EXCLUDES_INTERFACES: u32 = 1 << 14;
+    /// The pod names interfaces behind which virtual machines are.
+    pub const REROUTES_INTERFACES: u32 = 1 << 15;
     /// The proxy's ids alone do not make the proxy: the socket must have been created in its container.
     pub const BY_CONTAINER: u32 = 1 << 16;
 }
@@ -367,7 +355,7 @@ pub struct SocketRecord {
     pub target: Address,
     /// The dialled port.
     pub port: Port,
-    /// The port a dialler was sent to instead.
+    /// The port a dialler was sent to instead; of a listener its own, which what it accepts inherits.
     pub target_port: Port,
     /// Zero.
     pub _reserved_end: [u8; 4],

@@ -4,7 +4,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{event, maps};
+use crate::{event, interface, maps};
 
 const fn is_plain_bytes<T: FromBytes + IntoBytes + Immutable + Copy + 'static>() {}
 
@@ -30,5 +30,9 @@ pod!(
     maps::Settings,
     maps::Counters,
     maps::Enrolment,
+    interface::NameKey,
+    interface::IndexKey,
+    interface::Interface,
+    interface::RouteMatch,
     event::Event,
 );

@@ -62,6 +62,14 @@ pub enum Reason {
     Dns = 26,
     /// Outbound: UDP that is no DNS of a pod that captures it.
     NotDns = 27,
+    /// Outbound: it leaves by an interface in `excludeInterfaces`.
+    ExcludedInterface = 28,
+    /// Inbound: it arrived on an interface in `excludeInterfaces` (I4).
+    ExcludedInterfaceInbound = 29,
+    /// Inbound: from a virtual machine, so outbound to the proxy (I5).
+    ReroutedInterface = 30,
+    /// Inbound: from a virtual machine, to an address that is not captured.
+    ReroutedNotIncluded = 31,
 }
 
 /// What a verdict does with a connection.
@@ -107,7 +115,7 @@ pub const HAND_OFFS_NOW: usize = COUNTERS - 1;
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 32] = [
         Self::ExcludedPort,
         Self::PassthroughSource,
         Self::ProxyToOwnAddress,
@@ -136,6 +144,10 @@ impl Reason {
         Self::OwnerGroup,
         Self::Dns,
         Self::NotDns,
+        Self::ExcludedInterface,
+        Self::ExcludedInterfaceInbound,
+        Self::ReroutedInterface,
+        Self::ReroutedNotIncluded,
     ];
 
     /// The reason with this number, as events and counters carry it.
@@ -147,11 +159,16 @@ impl Reason {
     #[inline(always)]
     pub const fn action(self) -> Action {
         match self {
-            Self::IncludedPort | Self::IncludedRange | Self::AllOutbound => Action::ToOutbound,
+            Self::IncludedPort | Self::IncludedRange | Self::AllOutbound | Self::ReroutedInterface => {
+                Action::ToOutbound
+            }
             Self::ProxyToOwnAddress | Self::AllInbound | Self::IncludedInboundPort => Action::ToInbound,
             Self::Dns => Action::ToDns,
             Self::NoMemory | Self::NoListener | Self::ProxyBacklog => Action::Drop,
             Self::ExcludedPort
+            | Self::ExcludedInterface
+            | Self::ExcludedInterfaceInbound
+            | Self::ReroutedNotIncluded
             | Self::PassthroughSource
             | Self::AppToOwnAddress
             | Self::Proxy
@@ -185,6 +202,9 @@ impl Reason {
                 | Self::WithinPod
                 | Self::NotTcp
                 | Self::Ipv6NotCapturedInbound
+                | Self::ExcludedInterfaceInbound
+                | Self::ReroutedInterface
+                | Self::ReroutedNotIncluded
         )
     }
 
@@ -219,6 +239,10 @@ impl Reason {
             Self::WithinPod => "within-pod",
             Self::NotTcp => "not-tcp",
             Self::Ipv6NotCapturedInbound => "ipv6-not-captured-inbound",
+            Self::ExcludedInterface => "excluded-interface",
+            Self::ExcludedInterfaceInbound => "excluded-interface-inbound",
+            Self::ReroutedInterface => "rerouted-interface",
+            Self::ReroutedNotIncluded => "rerouted-not-included",
         }
     }
 }

@@ -14,6 +14,8 @@ use crate::reason::Reason;
 pub enum Rule {
     /// UDP: not to port 53, or the pod does not capture DNS.
     NotDns,
+    /// Outbound: it leaves by an interface in `excludeInterfaces`.
+    ExcludedInterface,
     /// Outbound: the port is in `excludeOutboundPorts`.
     ExcludedPort,
     /// Outbound, within the pod: bound to 127.0.0.6 or ::6.
@@ -56,6 +58,12 @@ pub enum Rule {
     WithinPod,
     /// Inbound: IPv6, which the pod's proxy does not serve.
     Ipv6NotCapturedInbound,
+    /// Inbound: on an interface of a virtual machine, to an address that is captured.
+    ReroutedInterface,
+    /// Inbound: on an interface of a virtual machine, to any other address.
+    ReroutedNotIncluded,
+    /// Inbound: it arrived on an interface in `excludeInterfaces`.
+    ExcludedInterfaceInbound,
     /// Inbound: to the proxy's tunnel port.
     TunnelPort,
     /// Inbound: all ports are captured, but this is in `excludeInboundPorts` or one of the proxy's own.
@@ -87,8 +95,9 @@ impl Trace for NoTrace {
 
 impl Rule {
     /// All rules: first those of outbound, then those of inbound, each in the order of the looking.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 31] = [
         Self::NotDns,
+        Self::ExcludedInterface,
         Self::ExcludedPort,
         Self::PassthroughSource,
         Self::ProxyToOwnAddress,
@@ -110,6 +119,9 @@ impl Rule {
         Self::NotIncluded,
         Self::WithinPod,
         Self::Ipv6NotCapturedInbound,
+        Self::ReroutedInterface,
+        Self::ReroutedNotIncluded,
+        Self::ExcludedInterfaceInbound,
         Self::TunnelPort,
         Self::ExcludedInboundPort,
         Self::AllInbound,
@@ -122,6 +134,7 @@ impl Rule {
     pub const fn reason(self) -> Reason {
         match self {
             Self::NotDns => Reason::NotDns,
+            Self::ExcludedInterface => Reason::ExcludedInterface,
             Self::ExcludedPort => Reason::ExcludedPort,
             Self::PassthroughSource => Reason::PassthroughSource,
             Self::ProxyToOwnAddress | Self::ProxyGroupToOwnAddress => Reason::ProxyToOwnAddress,
@@ -140,6 +153,9 @@ impl Rule {
             Self::NotIncluded => Reason::NotIncluded,
             Self::WithinPod => Reason::WithinPod,
             Self::Ipv6NotCapturedInbound => Reason::Ipv6NotCapturedInbound,
+            Self::ReroutedInterface => Reason::ReroutedInterface,
+            Self::ReroutedNotIncluded => Reason::ReroutedNotIncluded,
+            Self::ExcludedInterfaceInbound => Reason::ExcludedInterfaceInbound,
             Self::TunnelPort => Reason::TunnelPort,
             Self::ExcludedInboundPort => Reason::ExcludedInboundPort,
             Self::AllInbound => Reason::AllInbound,
@@ -156,6 +172,7 @@ impl Rule {
             Self::ProxyGroupWithinPod => "proxy-group-within-pod",
             // The only rule of its reason, or the first one.
             Self::NotDns
+            | Self::ExcludedInterface
             | Self::ExcludedPort
             | Self::PassthroughSource
             | Self::ProxyToOwnAddress
@@ -174,6 +191,9 @@ impl Rule {
             | Self::NotIncluded
             | Self::WithinPod
             | Self::Ipv6NotCapturedInbound
+            | Self::ReroutedInterface
+            | Self::ReroutedNotIncluded
+            | Self::ExcludedInterfaceInbound
             | Self::TunnelPort
             | Self::ExcludedInboundPort
             | Self::AllInbound
@@ -186,6 +206,7 @@ impl Rule {
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::NotDns => "UDP, of which DNS alone is captured, where the pod says so",
+            Self::ExcludedInterface => "it leaves by an excluded interface, which binds the proxy, too",
             Self::ExcludedPort => "the port is excluded, which binds the proxy, too",
             Self::PassthroughSource => "within the pod, from 127.0.0.6 or ::6: the proxy hands on to its app",
             Self::ProxyToOwnAddress => "within the pod, by the proxy, to a service of the pod's own",
@@ -210,6 +231,9 @@ impl Rule {
             Self::IncludedRange => "the address is in a captured range",
             Self::NotIncluded => "neither the address nor the port is captured",
             Self::WithinPod => "from within the pod, which the outbound rules have decided",
+            Self::ReroutedInterface => "from a virtual machine, to an address that is captured",
+            Self::ReroutedNotIncluded => "from a virtual machine, to an address that is not captured",
+            Self::ExcludedInterfaceInbound => "it arrived on an excluded interface",
             Self::TunnelPort => "to the proxy's own tunnel port",
             Self::ExcludedInboundPort => "the port is excluded, or one of the proxy's own",
             Self::AllInbound => "all ports are captured",

@@ -10,6 +10,7 @@
 //! a trace is rules that did not match and, at its end, the one that did.
 
 use crate::address::{Address, Port};
+use crate::interface::{self, kind};
 use crate::maps::{PodPolicy, PortList, RangeList, flag};
 use crate::reason::Reason;
 use crate::rule::{NoTrace, Rule, Trace};
@@ -27,6 +28,10 @@ pub trait Rules {
     fn own_address(&self, address: &Address) -> bool;
     /// Whether the group is in the list of owner groups.
     fn group_listed(&self, gid: u32) -> bool;
+    /// Whether annotations name the interface with this index for this [`kind`].
+    fn interface_is(&self, index: u32, kind: u32) -> bool;
+    /// Whether the route to the address leads out of an excluded interface.
+    fn route_excluded(&self, destination: &Address) -> bool;
 }
 
 /// Facts of a connection that a process in the pod opens, or of a datagram that it sends.
@@ -45,6 +50,8 @@ pub struct Outbound {
     pub destination: Address,
     /// The dialled port.
     pub port: Port,
+    /// `SO_BINDTODEVICE`: index of the interface that the socket is tied to, 0 for none.
+    pub interface: u32,
 }
 
 /// Facts of a TCP connection that arrives in the pod's netns.
@@ -56,6 +63,8 @@ pub struct Inbound {
     pub local: Address,
     /// The dialled port.
     pub port: Port,
+    /// Index of the interface that it arrived on; 0 where nothing depends on it.
+    pub interface: u32,
 }
 
 impl Outbound {
@@ -117,6 +126,10 @@ pub fn trace_outbound<R: Rules, T: Trace>(
     let destination = connection.effective_destination();
     let port = connection.port;
 
+    let leaves_excluded = leaves_by_excluded_interface(pod, rules, connection, &destination);
+    if trace.looked_at(Rule::ExcludedInterface, leaves_excluded) {
+        return Rule::ExcludedInterface.reason();
+    }
     if trace.looked_at(Rule::ExcludedPort, is_excluded(pod, rules, port)) {
         return Rule::ExcludedPort.reason();
     }
@@ -162,10 +175,14 @@ pub fn trace_datagram<R: Rules, T: Trace>(
     if trace.looked_at(Rule::NotDns, !dns) {
         return Rule::NotDns.reason();
     }
+    let destination = sent.effective_destination();
+    let leaves_excluded = leaves_by_excluded_interface(pod, rules, sent, &destination);
+    if trace.looked_at(Rule::ExcludedInterface, leaves_excluded) {
+        return Rule::ExcludedInterface.reason();
+    }
     if trace.looked_at(Rule::ExcludedPort, is_excluded(pod, rules, sent.port)) {
         return Rule::ExcludedPort.reason();
     }
-    let destination = sent.effective_destination();
     let passthrough = sent.source.is_passthrough() && stays_in_pod(rules, &destination);
     if trace.looked_at(Rule::PassthroughSource, passthrough) {
         return Rule::PassthroughSource.reason();
@@ -213,6 +230,27 @@ fn reaches(pod: &PodPolicy, destination: &Address) -> bool {
 #[inline(always)]
 pub fn stays_in_pod<R: Rules>(rules: &R, destination: &Address) -> bool {
     destination.is_loopback() || rules.own_address(destination)
+}
+
+/// What iptables asks of the packet (`-o`), asked of what will route it: what stays in the pod leaves by `lo`, a
+/// socket that is tied to an interface by that one, and anything else as the routes say.
+#[inline(always)]
+fn leaves_by_excluded_interface<R: Rules>(
+    pod: &PodPolicy,
+    rules: &R,
+    connection: &Outbound,
+    destination: &Address,
+) -> bool {
+    if !has(pod, flag::EXCLUDES_INTERFACES) {
+        return false;
+    }
+    if stays_in_pod(rules, destination) {
+        return rules.interface_is(interface::LOOPBACK, kind::EXCLUDED);
+    }
+    if connection.interface != 0 {
+        return rules.interface_is(connection.interface, kind::EXCLUDED);
+    }
+    rules.route_excluded(destination)
 }
 
 /// 127.0.0.1, or the range that the node has put in its place; ::1.
@@ -336,6 +374,20 @@ pub fn trace_inbound<R: Rules, T: Trace>(
     if trace.looked_at(Rule::Ipv6NotCapturedInbound, left_alone) {
         return Rule::Ipv6NotCapturedInbound.reason();
     }
+    let rerouted =
+        has(pod, flag::REROUTES_INTERFACES) && rules.interface_is(connection.interface, kind::REROUTED);
+    let captured = rerouted && is_included_address(pod, rules, &connection.local);
+    if trace.looked_at(Rule::ReroutedInterface, captured) {
+        return Rule::ReroutedInterface.reason();
+    }
+    if trace.looked_at(Rule::ReroutedNotIncluded, rerouted) {
+        return Rule::ReroutedNotIncluded.reason();
+    }
+    let excluded =
+        has(pod, flag::EXCLUDES_INTERFACES) && rules.interface_is(connection.interface, kind::EXCLUDED);
+    if trace.looked_at(Rule::ExcludedInterfaceInbound, excluded) {
+        return Rule::ExcludedInterfaceInbound.reason();
+    }
     let port = connection.port;
     let tunnel = port.get() == pod.tunnel_port.get() && !has(pod, flag::TPROXY);
     if trace.looked_at(Rule::TunnelPort, tunnel) {
@@ -354,6 +406,14 @@ pub fn trace_inbound<R: Rules, T: Trace>(
     }
     trace.looked_at(Rule::NotIncludedInbound, true);
     Rule::NotIncludedInbound.reason()
+}
+
+/// Of what virtual machines dial the address alone counts: neither excluded ranges nor any list of ports, which
+/// istio-init has for the pod's own processes.
+#[inline(always)]
+fn is_included_address<R: Rules>(pod: &PodPolicy, rules: &R, address: &Address) -> bool {
+    let list = if address.is_v4() { RangeList::IncludedV4 } else { RangeList::IncludedV6 };
+    has(pod, flag::OUTBOUND_ALL) || rules.range_listed(list, address)
 }
 
 #[inline(always)]

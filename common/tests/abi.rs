@@ -9,6 +9,7 @@
 use veer_common::ABI_VERSION;
 use veer_common::address::{Address, Port};
 use veer_common::event::Event;
+use veer_common::interface::{self, Arrival, IndexKey, Interface, NameKey, RouteMatch, kind};
 use veer_common::maps::{
     self, Counters, DatagramRecord, Enrolment, HandOff, HandOffKey, ListenerKey, OwnAddressKey, PodPolicy,
     PortList, PortListKey, PortSet, ProxyContainer, RangeList, RangeMatch, Settings, SocketRecord, flag,
@@ -48,6 +49,17 @@ fn an_address_is_its_sixteen_bytes_in_network_order() {
 
 /// The trie compares from the first bit, so the address' first byte must follow the fixed part.
 #[test]
+fn a_route_of_either_family_begins_right_after_it() {
+    let v4 = RouteMatch::of_address(1, &Address::v4([10, 1, 2, 3]));
+    assert_eq!(hex(&v4), "0100000000000000040000000a010203000000000000000000000000");
+    let address = Address::from("2001:db8::5".parse::<std::net::Ipv6Addr>().unwrap());
+    let v6 = RouteMatch::of_address(1, &address);
+    assert_eq!(hex(&v6), "01000000000000000600000020010db8000000000000000000000005");
+    assert_eq!(RouteMatch::FIXED_BITS, 8 * (8 + 4));
+}
+
+/// As above.
+#[test]
 fn a_range_of_either_family_begins_right_after_its_list() {
     let v4 = RangeMatch::of_address(1, RangeList::IncludedV4, &Address::v4([10, 1, 2, 3]));
     assert_eq!(hex(&v4), "0100000000000000010000000a010203000000000000000000000000");
@@ -61,6 +73,7 @@ fn a_range_of_either_family_begins_right_after_its_list() {
 fn abi() -> String {
     let mut lines = vec![format!("ABI_VERSION {ABI_VERSION}")];
     bytes(&mut lines);
+    capacities(&mut lines);
     numbers(&mut lines);
     lines.join("\n") + "\n"
 }
@@ -102,6 +115,19 @@ fn bytes(lines: &mut Lines) {
     record(lines, "Counters", &counters());
     record(lines, "Enrolment", &enrolment());
     record(lines, "Event", &event());
+    record(lines, "Arrival", &Arrival { cookie: COOKIE, interface: 0x1112_1314, _reserved: 0 });
+    record(lines, "NameKey", &NameKey { cookie: COOKIE, name: [0x11; 16] });
+    record(lines, "IndexKey", &IndexKey::new(COOKIE, 0x1112_1314));
+    record(lines, "Interface", &Interface { kinds: 0x1112_1314, name: [0x22; 16] });
+    record(
+        lines,
+        "RouteMatch",
+        &RouteMatch {
+            cookie: COOKIE.to_ne_bytes(),
+            family: [0x11, 0x12, 0x13, 0x14],
+            network: address(0xa0),
+        },
+    );
 }
 
 /// The ports at the ends of the set and of its words: each with the bytes that alone are not zero for it.
@@ -207,10 +233,12 @@ fn event() -> Event {
         source_port: port(0),
         port: port(1),
         is_impostor: 0x6162_6364,
+        interface: 0x7172_7374,
+        _reserved: 0,
     }
 }
 
-fn numbers(lines: &mut Lines) {
+fn capacities(lines: &mut Lines) {
     for (name, capacity) in [
         (name::PODS, maps::MAX_PODS),
         (name::ENROLMENTS, maps::MAX_PODS),
@@ -223,11 +251,18 @@ fn numbers(lines: &mut Lines) {
         (name::PROXIES, maps::MAX_PODS),
         (name::SOCKETS, 0),
         (name::DATAGRAMS, 0),
+        (name::INTERFACES, interface::MAX_INTERFACES),
+        (name::INTERFACE_NAMES, interface::MAX_INTERFACES),
+        (name::ROUTES, interface::MAX_ROUTES),
+        (name::ARRIVAL, 1),
         (name::SETTINGS, 1),
         (name::EVENTS, maps::EVENTS_BYTES),
     ] {
         line(lines, "map", name, capacity);
     }
+}
+
+fn numbers(lines: &mut Lines) {
     line(lines, "limit", "listener slots", maps::MAX_LISTENER_SLOTS);
     line(lines, "limit", "counters", COUNTERS);
     for (name, bit) in [
@@ -245,6 +280,8 @@ fn numbers(lines: &mut Lines) {
         ("INCLUDES_GROUPS", flag::INCLUDES_GROUPS),
         ("DUAL_STACK", flag::DUAL_STACK),
         ("DNS_CAPTURE", flag::DNS_CAPTURE),
+        ("EXCLUDES_INTERFACES", flag::EXCLUDES_INTERFACES),
+        ("REROUTES_INTERFACES", flag::REROUTES_INTERFACES),
         ("BY_CONTAINER", flag::BY_CONTAINER),
     ] {
         line(lines, "flag", name, bit);
@@ -258,6 +295,9 @@ fn numbers(lines: &mut Lines) {
     line(lines, "ranges", "IncludedV6", RangeList::IncludedV6 as u32);
     line(lines, "ranges", "ExcludedV6", RangeList::ExcludedV6 as u32);
     line(lines, "ranges", "Groups", RangeList::Groups as u32);
+    line(lines, "interface", "EXCLUDED", kind::EXCLUDED);
+    line(lines, "interface", "REROUTED", kind::REROUTED);
+    line(lines, "route", "NOT_EXCLUDED", interface::ROUTE_NOT_EXCLUDED);
     line(lines, "role", "NONE", role::NONE);
     line(lines, "role", "DIALLER", role::DIALLER);
     line(lines, "role", "LISTENER", role::LISTENER);

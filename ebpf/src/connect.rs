@@ -60,6 +60,7 @@ fn connect_tcp(context: SockAddr, v6: bool) -> Answer {
         source_port: socket.source_port(),
         destination: if v6 { context.address_v6() } else { context.address_v4() },
         port: context.port(),
+        interface: socket.bound_device(),
     };
     let Some(record) = record_of(socket, cookie) else {
         count::decision(cookie, Reason::NoMemory, &facts);
@@ -76,6 +77,7 @@ fn connect_tcp(context: SockAddr, v6: bool) -> Answer {
         source: facts.source,
         destination: facts.destination,
         port: facts.port,
+        interface: facts.interface,
     };
     let mut reason = verdict::outbound(pod, &PodRules(cookie), &connection);
     let to_proxy = matches!(reason.action(), Action::ToOutbound | Action::ToInbound | Action::ToDns);

@@ -28,6 +28,8 @@ pub struct Facts {
     pub destination: Address,
     /// The dialled port.
     pub port: Port,
+    /// The interface that it arrived on, or that the socket is tied to; 0 for none.
+    pub interface: u32,
 }
 
 /// Counts a decision, and reports it if somebody watches. A function of its own in the object, too: its
@@ -54,6 +56,8 @@ pub fn decision(cookie: NetnsCookie, reason: Reason, facts: &Facts) {
         source_port: facts.source_port,
         port: facts.port,
         is_impostor: u32::from(facts.is_impostor),
+        interface: facts.interface,
+        _reserved: 0,
     });
     event.submit(0);
 }

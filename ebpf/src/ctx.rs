@@ -47,6 +47,7 @@ const _: () = {
     assert!(offset_of!(bpf_sk_lookup, protocol) == 12 && offset_of!(bpf_sk_lookup, remote_ip6) == 20);
     assert!(offset_of!(bpf_sk_lookup, remote_port) == 36 && offset_of!(bpf_sk_lookup, local_ip4) == 40);
     assert!(offset_of!(bpf_sk_lookup, local_ip6) == 44 && offset_of!(bpf_sk_lookup, local_port) == 60);
+    assert!(offset_of!(bpf_sk_lookup, ingress_ifindex) == 64);
 };
 
 /// Reads 4 bytes at `OFFSET` of a context.
@@ -471,6 +472,13 @@ impl SkLookup {
     #[inline(always)]
     pub fn local_port(self) -> Port {
         Port::new((load::<60>(self.0.cast()) & 0xffff) as u16)
+    }
+
+    /// Index of the interface that it arrived on (Linux 5.17: an older verifier refuses who reads it). For what
+    /// comes from within the pod it is that of the interface that owns the address.
+    #[inline(always)]
+    pub fn interface(self) -> u32 {
+        load::<64>(self.0.cast())
     }
 
     /// The client's port: network order, two bytes and two of padding.

@@ -98,21 +98,23 @@ const fn outbound(facts: &Facts) -> Outbound {
         source: facts.source,
         destination: facts.destination,
         port: facts.port,
+        interface: facts.interface,
     }
 }
 
 #[inline(always)]
 fn facts(context: SockAddr, source: Address, destination: Address) -> Facts {
-    let source_port = Sock::new(context.socket()).source_port();
+    let socket = Sock::new(context.socket());
     Facts {
         protocol: IPPROTO_UDP,
         uid: 0,
         gid: 0,
         is_impostor: false,
         source,
-        source_port,
+        source_port: socket.source_port(),
         destination,
         port: DNS,
+        interface: socket.bound_device(),
     }
 }
 

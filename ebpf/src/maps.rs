@@ -23,6 +23,9 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf
 use aya_ebpf::programs::SkLookupContext;
 use veer_common::address::{Address, Port};
 use veer_common::event::Event;
+use veer_common::interface::{
+    Arrival, IndexKey, Interface, MAX_INTERFACES, MAX_ROUTES, ROUTE_NOT_EXCLUDED, RouteMatch,
+};
 use veer_common::maps::{
     Counters, DatagramRecord, EVENTS_BYTES, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_HAND_OFFS,
     MAX_LISTENER_SLOTS, MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie,
@@ -44,6 +47,11 @@ static RANGES: LpmTrie<RangeMatch, u32> = LpmTrie::with_max_entries(MAX_RANGES, 
 static OWN_ADDRESSES: HashMap<OwnAddressKey, u32> =
     HashMap::with_max_entries(MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
+static INTERFACES: HashMap<IndexKey, Interface> =
+    HashMap::with_max_entries(MAX_INTERFACES, BPF_F_NO_PREALLOC);
+#[map]
+static ROUTES: LpmTrie<RouteMatch, u32> = LpmTrie::with_max_entries(MAX_ROUTES, BPF_F_NO_PREALLOC);
+#[map]
 static HAND_OFFS: HashMap<HandOffKey, HandOff> = HashMap::with_max_entries(MAX_HAND_OFFS, BPF_F_NO_PREALLOC);
 #[map]
 static PROXIES: HashMap<NetnsCookie, ProxyContainer> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
@@ -52,7 +60,7 @@ static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
 static INBOUND: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
-static INBOUND_COOKIE: PerCpuArray<NetnsCookie> = PerCpuArray::with_max_entries(1, 0);
+static ARRIVAL: PerCpuArray<Arrival> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
@@ -145,21 +153,37 @@ pub fn own_address(cookie: NetnsCookie, address: &Address) -> bool {
     OWN_ADDRESSES.get_ptr(OwnAddressKey { cookie, address: *address }).is_some()
 }
 
-/// Says which pod the inbound program is about to decide for. Per CPU: the lookup of a listener runs to its
+/// Whether annotations name the interface with this index for this kind.
+#[inline(never)]
+pub fn interface_is(cookie: NetnsCookie, index: u32, kind: u32) -> bool {
+    let Some(interface) = INTERFACES.get_ptr(IndexKey::new(cookie, index)) else { return false };
+    // SAFETY: as for `pod`.
+    unsafe { (*interface).kinds & kind != 0 }
+}
+
+/// Whether the route to the address leads out of excluded interfaces: the longest prefix decides.
+#[inline(never)]
+pub fn route_excluded(cookie: NetnsCookie, destination: &Address) -> bool {
+    ROUTES
+        .get(Key::new(RouteMatch::ALL_BITS, RouteMatch::of_address(cookie, destination)))
+        .is_some_and(|route| *route != ROUTE_NOT_EXCLUDED)
+}
+
+/// Says what the inbound program is about to decide on. Per CPU: the lookup of a listener runs to its
 /// end before another one begins on the same CPU. (inet_diag looks up with interrupts on, and what it is
 /// then told may be another pod's; it only reports.)
 #[inline(always)]
-pub fn set_inbound_cookie(cookie: NetnsCookie) -> bool {
-    let Some(slot) = INBOUND_COOKIE.get_ptr_mut(0) else { return false };
+pub fn set_arrival(arrival: &Arrival) -> bool {
+    let Some(slot) = ARRIVAL.get_ptr_mut(0) else { return false };
     // SAFETY: a value of this CPU's own array.
-    unsafe { slot.write(cookie) };
+    unsafe { slot.write(*arrival) };
     true
 }
 
-/// The pod that the inbound program decides for.
+/// What the inbound program decides on.
 #[inline(always)]
-pub fn inbound_cookie() -> Option<NetnsCookie> {
-    INBOUND_COOKIE.get(0).copied()
+pub fn arrival() -> Option<Arrival> {
+    ARRIVAL.get(0).copied()
 }
 
 /// Jumps to the inbound program of the node; comes back only if there is none.

@@ -29,4 +29,14 @@ impl Rules for PodRules {
     fn group_listed(&self, gid: u32) -> bool {
         maps::group_listed(self.0, gid)
     }
+
+    #[inline(always)]
+    fn interface_is(&self, index: u32, kind: u32) -> bool {
+        maps::interface_is(self.0, index, kind)
+    }
+
+    #[inline(always)]
+    fn route_excluded(&self, destination: &Address) -> bool {
+        maps::route_excluded(self.0, destination)
+    }
 }

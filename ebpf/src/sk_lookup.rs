@@ -1,10 +1,11 @@
 //! sk_lookup: the inbound verdict, once for each connection that arrives in the pod's netns.
 //!
 //! The kernel has no helper for the netns cookie here: each netns has a few instructions of its own, with the
-//! cookie as a constant, which say it and jump to this program (`bin/netns.rs`).
+//! cookie as a constant, which say it and the interface and jump to this program (`bin/netns.rs`).
 
 use veer_common::address::Port;
 use veer_common::event::NO_ID;
+use veer_common::interface::Arrival;
 use veer_common::maps::{HandOffKey, NetnsCookie};
 use veer_common::reason::{Action, Fault, Reason};
 use veer_common::verdict::{self, Inbound};
@@ -26,12 +27,18 @@ pub enum Answer {
 
 /// Runs for each lookup of a listener in the pod's netns.
 #[inline(always)]
-pub fn sk_lookup(context: SkLookup, cookie: NetnsCookie) -> Answer {
+pub fn sk_lookup(context: SkLookup, arrival: &Arrival) -> Answer {
     if context.protocol() != IPPROTO_TCP {
         return Answer::Pass;
     }
+    let cookie = arrival.cookie;
     let Some(pod) = maps::pod(cookie) else { return Answer::Pass };
-    let connection = Inbound { remote: context.remote(), local: context.local(), port: context.local_port() };
+    let connection = Inbound {
+        remote: context.remote(),
+        local: context.local(),
+        port: context.local_port(),
+        interface: arrival.interface,
+    };
     let reason = verdict::inbound(pod, &PodRules(cookie), &connection);
     if reason == Reason::WithinPod {
         if is_proxys(pod, connection.port) && !connection.local.is_loopback() {
@@ -97,5 +104,6 @@ fn facts(context: SkLookup, connection: &Inbound) -> Facts {
         source_port: context.remote_port(),
         destination: connection.local,
         port: connection.port,
+        interface: connection.interface,
     }
 }

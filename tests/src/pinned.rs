@@ -14,6 +14,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use nix::errno::Errno;
 use veer_common::ABI_VERSION;
+use veer_common::interface::{IndexKey, Interface, NameKey, RouteMatch};
 use veer_common::maps::{
     Counters, Enrolment, HandOff, HandOffKey, ListenerKey, MAX_OWN_ADDRESSES, NetnsCookie, OwnAddressKey,
     PodPolicy, PortListKey, PortSet, RangeMatch, Settings, name,
@@ -106,7 +107,10 @@ impl Pinned {
             (name::ENROLMENTS, self.cookies::<NetnsCookie, Enrolment>(name::ENROLMENTS)?),
             (name::COUNTERS, self.cookies::<NetnsCookie, Counters>(name::COUNTERS)?),
             (name::PORTS, self.cookies::<PortListKey, PortSet>(name::PORTS)?),
-            (name::RANGES, self.cookies_of_ranges()?),
+            (name::RANGES, self.cookies_of_trie::<RangeMatch>(name::RANGES)?),
+            (name::INTERFACE_NAMES, self.cookies::<NameKey, u32>(name::INTERFACE_NAMES)?),
+            (name::INTERFACES, self.cookies::<IndexKey, Interface>(name::INTERFACES)?),
+            (name::ROUTES, self.cookies_of_trie::<RouteMatch>(name::ROUTES)?),
             (name::OWN_ADDRESSES, self.cookies::<OwnAddressKey, u32>(name::OWN_ADDRESSES)?),
             // A hash of sockets, whose keys are listed as those of any hash.
             (name::LISTENERS, self.cookies::<ListenerKey, u64>(name::LISTENERS)?),
@@ -127,10 +131,13 @@ impl Pinned {
         keys.collect()
     }
 
-    fn cookies_of_ranges(&self) -> Result<Vec<NetnsCookie>> {
-        let ranges: LpmTrie<_, RangeMatch, u32> = Map::LpmTrie(self.map(name::RANGES)?).try_into()?;
-        let of = |key: Key<RangeMatch>| NetnsCookie::from_ne_bytes(key.data().cookie);
-        ranges.keys().map(|key| key.map(of).context("list RANGES")).collect()
+    fn cookies_of_trie<K: aya::Pod + IntoBytes + zerocopy::Immutable>(
+        &self,
+        map: &'static str,
+    ) -> Result<Vec<NetnsCookie>> {
+        let trie: LpmTrie<_, K, u32> = Map::LpmTrie(self.map(map)?).try_into()?;
+        let of = |key: Key<K>| cookie(key.data().as_bytes());
+        trie.keys().map(|key| key.with_context(|| format!("list {map}")).and_then(of)).collect()
     }
 
     fn cookies_of_links(&self) -> Result<Vec<NetnsCookie>> {

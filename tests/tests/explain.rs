@@ -53,7 +53,7 @@ fn labelled(text: &str, label: &str) -> Vec<String> {
 }
 
 /// Pods that between them have every kind of list.
-fn manifests() -> [fn(Manifest) -> Manifest; 5] {
+fn manifests() -> [fn(Manifest) -> Manifest; 6] {
     [
         |manifest| manifest,
         |manifest| {
@@ -71,6 +71,7 @@ fn manifests() -> [fn(Manifest) -> Manifest; 5] {
         },
         |manifest| manifest.with_proxy_env("ISTIO_DUAL_STACK", "false"),
         |manifest| manifest.with_annotation("sidecar.istio.io/interceptionMode", "TPROXY"),
+        |manifest| manifest.with_traffic("excludeInterfaces", "eth0"),
     ]
 }
 
@@ -144,6 +145,8 @@ fn flags_of(decision: &Value) -> Vec<String> {
         let (from, at): (SocketAddr, SocketAddr) = (source.parse().unwrap(), destination.parse().unwrap());
         flags.extend([format!("--from={}", from.ip()), format!("--port={}", at.port())]);
         flags.push(format!("--at={}", at.ip()));
+        // The index is of the pod's only one.
+        flags.extend(decision.get("interface").map(|_index| "--interface=eth0".to_owned()));
     } else {
         flags.push(format!("--to={destination}"));
         flags.push(format!("--as={}:{}", decision["uid"], decision["gid"]));
@@ -200,6 +203,8 @@ fn for_every_connection_the_explained_reason_is_the_kernels() {
         "all-outbound",
         "app-to-own-address",
         "excluded-inbound-port",
+        "excluded-interface",
+        "excluded-interface-inbound",
         "excluded-port",
         "excluded-range",
         "included-inbound-port",
@@ -233,16 +238,17 @@ matched   the pod includes *, all addresses
 because   traffic.sidecar.istio.io/includeOutboundIPRanges is absent: default \"*\"
 note      1000:1000 stands for anybody who is not the proxy; --as UID:GID asks for another
 looked at before, none of which matched:
-  1  excluded-port         port 443 is none of 15020
-  2  proxy                 uid 1000 is not the proxy's, 1337
-  3  proxy-group           gid 1000 is not the proxy's, 1337
-  4  owner-group           the node captures all groups
-  5  dns                   port 443 is not 53
-  6  localhost             192.0.2.1 is not 127.0.0.1 or ::1
-  7  no-address-of-family  the pod has the IPv4 address 10.77.0.2
-  8  ipv6-not-captured     192.0.2.1 is IPv4
-  9  excluded-range        192.0.2.1 is in none of 198.51.100.0/24
- 10  included-port         the pod includes no outbound port
+  1  excluded-interface    the pod excludes no interface
+  2  excluded-port         port 443 is none of 15020
+  3  proxy                 uid 1000 is not the proxy's, 1337
+  4  proxy-group           gid 1000 is not the proxy's, 1337
+  5  owner-group           the node captures all groups
+  6  dns                   port 443 is not 53
+  7  localhost             192.0.2.1 is not 127.0.0.1 or ::1
+  8  no-address-of-family  the pod has the IPv4 address 10.77.0.2
+  9  ipv6-not-captured     192.0.2.1 is IPv4
+ 10  excluded-range        192.0.2.1 is in none of 198.51.100.0/24
+ 11  included-port         the pod includes no outbound port
 "
     );
     assert_eq!(
@@ -254,10 +260,13 @@ reason    excluded-inbound-port: the port is excluded, or one of the proxy's own
 matched   port 15021 is one of 15020-15021, 15090
 because   15020, 15021 and 15090 are the proxy's own
 looked at before, none of which matched:
-  1  within-pod                 neither 10.77.0.1 nor 10.77.0.2 is loopback, and 10.77.0.1 is no
-                                address of the pod's netns
-  2  ipv6-not-captured-inbound  10.77.0.2 is IPv4
-  3  tunnel-port                15021 is not the tunnel port 15008
+  1  within-pod                  neither 10.77.0.1 nor 10.77.0.2 is loopback, and 10.77.0.1 is no
+                                 address of the pod's netns
+  2  ipv6-not-captured-inbound   10.77.0.2 is IPv4
+  3  rerouted-interface          the pod reroutes no interface
+  4  rerouted-not-included       the pod reroutes no interface
+  5  excluded-interface-inbound  the pod excludes no interface
+  6  tunnel-port                 15021 is not the tunnel port 15008
 "
     );
 }

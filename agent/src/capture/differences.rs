@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use veer_common::address::Address;
+use veer_common::interface::{Name, kind};
 use veer_common::maps::{NetnsCookie, PortList, PortListKey, PortSet, RangeList, flag};
 
 use super::addresses::OwnAddresses;
@@ -43,8 +44,8 @@ pub fn differences(cookie: NetnsCookie, held: &MapEntries, capture: &Capture) ->
                 != (said.policy.localhost, said.policy.localhost_mask)
         }
         Setting::ProxyIdentity => flags(flag::BY_CONTAINER),
-        // Nothing in the maps says them.
-        Setting::ExcludedInterfaces | Setting::ReroutedInterfaces => false,
+        Setting::ExcludedInterfaces => named(held, kind::EXCLUDED) != named(&said, kind::EXCLUDED),
+        Setting::ReroutedInterfaces => named(held, kind::REROUTED) != named(&said, kind::REROUTED),
     };
     Setting::ALL.into_iter().filter(differs).collect()
 }
@@ -80,6 +81,12 @@ fn port_list(cookie: NetnsCookie, entries: &MapEntries, list: PortList) -> Optio
     entries.ports.iter().find(|(other, _)| *other == key).map(|(_, set)| set.as_ref())
 }
 
+/// The interfaces that are named for something.
+fn named(entries: &MapEntries, kind: u32) -> Vec<Name> {
+    let names = entries.interfaces.names.iter();
+    names.filter(|(_, kinds)| kinds & kind != 0).map(|(key, _)| key.name).collect()
+}
+
 /// The list's ranges in one order, whoever made them.
 fn range_list(entries: &MapEntries, list: RangeList) -> Vec<(u32, [u32; 4])> {
     let of_list = entries.ranges.iter().filter(|(_, range)| range.list == (list as u32).to_ne_bytes());
@@ -94,7 +101,9 @@ mod tests {
 
     use super::super::testing::{any_capture, any_own_addresses, default_capture, own_addresses};
     use super::*;
-    use crate::model::{InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port, ProxyIdentity};
+    use crate::model::{
+        InboundPorts, InterceptionMode, InterfaceName, OutboundRanges, OwnerGroups, Port, ProxyIdentity,
+    };
 
     const COOKIE: NetnsCookie = 7;
 
@@ -104,6 +113,7 @@ mod tests {
         let before = default_capture();
         let held = map_entries(COOKIE, &before, &own);
         let range = |text: &str| [text.parse().unwrap()].into();
+        let interface = |name: &str| [InterfaceName::parse(name).unwrap()].into();
         let rows = [
             (Capture { proxy_uid: 2000, ..before.clone() }, Setting::ProxyUid),
             (Capture { proxy_gid: 2000, ..before.clone() }, Setting::ProxyGid),
@@ -133,6 +143,14 @@ mod tests {
             (Capture { owner_groups: OwnerGroups::Only([7].into()), ..before.clone() }, Setting::OwnerGroups),
             (Capture { loopback: "127.0.0.0/8".parse().unwrap(), ..before.clone() }, Setting::Loopback),
             (Capture { proxy_identity: ProxyIdentity::Container, ..before.clone() }, Setting::ProxyIdentity),
+            (
+                Capture { excluded_interfaces: interface("net1"), ..before.clone() },
+                Setting::ExcludedInterfaces,
+            ),
+            (
+                Capture { rerouted_interfaces: interface("net1"), ..before.clone() },
+                Setting::ReroutedInterfaces,
+            ),
         ];
         for (now, changed) in rows {
             assert_eq!(differences(COOKIE, &held, &now), [changed]);

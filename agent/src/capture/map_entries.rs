@@ -10,6 +10,7 @@ use veer_common::maps::{
 };
 
 use super::addresses::OwnAddresses;
+use super::interfaces::InterfaceEntries;
 use crate::model::{
     self, Capture, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, ProxyIdentity,
 };
@@ -35,16 +36,20 @@ pub struct MapEntries {
     pub ranges: Vec<(u32, RangeMatch)>,
     /// Keys in `OWN_ADDRESSES`.
     pub own_addresses: Vec<OwnAddressKey>,
+    /// Entries of the interfaces that the annotations name.
+    pub interfaces: InterfaceEntries,
 }
 
 /// The map entries of a pod. The proxy's uid and gid are taken as they stand: where
-/// [`Capture::ids`] is the pod's own, they must have been translated.
+/// [`Capture::ids`] is the pod's own, they must have been translated. Of interfaces it has the names:
+/// [`InterfaceEntries::in_netns`] finds them.
 pub fn map_entries(cookie: NetnsCookie, capture: &Capture, own: &OwnAddresses) -> MapEntries {
     MapEntries {
         policy: policy(capture, own),
         ports: port_lists(cookie, capture),
         ranges: range_keys(cookie, capture),
         own_addresses: own_address_keys(cookie, own),
+        interfaces: InterfaceEntries::named(cookie, capture),
     }
 }
 
@@ -89,6 +94,8 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
         (flag::DUAL_STACK, capture.dual_stack),
         (flag::DNS_CAPTURE, capture.dns_capture),
         (flag::BY_CONTAINER, capture.proxy_identity == ProxyIdentity::Container),
+        (flag::EXCLUDES_INTERFACES, !capture.excluded_interfaces.is_empty()),
+        (flag::REROUTES_INTERFACES, !capture.rerouted_interfaces.is_empty()),
     ];
     with_flags(0, &conditions)
 }

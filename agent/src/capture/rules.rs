@@ -8,11 +8,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use veer_common::address::{Address, Port};
+use veer_common::interface::{IndexKey, Interface, ROUTE_NOT_EXCLUDED, RouteMatch, kind};
 use veer_common::maps::{NetnsCookie, OwnAddressKey, PortList, PortListKey, PortSet, RangeList, RangeMatch};
 use veer_common::verdict::Rules;
 use zerocopy::IntoBytes;
 
 use super::addresses::OwnAddresses;
+use super::interfaces::Links;
 use super::map_entries::MapEntries;
 use crate::model::{self, Capture, InboundPorts, OutboundRanges, OwnerGroups};
 
@@ -21,6 +23,7 @@ use crate::model::{self, Capture, InboundPorts, OutboundRanges, OwnerGroups};
 pub struct CaptureRules<'a> {
     capture: &'a Capture,
     own: &'a OwnAddresses,
+    links: &'a Links,
 }
 
 /// The lists as the maps hold them, looked up as the kernel does: hash and longest prefix.
@@ -30,12 +33,14 @@ pub struct MapRules {
     ports: HashMap<PortListKey, Box<PortSet>>,
     ranges: Vec<(u32, RangeMatch)>,
     own_addresses: HashSet<OwnAddressKey>,
+    interfaces: HashMap<IndexKey, Interface>,
+    routes: Vec<((u32, RouteMatch), u32)>,
 }
 
 impl<'a> CaptureRules<'a> {
-    /// The lists of this pod.
-    pub const fn new(capture: &'a Capture, own: &'a OwnAddresses) -> Self {
-        Self { capture, own }
+    /// The lists of this pod, in a netns that has these interfaces.
+    pub const fn new(capture: &'a Capture, own: &'a OwnAddresses, links: &'a Links) -> Self {
+        Self { capture, own, links }
     }
 }
 
@@ -77,6 +82,27 @@ impl Rules for CaptureRules<'_> {
         let (OwnerGroups::AllExcept(groups) | OwnerGroups::Only(groups)) = &self.capture.owner_groups;
         groups.contains(&gid)
     }
+
+    fn interface_is(&self, index: u32, kind: u32) -> bool {
+        let names = match kind {
+            kind::EXCLUDED => &self.capture.excluded_interfaces,
+            _ => &self.capture.rerouted_interfaces,
+        };
+        let mut links = self.links.links.iter().filter(|link| link.index == index);
+        links.any(|link| names.iter().any(|name| name.as_str() == link.name))
+    }
+
+    fn route_excluded(&self, destination: &Address) -> bool {
+        let address = IpAddr::from(*destination);
+        let holding = || self.links.routes.iter().filter(|route| route.destination.contains(&address));
+        let Some(length) = holding().map(|route| route.destination.prefix_len()).max() else { return false };
+        let longest = || holding().filter(|route| route.destination.prefix_len() == length);
+        let metric = longest().map(|route| route.metric).min();
+        longest().filter(|route| Some(route.metric) == metric).all(|route| {
+            let excluded = |index: &u32| self.interface_is(*index, kind::EXCLUDED);
+            !route.interfaces.is_empty() && route.interfaces.iter().all(excluded)
+        })
+    }
 }
 
 impl MapRules {
@@ -87,6 +113,8 @@ impl MapRules {
             ports: entries.ports.iter().cloned().collect(),
             ranges: entries.ranges.clone(),
             own_addresses: entries.own_addresses.iter().copied().collect(),
+            interfaces: entries.interfaces.interfaces.iter().copied().collect(),
+            routes: entries.interfaces.routes.clone(),
         }
     }
 }
@@ -107,6 +135,18 @@ impl Rules for MapRules {
 
     fn group_listed(&self, gid: u32) -> bool {
         self.ranges.contains(&(RangeMatch::ALL_BITS, RangeMatch::of_group(self.cookie, gid)))
+    }
+
+    fn interface_is(&self, index: u32, kind: u32) -> bool {
+        let interface = self.interfaces.get(&IndexKey::new(self.cookie, index));
+        interface.is_some_and(|interface| interface.kinds & kind != 0)
+    }
+
+    fn route_excluded(&self, destination: &Address) -> bool {
+        let key = RouteMatch::of_address(self.cookie, destination);
+        let holds = |(bits, route): &(u32, RouteMatch)| begin_alike(*bits, route.as_bytes(), key.as_bytes());
+        let holding = self.routes.iter().filter(|(route, _)| holds(route));
+        holding.max_by_key(|((bits, _), _)| *bits).is_some_and(|(_, value)| *value != ROUTE_NOT_EXCLUDED)
     }
 }
 

@@ -8,9 +8,10 @@ use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
-use super::{InterfaceAddress, OwnAddresses};
+use super::{InterfaceAddress, Link, Links, OwnAddresses, Route};
 use crate::model::{
-    Capture, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port, ProxyIdentity,
+    Capture, IdSpace, InboundPorts, InterceptionMode, InterfaceName, OutboundRanges, OwnerGroups, Port,
+    ProxyIdentity,
 };
 
 /// What a pod without any annotation gets.
@@ -72,45 +73,63 @@ pub(crate) fn any_capture() -> impl Strategy<Value = Capture> {
     let outbound = prop_oneof![Just(OutboundRanges::All), ranges().prop_map(OutboundRanges::Only)];
     let ids = (select(vec![1337_u32, 2102]), select(vec![1337_u32, 2102]));
     let mode = select(vec![InterceptionMode::Redirect, InterceptionMode::Tproxy]);
+    let interfaces = (names(), names());
+    let node = (mode, owner_groups(), any::<bool>(), interfaces);
     let identity = select(vec![ProxyIdentity::Uid, ProxyIdentity::Container]);
-    (
-        (ids, identity),
-        (mode, owner_groups(), any::<bool>()),
-        any::<bool>(),
-        inbound,
-        outbound,
-        ranges(),
-        ports(),
-        ports(),
-    )
-        .prop_map(
-            |(
-                ((proxy_uid, proxy_gid), proxy_identity),
-                (mode, owner_groups, dns_capture),
+    ((ids, identity), node, any::<bool>(), inbound, outbound, ranges(), ports(), ports()).prop_map(
+        |(
+            ((proxy_uid, proxy_gid), proxy_identity),
+            (mode, owner_groups, dns_capture, (excluded_interfaces, rerouted_interfaces)),
+            dual_stack,
+            inbound,
+            outbound,
+            excluded_ranges,
+            included,
+            excluded,
+        )| {
+            Capture {
+                proxy_uid,
+                proxy_gid,
+                mode,
+                dns_capture,
                 dual_stack,
                 inbound,
                 outbound,
                 excluded_ranges,
-                included,
-                excluded,
-            )| {
-                Capture {
-                    proxy_uid,
-                    proxy_gid,
-                    mode,
-                    dns_capture,
-                    dual_stack,
-                    inbound,
-                    outbound,
-                    excluded_ranges,
-                    included_outbound_ports: included,
-                    excluded_outbound_ports: excluded,
-                    owner_groups,
-                    proxy_identity,
-                    ..default_capture()
-                }
-            },
-        )
+                included_outbound_ports: included,
+                excluded_outbound_ports: excluded,
+                owner_groups,
+                proxy_identity,
+                excluded_interfaces,
+                rerouted_interfaces,
+                ..default_capture()
+            }
+        },
+    )
+}
+
+/// Names of which [`any_links`] has some.
+fn names() -> impl Strategy<Value = BTreeSet<InterfaceName>> {
+    let some = subsequence(vec!["lo", "eth0", "net1", "net2", "gone"], 0..3);
+    let parse = |names: Vec<&str>| names.into_iter().filter_map(InterfaceName::parse).collect();
+    prop_oneof![1 => Just(BTreeSet::new()), 2 => some.prop_map(parse)]
+}
+
+/// A netns with some of five interfaces, and routes.
+pub(crate) fn any_links() -> impl Strategy<Value = Links> {
+    let link = |(index, name): (u32, &str)| Link { index, name: name.to_owned(), is_up: true };
+    let all = [(1, "lo"), (2, "eth0"), (3, "net1"), (4, "net2")];
+    let links = subsequence(all.to_vec(), 1..=4).prop_map(move |links| links.into_iter().map(link).collect());
+    let hops = || subsequence(vec![2_u32, 3, 4], 0..=2);
+    let route = (ranges(), 0..3_u32, hops()).prop_map(|(ranges, metric, interfaces)| {
+        let route = move |destination: IpNet| Route {
+            destination: destination.trunc(),
+            metric,
+            interfaces: interfaces.clone(),
+        };
+        ranges.into_iter().map(route).collect::<Vec<_>>()
+    });
+    (links, vec(route, 0..4)).prop_map(|(links, routes)| Links { links, routes: routes.concat() })
 }
 
 fn owner_groups() -> impl Strategy<Value = OwnerGroups> {

@@ -161,7 +161,6 @@ fn unsupported(capture: &Capture, backend: BackendName) -> Vec<&'static str> {
         return Vec::new();
     }
     let rows = [
-        (!capture.excluded_interfaces.is_empty(), "excludeInterfaces"),
         (!capture.rerouted_interfaces.is_empty(), "istio.io/reroute-virtual-interfaces"),
         // INVALID_DROP is not among them: it is about packets that conntrack calls invalid, and nothing
         // here makes conntrack look at the pod.

@@ -12,7 +12,7 @@ use veer_common::maps::{NetnsCookie, PodPolicy, ProxyContainer, flag};
 use veer_common::verdict::{Inbound, Outbound};
 
 use super::{Failure, ask, broken_off, enrolments, place, view};
-use crate::capture::MapEntries;
+use crate::capture::{MapEntries, padded};
 use crate::cli::ExplainFlags;
 use crate::config::Place;
 use crate::control;
@@ -38,9 +38,10 @@ enum Asked {
         /// Whether the identity is in another container than the proxy's, if that was said.
         elsewhere: Option<bool>,
         source: Option<IpAddr>,
+        interface: Option<String>,
     },
     /// About a connection that might arrive.
-    From { pod: PodReference, from: IpAddr, at: Option<IpAddr>, port: u16 },
+    From { pod: PodReference, from: IpAddr, at: Option<IpAddr>, port: u16, interface: Option<String> },
     /// About lines of `veer monitor`.
     Line(String),
     /// About lines of `veer monitor` on stdin.
@@ -85,6 +86,7 @@ impl Asked {
             return Ok(if event == "-" { Self::Lines } else { Self::Line(event.clone()) });
         }
         let mut errors = Vec::new();
+        let interface = flags.interface.clone();
         let pod = pod(flags.pod.as_deref().unwrap_or_default(), &mut errors);
         let source = parsed(&mut errors, "--source", flags.source.as_deref(), "an IP", ip);
         let identity = parsed(&mut errors, "--as", flags.identity.as_deref(), "UID:GID", identity);
@@ -113,9 +115,9 @@ impl Asked {
         match (to, from, flags.port) {
             (Some(to), None, None) => {
                 let elsewhere = flags.container.as_deref().map(|container| container == "other");
-                Ok(Self::To { pod, to, identity, elsewhere, source })
+                Ok(Self::To { pod, to, identity, elsewhere, source, interface })
             }
-            (None, Some(from), Some(port)) => Ok(Self::From { pod, from, at, port }),
+            (None, Some(from), Some(port)) => Ok(Self::From { pod, from, at, port, interface }),
             _ => Err(vec![
                 "what is to be explained: --to IP:PORT, or --from IP with --port PORT, or --event LINE"
                     .to_owned(),
@@ -173,8 +175,8 @@ impl Answers {
     fn hypothetical(&mut self, asked: &Asked, protocol: Protocol) -> Result<(), Failure> {
         let (Asked::To { pod, .. } | Asked::From { pod, .. }) = asked else { return Ok(()) };
         let subject = subject(&self.place, pod)?;
-        let policy = subject.held.as_ref().map(|(_, entries)| entries.policy);
-        let (connection, assumed) = connection(asked, protocol, policy.as_ref(), subject.proxy)?;
+        let entries = subject.held.as_ref().map(|(_, entries)| entries);
+        let (connection, assumed) = connection(asked, protocol, entries, subject.proxy)?;
         let question = Question { pod: full_name(pod), connection, protocol, observed: None, assumed };
         self.answer(pod, &subject, &question)
     }
@@ -305,11 +307,13 @@ fn facts(place: &Place, pod: &PodReference) -> Result<PodFacts, Failure> {
 fn connection(
     asked: &Asked,
     protocol: Protocol,
-    policy: Option<&PodPolicy>,
+    entries: Option<&MapEntries>,
     proxy: Option<ProxyContainer>,
 ) -> Result<(Connection, Option<String>), Failure> {
+    let policy = entries.map(|entries| &entries.policy);
     match asked {
-        Asked::To { to, identity, elsewhere, source, .. } => {
+        Asked::To { to, identity, elsewhere, source, interface, .. } => {
+            let interface = index_of(interface.as_deref(), entries)?;
             let ((uid, gid), is_impostor, assumed) = if let Some(identity) = identity {
                 let (is_impostor, assumed) = container(policy, proxy, *identity, *elsewhere);
                 (*identity, is_impostor, assumed)
@@ -321,19 +325,21 @@ fn connection(
             let unbound = if to.is_ipv4() { Address::v4([0; 4]) } else { Address::UNSPECIFIED };
             let source = source.map_or(unbound, Address::from);
             let port = Port::new(to.port());
-            let outbound = Outbound { uid, gid, is_impostor, source, destination, port };
+            let outbound = Outbound { uid, gid, is_impostor, source, destination, port, interface };
             let connection = match protocol {
                 Protocol::Tcp => Connection::Outbound(outbound),
                 Protocol::Udp => Connection::Datagram(outbound),
             };
             Ok((connection, assumed))
         }
-        Asked::From { from, at, port, .. } => {
+        Asked::From { from, at, port, interface, .. } => {
+            let interface = index_of(interface.as_deref(), entries)?;
             let (local, assumed) = match at {
                 Some(at) => (Address::from(*at), None),
                 None => own_address(*from, policy)?,
             };
-            let inbound = Inbound { remote: Address::from(*from), local, port: Port::new(*port) };
+            let port = Port::new(*port);
+            let inbound = Inbound { remote: Address::from(*from), local, port, interface };
             Ok((Connection::Inbound(inbound), assumed))
         }
         Asked::Line(_) | Asked::Lines => Err(Failure::Failed("a line is read, not made".to_owned())),
@@ -366,6 +372,23 @@ fn container(
             (false, Some(note))
         }
     }
+}
+
+/// The index of an interface. Of those that no annotation names nobody knows it, and nothing depends on it.
+fn index_of(name: Option<&str>, entries: Option<&MapEntries>) -> Result<u32, Failure> {
+    const OF_NO_NAME: u32 = u32::MAX;
+    let (Some(name), Some(entries)) = (name, entries) else { return Ok(0) };
+    let padded = padded(name);
+    let interfaces = &entries.interfaces;
+    if let Some((key, _)) = interfaces.interfaces.iter().find(|(_, interface)| interface.name == padded) {
+        return Ok(key.index);
+    }
+    if interfaces.names.iter().any(|(key, _)| key.name == padded) {
+        return Err(Failure::Usage(format!(
+            "--interface: the pod's annotations name {name}, and its netns has no such interface now"
+        )));
+    }
+    Ok(OF_NO_NAME)
 }
 
 /// Somebody who is not the proxy, by neither of the ids.

@@ -106,7 +106,8 @@ fn matches(flags: &MonitorFlags, decided: &Decided) -> bool {
 }
 
 /// `12:00:01.123Z shop/cart outbound 1000:1000 10.1.0.2 -> 10.96.0.1:80 to-outbound (all-outbound)`; UDP says so
-/// after the direction. Who has the proxy's ids and is not it says `1337:1337/impostor`.
+/// after the direction. Who has the proxy's ids and is not it says `1337:1337/impostor`. `%3` behind
+/// the source says that the interface with the index 3 plays a part.
 fn render(decided: &Decided) -> String {
     let milliseconds = decided.time_ms % 86_400_000;
     let (hours, minutes) = (milliseconds / 3_600_000, milliseconds / 60_000 % 60);
@@ -121,8 +122,9 @@ fn render(decided: &Decided) -> String {
         "0.0.0.0" | "::" => "-",
         source => source,
     };
+    let interface = decided.interface.map_or_else(String::new, |index| format!("%{index}"));
     format!(
-        "{hours:02}:{minutes:02}:{seconds:02}.{rest:03}Z {} {}{udp}{who} {source} -> {} {} ({})",
+        "{hours:02}:{minutes:02}:{seconds:02}.{rest:03}Z {} {}{udp}{who} {source}{interface} -> {} {} ({})",
         decided.pod, decided.direction, decided.destination, decided.action, decided.reason
     )
 }

@@ -66,7 +66,7 @@ pub(super) trait Backend: Debug + Send {
     /// `NotEnrolled` with what is missing.
     fn check(&self, pod: &Enrolled) -> Result<(), EnrolError>;
 
-    /// Gives a pod the addresses that it has now; `None` if nothing changes.
+    /// Brings a pod up to the addresses, interfaces and routes that it has now; `None` if nothing changes.
     ///
     /// # Errors
     /// As the kernel says; the pod keeps what it has.

@@ -15,10 +15,11 @@ use super::identity::in_ids_of_node;
 use super::registry::Enrolled;
 use super::steps::{self, Hands, Target};
 use crate::capture::{
-    InterfaceAddress, MapEntries, OwnAddresses, map_entries, own_address_keys, policy_of_addresses,
+    InterfaceAddress, InterfaceEntries, MapEntries, OwnAddresses, map_entries, own_address_keys,
+    policy_of_addresses,
 };
 use crate::model::Capture;
-use crate::platform::bpf::load::Datapath;
+use crate::platform::bpf::load::{Datapath, Instance};
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::listeners::{self, Borrowed};
 use crate::platform::netlink::{self, Listener};
@@ -38,11 +39,11 @@ impl Ebpf {
     }
 
     /// Attaches the inbound program of a pod whose link was lost, if its netns is where it was.
-    fn reattach(&mut self, pod: &Enrolled) -> Result<(), EnrolError> {
+    fn reattach(&mut self, pod: &Enrolled, policy: &PodPolicy) -> Result<(), EnrolError> {
         let netns = steps::open_netns(pod).ok_or_else(|| {
             EnrolError::NotEnrolled(format!("{} is not the pod's netns any more", pod.netns_path))
         })?;
-        Ok(self.datapath.attach_netns(pod.cookie, netns.as_fd())?)
+        Ok(self.datapath.attach_netns(Instance::of(pod.cookie, policy), netns.as_fd())?)
     }
 
     /// Gives an enrolled pod back what it has lost: after a CHECK that failed, the way out is another ADD.
@@ -53,8 +54,13 @@ impl Ebpf {
         netns: &OwnedFd,
         listeners: &[Borrowed],
     ) -> Result<(), EnrolError> {
-        if self.datapath.netns_of_link(pod.cookie) != Some(pod.netns.inode) {
-            self.datapath.attach_netns(pod.cookie, netns.as_fd())?;
+        let instance = Instance::of(pod.cookie, policy);
+        let before = self.datapath.maps.policy(pod.cookie)?.map(|policy| Instance::of(pod.cookie, &policy));
+        let is_lost = self.datapath.netns_of_link(pod.cookie) != Some(pod.netns.inode);
+        if is_lost || before.is_some_and(|before| before != instance) {
+            self.datapath.attach_netns(instance, netns.as_fd())?;
+        }
+        if is_lost {
             tracing::warn!(pod = %pod.full_name(), "attached its inbound program again");
         }
         steps::adopt(&mut self.datapath, pod, policy, listeners);
@@ -74,12 +80,12 @@ impl Ebpf {
         let new = pod.lists.without(before);
         let ports_before = self.datapath.maps.port_lists(&before.ports)?;
         if let Err(error) = self.datapath.maps.insert_lists(ports, &new) {
-            let removed = self.datapath.maps.remove_lists(&new);
-            self.datapath.maps.insert_port_lists(&ports_before).and(removed)?;
+            let removed = self.datapath.maps.remove_lists_but(&new, before);
+            self.datapath.maps.insert_lists(&ports_before, &before.without(&pod.lists)).and(removed)?;
             return Err(error.into());
         }
         self.datapath.maps.insert_policy(pod.cookie, policy)?;
-        self.datapath.maps.remove_lists(&before.without(&pod.lists))?;
+        self.datapath.maps.remove_lists_but(before, &pod.lists)?;
         Ok(())
     }
 
@@ -96,6 +102,21 @@ impl Ebpf {
             Ok(late) => steps::adopt(&mut self.datapath, pod, policy, &late),
             Err(error) => tracing::error!(pod = %pod.full_name(), %error, "look for late listeners"),
         }
+    }
+
+    /// What is there now of the interfaces that a pod's annotations name.
+    fn interfaces_of(
+        &self,
+        named: &InterfaceEntries,
+        netns: BorrowedFd<'_>,
+    ) -> Result<InterfaceEntries, EnrolError> {
+        if named.is_empty() {
+            return Ok(InterfaceEntries::default());
+        }
+        let links = self.netns.run(netns, netlink::links::links)?;
+        let attempt = "read the interfaces and routes";
+        let links = links.map_err(|source| EnrolError::Inspect { attempt, source })?;
+        Ok(named.in_netns(&links))
     }
 
     fn hands(&mut self) -> Hands<'_> {
@@ -123,17 +144,17 @@ impl Backend for Ebpf {
 
     fn take_over(&mut self, pod: &Enrolled) -> Result<Found, EnrolError> {
         let (cookie, name) = (pod.cookie, pod.full_name());
-        if self.datapath.maps.policy(cookie)?.is_none() {
+        let Some(policy) = self.datapath.maps.policy(cookie)? else {
             tracing::warn!(pod = %name, cookie, "removed what was left of an enrolment");
             return Ok(Found::Leftover);
-        }
-        match self.datapath.refresh_netns(cookie) {
+        };
+        match self.datapath.refresh_netns(Instance::of(cookie, &policy)) {
             Ok(true) => tracing::info!(pod = %name, cookie, "took over"),
             Ok(false) => {
                 tracing::info!(pod = %name, cookie, "its netns is gone");
                 return Ok(Found::Leftover);
             }
-            Err(error) => match self.reattach(pod) {
+            Err(error) => match self.reattach(pod, &policy) {
                 Ok(()) => tracing::warn!(pod = %name, cookie, %error, "attached its inbound program again"),
                 Err(second) => {
                     tracing::error!(pod = %name, cookie, %error, %second, "its inbound program is not ours");
@@ -152,6 +173,7 @@ impl Backend for Ebpf {
             ports: ports.iter().map(|(key, _)| *key).collect(),
             ranges: entries.ranges,
             own_addresses: entries.own_addresses,
+            interfaces: self.interfaces_of(&entries.interfaces, netns.as_fd())?,
         };
         let listeners = borrow(&pod, &listeners)?;
         if let Some(before) = before {
@@ -194,8 +216,10 @@ impl Backend for Ebpf {
         }
         let own_addresses = own_address_keys(before.cookie, &choose(&addresses));
         let mut pod = before.clone();
-        pod.lists = ListEntries { own_addresses, ..pod.lists };
-        let is_same = pod.lists.without(&before.lists).own_addresses.is_empty()
+        let interfaces = self.interfaces_of(&before.lists.interfaces, netns)?;
+        pod.lists = ListEntries { own_addresses, interfaces, ..pod.lists };
+        let is_same = pod.lists.interfaces.is_same(&before.lists.interfaces)
+            && pod.lists.without(&before.lists).own_addresses.is_empty()
             && before.lists.without(&pod.lists).own_addresses.is_empty();
         if is_same && policy == policy_before {
             return Ok(None);

@@ -1,4 +1,5 @@
-//! Pods whose addresses change after their enrolment: Multus adds an interface, IPv6 arrives late.
+//! Pods whose addresses, interfaces or routes change after their enrolment: Multus adds an interface, IPv6 arrives
+//! late.
 //!
 //! Owns: which number the kernel reports a pod by, and the looking anew when it does. Never does: poll, or hold
 //! a netns: it is found by the path that the runtime named, and a pod that is not there any more is left as it is.
@@ -101,7 +102,7 @@ impl Node {
         if let Some(pod) =
             self.backends.get_mut(before.backend).readdress(&before, netns.as_fd(), addresses)?
         {
-            tracing::info!(pod = %pod.full_name(), addresses = pod.lists.own_addresses.len(), "its addresses have changed");
+            tracing::info!(pod = %pod.full_name(), addresses = pod.lists.own_addresses.len(), "its addresses, interfaces or routes have changed");
             self.registry.insert(pod);
         }
         Ok(())

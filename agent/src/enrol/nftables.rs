@@ -232,11 +232,12 @@ impl Backend for Nftables {
 
     fn map_entries(&self, pod: &Enrolled) -> Result<Option<MapEntries>, EnrolError> {
         let Some(netns) = steps::open_netns(pod) else { return Ok(None) };
-        let addresses = self
-            .netns
-            .run(netns.as_fd(), netlink::addresses)?
-            .map_err(|source| EnrolError::Inspect { attempt: "read the addresses", source })?;
-        Ok(Some(self.record(pod)?.map_entries(pod.cookie, addresses)))
+        let failed = |attempt| move |source| EnrolError::Inspect { attempt, source };
+        let look = || (netlink::addresses(), netlink::links::links());
+        let (addresses, links) = self.netns.run(netns.as_fd(), look)?;
+        let addresses = addresses.map_err(failed("read the addresses"))?;
+        let links = links.map_err(failed("read the interfaces and routes"))?;
+        Ok(Some(self.record(pod)?.map_entries(pod.cookie, addresses, &links)))
     }
 
     fn set_watched(&mut self, _watched: bool) -> Result<(), EnrolError> {

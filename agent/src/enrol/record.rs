@@ -9,7 +9,7 @@ use veer_common::maps::{NetnsCookie, PodPolicy, flag};
 use super::follow::with_passthrough;
 use super::registry::Enrolled;
 use crate::capture::nft::Ruleset;
-use crate::capture::{InterfaceAddress, MapEntries, OwnAddresses, map_entries, policy_of_addresses};
+use crate::capture::{InterfaceAddress, Links, MapEntries, OwnAddresses, map_entries, policy_of_addresses};
 use crate::model::{BackendName, Capture, ProxyIdentity};
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::netns::NetnsId;
@@ -123,14 +123,20 @@ impl Record {
         }
     }
 
-    /// What the verdict goes by for a pod with these addresses.
-    pub fn map_entries(&self, cookie: NetnsCookie, mut addresses: Vec<InterfaceAddress>) -> MapEntries {
+    /// What the verdict goes by for a pod with these addresses, interfaces and routes.
+    pub fn map_entries(
+        &self,
+        cookie: NetnsCookie,
+        mut addresses: Vec<InterfaceAddress>,
+        links: &Links,
+    ) -> MapEntries {
         if self.families.captures_v6 {
             addresses = with_passthrough(addresses);
         }
         let own = OwnAddresses::choose(&addresses, &self.interface);
         let entries = map_entries(cookie, &self.capture, &own);
-        MapEntries { policy: self.families.within(entries.policy), ..entries }
+        let interfaces = entries.interfaces.in_netns(links);
+        MapEntries { policy: self.families.within(entries.policy), interfaces, ..entries }
     }
 
     /// Its rules.

@@ -12,7 +12,7 @@ use veer_common::maps::{Enrolment, PodPolicy, PortListKey, PortSet, SocketRecord
 
 use super::error::EnrolError;
 use super::registry::Enrolled;
-use crate::platform::bpf::load::Datapath;
+use crate::platform::bpf::load::{Datapath, Instance};
 use crate::platform::listeners::Borrowed;
 use crate::platform::netlink;
 use crate::platform::netns::{NetnsId, NetnsThread};
@@ -26,7 +26,7 @@ pub enum Step {
     Passthrough,
     /// Its counters.
     Counters,
-    /// Its port, range and address lists.
+    /// Its port, range and address lists, and its interfaces.
     Lists,
     /// The inbound program on its netns.
     Netns,
@@ -107,7 +107,9 @@ fn take(hands: &mut Hands<'_>, step: Step, target: &Target<'_>) -> Result<(), En
         Step::Passthrough => give_passthrough(hands.netns, target.netns.as_fd(), &target.policy)?,
         Step::Counters => maps.insert_counters(cookie)?,
         Step::Lists => maps.insert_lists(target.ports, &target.pod.lists)?,
-        Step::Netns => hands.datapath.attach_netns(cookie, target.netns.as_fd())?,
+        Step::Netns => {
+            hands.datapath.attach_netns(Instance::of(cookie, &target.policy), target.netns.as_fd())?;
+        }
         Step::Listeners => adopt(hands.datapath, target.pod, &target.policy, &target.listeners),
         Step::Policy => maps.insert_policy(cookie, &target.policy)?,
     }
@@ -194,7 +196,7 @@ pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, policy: &PodPolicy, listen
         if !may_be_redirected_to(pod, policy, socket) {
             continue;
         }
-        let record = listener_record(pod.cookie, known, cgroup);
+        let record = listener_record(pod.cookie, listener.port, known, cgroup);
         let (name, port) = (pod.full_name(), listener.port.get());
         match datapath.maps.insert_listener(&record, listener.port, socket.as_fd(), is_proxys) {
             Ok(()) => tracing::info!(pod = %name, port, "took over a listener older than the enrolment"),
@@ -227,7 +229,12 @@ fn may_be_redirected_to(pod: &Enrolled, policy: &PodPolicy, socket: &OwnedFd) ->
     })
 }
 
-fn listener_record(cookie: u64, known: Option<SocketRecord>, cgroup: Option<u64>) -> SocketRecord {
+fn listener_record(
+    cookie: u64,
+    port: Port,
+    known: Option<SocketRecord>,
+    cgroup: Option<u64>,
+) -> SocketRecord {
     let (uid, gid) = known.map_or((NO_ID, NO_ID), |record| (record.uid, record.gid));
     SocketRecord {
         cookie,
@@ -239,7 +246,7 @@ fn listener_record(cookie: u64, known: Option<SocketRecord>, cgroup: Option<u64>
         destination: Address::UNSPECIFIED,
         target: Address::UNSPECIFIED,
         port: Port::NONE,
-        target_port: Port::NONE,
+        target_port: port,
         _reserved_end: [0; 4],
     }
 }

@@ -4,12 +4,13 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use veer_common::address::Address;
+use veer_common::interface::kind;
 use veer_common::maps::{PodPolicy, PortList, RangeList, flag};
 use veer_common::rule::Rule;
 use veer_common::verdict::{Inbound, Outbound};
 
-use super::Connection;
 use super::lists::Lists;
+use super::{Connection, interfaces};
 
 /// The port of resolvers.
 const DNS: u16 = 53;
@@ -50,6 +51,7 @@ fn of_outbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Outbou
     let v4 = destination.is_v4();
     match rule {
         Rule::NotDns | Rule::Dns => dns(facts, &destination),
+        Rule::ExcludedInterface => interfaces::outbound(facts, connection, to),
         Rule::ExcludedPort => in_ports(facts, PortList::ExcludedOutbound, "excludes no outbound port"),
         Rule::IncludedPort => in_ports(facts, PortList::IncludedOutbound, "includes no outbound port"),
         Rule::PassthroughSource => source(connection, matched),
@@ -89,6 +91,9 @@ fn of_outbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Outbou
         }
         Rule::NotIncluded => format!("neither {to} nor port {} is included", facts.port()),
         Rule::WithinPod
+        | Rule::ReroutedInterface
+        | Rule::ReroutedNotIncluded
+        | Rule::ExcludedInterfaceInbound
         | Rule::Ipv6NotCapturedInbound
         | Rule::TunnelPort
         | Rule::ExcludedInboundPort
@@ -104,6 +109,8 @@ fn of_inbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Inbound
     match rule {
         Rule::WithinPod => within_pod(facts, connection),
         Rule::Ipv6NotCapturedInbound => ipv6(facts, &connection.local),
+        Rule::ReroutedInterface | Rule::ReroutedNotIncluded => interfaces::rerouted(facts, connection),
+        Rule::ExcludedInterfaceInbound => interfaces::inbound(facts, connection, kind::EXCLUDED),
         Rule::TunnelPort if matched => format!("{port} is the tunnel port"),
         Rule::TunnelPort if port == tunnel => {
             format!("{port} is the tunnel port, which TPROXY captures, too")
@@ -121,6 +128,7 @@ fn of_inbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Inbound
         Rule::IncludedInboundPort => in_ports(facts, PortList::IncludedInbound, "includes no inbound port"),
         Rule::NotIncludedInbound => format!("port {port} is not included"),
         Rule::NotDns
+        | Rule::ExcludedInterface
         | Rule::ExcludedPort
         | Rule::PassthroughSource
         | Rule::ProxyToOwnAddress
@@ -156,7 +164,7 @@ fn in_ports(facts: &Facts<'_>, list: PortList, none: &str) -> String {
     }
 }
 
-fn in_ranges(facts: &Facts<'_>, list: RangeList, address: &Address, none: &str) -> String {
+pub(super) fn in_ranges(facts: &Facts<'_>, list: RangeList, address: &Address, none: &str) -> String {
     let to = IpAddr::from(*address);
     match (facts.lists.range_of(list, address), facts.lists.ranges(list)) {
         (Some(range), _) => format!("{to} is in {range}"),

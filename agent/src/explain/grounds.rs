@@ -29,6 +29,10 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
     match rule {
         Rule::NotDns if facts.port() != 53 => vec![Ground::Always("of UDP, DNS alone can be captured")],
         Rule::NotDns | Rule::Dns => set(Setting::DnsCapture),
+        Rule::ExcludedInterface | Rule::ExcludedInterfaceInbound => set(Setting::ExcludedInterfaces),
+        Rule::ReroutedInterface | Rule::ReroutedNotIncluded => {
+            vec![Ground::Setting(Setting::ReroutedInterfaces), Ground::Setting(Setting::IncludedRanges)]
+        }
         Rule::ExcludedPort => set(Setting::ExcludedOutboundPorts),
         Rule::IncludedPort => set(Setting::IncludedOutboundPorts),
         Rule::PassthroughSource => vec![Ground::Always("127.0.0.6 and ::6 are the proxy's towards its app")],

@@ -68,6 +68,8 @@ struct Parts {
     gid: Option<u32>,
     #[serde(default)]
     impostor: bool,
+    #[serde(default)]
+    interface: u32,
     source: String,
     destination: String,
 }
@@ -106,11 +108,17 @@ fn connection(parts: &Parts) -> Result<Connection, LineError> {
     let port = Port::new(destination.port());
     let destination = Address::from(destination.ip());
     match parts.direction.as_str() {
-        "inbound" => Ok(Connection::Inbound(Inbound { remote: source, local: destination, port })),
+        "inbound" => Ok(Connection::Inbound(Inbound {
+            remote: source,
+            local: destination,
+            port,
+            interface: parts.interface,
+        })),
         "outbound" => {
             let uid = parts.uid.unwrap_or(NO_ID);
             let gid = parts.gid.unwrap_or(NO_ID);
-            let outbound = Outbound { uid, gid, is_impostor: parts.impostor, source, destination, port };
+            let (is_impostor, interface) = (parts.impostor, parts.interface);
+            let outbound = Outbound { uid, gid, is_impostor, source, destination, port, interface };
             match parts.protocol.as_deref() {
                 None | Some("tcp") => Ok(Connection::Outbound(outbound)),
                 Some("udp") => Ok(Connection::Datagram(outbound)),
@@ -155,6 +163,11 @@ fn for_people(line: &str) -> Option<Parts> {
     let honest = |(uid, gid)| (uid, gid, false);
     let who =
         who.map(|(uid, gid)| gid.strip_suffix(IMPOSTOR).map_or(honest((uid, gid)), |gid| (uid, gid, true)));
+    // As `render` of `veer monitor` has it: the interface's index behind the source.
+    let (source, interface) = match source.split_once('%') {
+        Some((source, index)) => (source, index.parse().ok()?),
+        None => (*source, 0),
+    };
     Some(Parts {
         pod,
         direction: (*direction).to_owned(),
@@ -163,7 +176,8 @@ fn for_people(line: &str) -> Option<Parts> {
         uid: who.and_then(|(uid, ..)| id(uid)),
         gid: who.and_then(|(_, gid, _)| id(gid)),
         impostor: who.is_some_and(|(.., impostor)| impostor),
-        source: (*source).to_owned(),
+        interface,
+        source: source.to_owned(),
         destination: (*destination).to_owned(),
     })
 }

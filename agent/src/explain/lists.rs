@@ -4,9 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use veer_common::address::{Address, Port};
+use veer_common::interface::{IndexKey, Interface, ROUTE_NOT_EXCLUDED, RouteMatch};
 use veer_common::maps::{NetnsCookie, PortList, PortListKey, RangeList, RangeMatch};
 
-use crate::capture::MapEntries;
+use crate::capture::{MapEntries, unpadded};
 
 /// Elements of a list that a text has; a person does not read more.
 const MOST: usize = 12;
@@ -88,6 +89,43 @@ impl<'a> Lists<'a> {
         self.entries.own_addresses.iter().any(|key| key.address == *address)
     }
 
+    /// The interfaces that are named for this kind; `None` for none.
+    pub(super) fn interfaces(&self, kind: u32) -> Option<String> {
+        let names = self.entries.interfaces.names.iter().filter(|(_, kinds)| kinds & kind != 0);
+        listed(names.map(|(key, _)| unpadded(&key.name)))
+    }
+
+    /// Whether the interface with this index is named for this kind.
+    pub(super) fn interface_is(&self, index: u32, kind: u32) -> bool {
+        self.interface(index).is_some_and(|interface| interface.kinds & kind != 0)
+    }
+
+    /// The name of the interface with this index, if it is one that is named for something.
+    pub(super) fn interface_name(&self, index: u32) -> Option<String> {
+        self.interface(index).map(|interface| unpadded(&interface.name))
+    }
+
+    fn interface(&self, index: u32) -> Option<&Interface> {
+        let key = IndexKey::new(self.cookie, index);
+        self.entries
+            .interfaces
+            .interfaces
+            .iter()
+            .find(|(other, _)| *other == key)
+            .map(|(_, interface)| interface)
+    }
+
+    /// The longest route to an address, and the excluded interface that it leads out of.
+    pub(super) fn route(&self, address: &Address) -> Option<(IpNet, Option<String>)> {
+        let ip = IpAddr::from(*address);
+        let routes = self.entries.interfaces.routes.iter();
+        let networks =
+            routes.filter_map(|((bits, route), value)| Some((routed_network(*bits, route)?, *value)));
+        let holding = networks.filter(|(network, _)| network.contains(&ip));
+        let (network, index) = holding.max_by_key(|(network, _)| network.prefix_len())?;
+        Some((network, (index != ROUTE_NOT_EXCLUDED).then(|| self.interface_name(index)).flatten()))
+    }
+
     fn networks(&self, list: RangeList) -> Vec<IpNet> {
         let of_list =
             self.entries.ranges.iter().filter(|(_, range)| range.list == (list as u32).to_ne_bytes());
@@ -107,6 +145,16 @@ fn network(list: RangeList, bits: u32, range: &RangeMatch) -> Option<IpNet> {
         }
         RangeList::IncludedV6 | RangeList::ExcludedV6 => IpAddr::from(range.address.octets()),
         RangeList::Groups => return None,
+    };
+    IpNet::new(address, length).ok()
+}
+
+fn routed_network(bits: u32, route: &RouteMatch) -> Option<IpNet> {
+    let length = u8::try_from(bits.checked_sub(RouteMatch::FIXED_BITS)?).ok()?;
+    let octets = route.network.octets();
+    let address = match (u32::from_ne_bytes(route.family), octets) {
+        (4, [a, b, c, d, ..]) => IpAddr::from(Ipv4Addr::new(a, b, c, d)),
+        _ => IpAddr::from(octets),
     };
     IpNet::new(address, length).ok()
 }

@@ -10,6 +10,7 @@
 pub mod causes;
 mod compared;
 mod grounds;
+mod interfaces;
 pub mod line;
 mod lists;
 pub mod report;

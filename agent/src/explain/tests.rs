@@ -5,7 +5,7 @@ use proptest::sample::select;
 use veer_common::address::{Address, Port};
 
 use super::*;
-use crate::capture::testing::{any_capture, any_own_addresses, default_capture, own_addresses};
+use crate::capture::testing::{any_capture, any_links, any_own_addresses, default_capture, own_addresses};
 use crate::capture::{CaptureRules, map_entries};
 
 const COOKIE: NetnsCookie = 7;
@@ -35,23 +35,27 @@ fn any_connection() -> impl Strategy<Value = Connection> {
     let address = || select(ADDRESSES.to_vec()).prop_map(address);
     let port = || select(vec![0_u16, 53, 80, 443, 8080, 15001, 15008, 15020]).prop_map(Port::new);
     let id = || select(vec![0_u32, 1000, 1337, 2102]);
-    let who = || (id(), id(), any::<bool>());
+    let interface = || select(vec![0_u32, 1, 2, 3, 4]);
+    let outbound = || {
+        let who = (id(), id(), any::<bool>());
+        (who, address(), address(), port(), interface()).prop_map(
+            |((uid, gid, is_impostor), source, destination, port, interface)| Outbound {
+                uid,
+                gid,
+                is_impostor,
+                source,
+                destination,
+                port,
+                interface,
+            },
+        )
+    };
     prop_oneof![
-        (who(), address(), address(), port()).prop_map(
-            |((uid, gid, is_impostor), source, destination, port)| {
-                Connection::Outbound(Outbound { uid, gid, is_impostor, source, destination, port })
-            }
-        ),
-        (who(), address(), address(), port()).prop_map(
-            |((uid, gid, is_impostor), source, destination, port)| {
-                Connection::Datagram(Outbound { uid, gid, is_impostor, source, destination, port })
-            }
-        ),
-        (address(), address(), port()).prop_map(|(remote, local, port)| Connection::Inbound(Inbound {
-            remote,
-            local,
-            port
-        })),
+        outbound().prop_map(Connection::Outbound),
+        outbound().prop_map(Connection::Datagram),
+        (address(), address(), port(), interface()).prop_map(|(remote, local, port, interface)| {
+            Connection::Inbound(Inbound { remote, local, port, interface })
+        }),
     ]
 }
 
@@ -59,12 +63,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
     #[test]
     fn the_rule_that_is_told_gives_the_verdict_and_those_before_it_give_others(
-        capture in any_capture(), own in any_own_addresses(), connection in any_connection()
+        capture in any_capture(), own in any_own_addresses(), links in any_links(), connection in any_connection()
     ) {
-        let entries = map_entries(COOKIE, &capture, &own);
+        let mut entries = map_entries(COOKIE, &capture, &own);
+        entries.interfaces = entries.interfaces.in_netns(&links);
         let explanation = explain(COOKIE, &entries, &connection);
         // The verdict itself, asked without a trace and through the lists as they were parsed.
-        let rules = CaptureRules::new(&capture, &own);
+        let rules = CaptureRules::new(&capture, &own, &links);
         let reason = match &connection {
             Connection::Outbound(outbound) => verdict::outbound(&entries.policy, &rules, outbound),
             Connection::Datagram(sent) => verdict::datagram(&entries.policy, &rules, sent),
@@ -103,6 +108,7 @@ fn what_is_dialled_as_unspecified_is_told_as_where_it_goes() {
             source: address(source),
             destination: address(destination),
             port: Port::new(80),
+            interface: 0,
         })
     };
     for (source, destination, text) in [

@@ -28,6 +28,7 @@ use veer_common::address::{Address, Port};
 use crate::capture::InterfaceAddress;
 
 pub mod changes;
+pub mod links;
 pub mod marks;
 
 /// Most datagrams of one dump: the kernel fills at least a page with each.

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::address::{Address, Port};
+use crate::interface::kind;
 use crate::maps::{PodPolicy, PortList, RangeList, flag};
 use crate::reason::Reason;
 use crate::rule::{Rule, Trace};
@@ -46,7 +47,16 @@ struct Scene {
     groups: Result<Vec<u32>, Vec<u32>>,
     /// What counts as localhost.
     localhost: (Ipv4Addr, u8),
+    excluded_interfaces: Vec<u32>,
+    rerouted_interfaces: Vec<u32>,
+    /// The interface that each destination out of the pod leaves by: all but the default, which is [`ETH0`].
+    routes: Vec<(Range, u32)>,
 }
+
+/// The pod's main interface, and a second one.
+const ETH0: u32 = 2;
+const NET1: u32 = 3;
+const LO: u32 = 1;
 
 impl Scene {
     /// An injected pod without any annotation of its own, with addresses of both families.
@@ -66,7 +76,24 @@ impl Scene {
             excluded_inbound: vec![15020, 15021, 15090],
             groups: Err(vec![]),
             localhost: (Ipv4Addr::LOCALHOST, 32),
+            excluded_interfaces: vec![],
+            rerouted_interfaces: vec![],
+            routes: vec![],
         }
+    }
+
+    /// The interface that the longest route to an address names.
+    fn route_to(&self, destination: IpAddr) -> u32 {
+        let holding = self.routes.iter().filter(|((network, length), _)| match (network, destination) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                (u32::from(*network) ^ u32::from(address)).leading_zeros() >= u32::from(*length)
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                (u128::from(*network) ^ u128::from(address)).leading_zeros() >= u32::from(*length)
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        });
+        holding.max_by_key(|((_, length), _)| *length).map_or(ETH0, |(_, interface)| *interface)
     }
 
     /// What the agent would put into the map of pods.
@@ -98,6 +125,8 @@ impl Scene {
             (flag::HAS_V4, v4),
             (flag::HAS_V6, v6),
             (flag::CAPTURES_V6, v6 && (self.dual_stack || !routable_v4)),
+            (flag::EXCLUDES_INTERFACES, !self.excluded_interfaces.is_empty()),
+            (flag::REROUTES_INTERFACES, !self.rerouted_interfaces.is_empty()),
         ];
         let (network, length) = self.localhost;
         let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
@@ -161,6 +190,16 @@ impl Rules for Scene {
     fn group_listed(&self, gid: u32) -> bool {
         let (Ok(groups) | Err(groups)) = &self.groups;
         groups.contains(&gid)
+    }
+
+    fn interface_is(&self, index: u32, kind: u32) -> bool {
+        let named =
+            if kind == kind::EXCLUDED { &self.excluded_interfaces } else { &self.rerouted_interfaces };
+        named.contains(&index)
+    }
+
+    fn route_excluded(&self, destination: &Address) -> bool {
+        self.excluded_interfaces.contains(&self.route_to(IpAddr::from(*destination)))
     }
 }
 

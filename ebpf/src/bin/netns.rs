@@ -9,6 +9,7 @@
 
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
+use veer_common::interface::Arrival;
 use veer_ebpf::ctx::{IPPROTO_TCP, SkLookup};
 use veer_ebpf::maps;
 
@@ -16,18 +17,27 @@ use veer_ebpf::maps;
 #[unsafe(no_mangle)]
 static NETNS_COOKIE: u64 = 0;
 
+/// Not 0 in an instance for a pod whose annotations name interfaces. In any other the verifier, who knows the
+/// constant, removes what kernels before 5.17 do not have before it looks at it.
+#[unsafe(no_mangle)]
+static READS_INTERFACE: u32 = 0;
+
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
 
-/// Names the pod and jumps.
+/// Names the pod and the interface, and jumps.
 #[sk_lookup]
 fn veer_netns(context: SkLookupContext) -> u32 {
-    if SkLookup::new(context.lookup).protocol() != IPPROTO_TCP {
+    let lookup = SkLookup::new(context.lookup);
+    if lookup.protocol() != IPPROTO_TCP {
         return SK_PASS;
     }
     // SAFETY: a global of ours; volatile, because the compiler would take the 0 above for its value.
     let cookie = unsafe { core::ptr::read_volatile(&raw const NETNS_COOKIE) };
-    if maps::set_inbound_cookie(cookie) {
+    // SAFETY: as for the cookie.
+    let reads_interface = unsafe { core::ptr::read_volatile(&raw const READS_INTERFACE) };
+    let interface = if reads_interface != 0 { lookup.interface() } else { 0 };
+    if maps::set_arrival(&Arrival { cookie, interface, _reserved: 0 }) {
         maps::jump_to_inbound(&context);
     }
     // Only reached without a program to jump to. The pod is enrolled: nothing goes past its proxy.

@@ -9,6 +9,7 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, cgroup_sockopt, map, sk_lookup, sock_ops};
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, SockoptContext};
+use veer_common::interface::{MAX_INTERFACES, NameKey};
 use veer_common::maps::{Enrolment, MAX_PODS, NetnsCookie};
 use veer_ebpf::connect::{self, Answer};
 use veer_ebpf::ctx::{SkLookup, SockAddr, SockOps, SockOpt};
@@ -18,6 +19,10 @@ use veer_ebpf::{bind, datagram, getpeername, getsockopt, handoff, listen, maps, 
 /// Who the enrolled pods are. No program reads it: it is here because it lives and dies with the others.
 #[map]
 static ENROLMENTS: HashMap<NetnsCookie, Enrolment> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
+
+/// What annotations name. No program reads it either.
+#[map]
+static INTERFACE_NAMES: HashMap<NameKey, u32> = HashMap::with_max_entries(MAX_INTERFACES, BPF_F_NO_PREALLOC);
 
 // Program names are what `bpftool prog` shows, 15 characters at most.
 
@@ -130,8 +135,8 @@ fn veer_sockops(context: SockOpsContext) -> u32 {
 /// The inbound verdict, for the pod that the program of its netns has named.
 #[sk_lookup]
 fn veer_inbound(context: SkLookupContext) -> u32 {
-    let Some(cookie) = maps::inbound_cookie() else { return SK_DROP };
-    match inbound::sk_lookup(SkLookup::new(context.lookup), cookie) {
+    let Some(arrival) = maps::arrival() else { return SK_DROP };
+    match inbound::sk_lookup(SkLookup::new(context.lookup), &arrival) {
         Inbound::Drop => SK_DROP,
         Inbound::Pass => SK_PASS,
     }

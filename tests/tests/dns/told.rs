@@ -69,11 +69,12 @@ matched   port 53 is DNS, which the pod captures
 because   environment of istio-proxy: ISTIO_META_DNS_CAPTURE=\"true\"
 looked at before, none of which matched:
   1  not-dns             port 53 is DNS, which the pod captures
-  2  excluded-port       port 53 is none of 15020
-  3  passthrough-source  the socket is bound to no address
-  4  proxy               uid 1000 is not the proxy's, 1337
-  5  proxy-group         gid 1000 is not the proxy's, 1337
-  6  owner-group         the node captures all groups
+  2  excluded-interface  the pod excludes no interface
+  3  excluded-port       port 53 is none of 15020
+  4  passthrough-source  the socket is bound to no address
+  5  proxy               uid 1000 is not the proxy's, 1337
+  6  proxy-group         gid 1000 is not the proxy's, 1337
+  7  owner-group         the node captures all groups
 "
     );
     let told = explain(&["--to=192.0.2.1:443", "--as=0:0", "--protocol=udp"]);

@@ -96,8 +96,8 @@ fn a_pod_that_loses_its_ipv4_keeps_its_ipv6_from_a_proxy_that_does_not_serve_it(
     let counted = || mesh.counter("reasons", "app-to-own-address").unwrap();
     let before = counted();
     wait::until("the address to be known", wait::LIMIT, || {
-        dial(mesh.pod.app(), mark, &all).unwrap();
-        counted() > before
+        // An IPv6 address is there a moment before it can be reached.
+        dial(mesh.pod.app(), mark, &all).is_ok() && counted() > before
     })
     .unwrap();
     let (arrival, ..) = dial(mesh.pod.app(), remote, &all).unwrap();

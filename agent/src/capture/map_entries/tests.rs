@@ -26,6 +26,7 @@ fn a_default_pods_entries_are_these() {
     };
     let own = |text: &str| OwnAddressKey { cookie: COOKIE, address: text.parse::<IpAddr>().unwrap().into() };
     let expected = MapEntries {
+        interfaces: InterfaceEntries::default(),
         policy: PodPolicy {
             flags: flag::INBOUND_ALL | flag::OUTBOUND_ALL | flag::EXCLUDES_OUTBOUND_PORTS | flag::HAS_V4,
             proxy_uid: 1337,

@@ -4,7 +4,7 @@ use veer_common::verdict::{self, Inbound, Outbound};
 
 use super::*;
 use crate::capture::map_entries;
-use crate::capture::testing::{any_capture, any_own_addresses, default_capture, own_addresses};
+use crate::capture::testing::{any_capture, any_links, any_own_addresses, default_capture, own_addresses};
 
 const COOKIE: NetnsCookie = 7;
 const PORT_LISTS: [PortList; 4] = [
@@ -28,7 +28,8 @@ fn a_range_holds_its_addresses_and_no_other_in_both_forms() {
     let own = own_addresses(&[]);
     let entries = map_entries(COOKIE, &capture, &own);
     let maps = MapRules::new(COOKIE, &entries);
-    let lists = CaptureRules::new(&capture, &own);
+    let links = Links::default();
+    let lists = CaptureRules::new(&capture, &own, &links);
     for (list, text, held) in [
         (RangeList::ExcludedV4, "10.255.255.255", true),
         (RangeList::ExcludedV4, "192.0.2.1", true),
@@ -104,13 +105,15 @@ proptest! {
     fn lists_and_maps_answer_alike(
         capture in any_capture(),
         own in any_own_addresses(),
+        links in any_links(),
         addresses in proptest::collection::vec(any_address(), 32),
         ports in proptest::collection::vec(any_port(), 32),
         ids in proptest::collection::vec(select(vec![0_u32, 1000, 1337, 2102]), 64),
     ) {
-        let entries = map_entries(COOKIE, &capture, &own);
+        let mut entries = map_entries(COOKIE, &capture, &own);
+        entries.interfaces = entries.interfaces.in_netns(&links);
         let maps = MapRules::new(COOKIE, &entries);
-        let lists = CaptureRules::new(&capture, &own);
+        let lists = CaptureRules::new(&capture, &own, &links);
         for port in ports.iter().copied().map(Port::new) {
             for list in PORT_LISTS {
                 prop_assert_eq!(maps.port_listed(list, port), lists.port_listed(list, port));
@@ -124,6 +127,8 @@ proptest! {
                 let (in_maps, in_lists) = (maps.range_listed(list, &address), lists.range_listed(list, &address));
                 prop_assert_eq!(in_maps, in_lists, "{:?} {:?}", list, address);
             }
+            // Without an excluded interface that exists there are no routes in the maps, and nobody asks.
+            prop_assert_eq!(maps.route_excluded(&address), lists.route_excluded(&address), "{:?}", address);
             if !address.is_loopback() {
                 prop_assert_eq!(maps.own_address(&address), lists.own_address(&address), "{:?}", address);
             }
@@ -131,12 +136,13 @@ proptest! {
         for (((pair, port), uid), gid) in addresses.windows(2).zip(ports).zip(&ids).zip(ids.iter().rev()) {
             let [source, destination] = [pair[0].into(), pair[1].into()];
             let port = Port::new(port);
-            let outbound = Outbound { uid: *uid, gid: *gid, is_impostor: false, source, destination, port };
+            let interface = *uid % 5;
+            let outbound = Outbound { uid: *uid, gid: *gid, is_impostor: false, source, destination, port, interface };
             prop_assert_eq!(
                 verdict::outbound(&entries.policy, &maps, &outbound),
                 verdict::outbound(&entries.policy, &lists, &outbound)
             );
-            let inbound = Inbound { remote: source, local: destination, port };
+            let inbound = Inbound { remote: source, local: destination, port, interface };
             prop_assert_eq!(
                 verdict::inbound(&entries.policy, &maps, &inbound),
                 verdict::inbound(&entries.policy, &lists, &inbound)

@@ -10,7 +10,7 @@ use veer_common::reason::{COUNTERS, Reason};
 
 use super::super::Failure;
 use super::{PodView, faults, policy_view, reasons, totals};
-use crate::capture::InterfaceAddress;
+use crate::capture::{InterfaceAddress, Links};
 use crate::enrol::record::Record;
 use crate::enrol::steps;
 use crate::platform::netlink::{self, Listener};
@@ -52,7 +52,7 @@ fn pod(netns: &NetnsThread, cookie: NetnsCookie, record: &Record) -> PodView {
         for listener in inside.listeners.unwrap_or_default() {
             *sockets.entry(listener.port).or_default() += 1;
         }
-        let entries = record.map_entries(cookie, inside.addresses.unwrap_or_default());
+        let entries = record.map_entries(cookie, inside.addresses.unwrap_or_default(), &Links::default());
         let listeners = |port| sockets.get(&port).copied().unwrap_or_default();
         policy = Some(policy_view(&entries.policy, listeners));
     }
@@ -74,7 +74,7 @@ fn pod(netns: &NetnsThread, cookie: NetnsCookie, record: &Record) -> PodView {
 }
 
 fn look(netns: &NetnsThread, file: &impl AsFd, record: &Record) -> Option<Inside> {
-    let policy = record.map_entries(0, Vec::new()).policy;
+    let policy = record.map_entries(0, Vec::new(), &Links::default()).policy;
     let (ports, ruleset) = (steps::proxy_ports(&policy), record.ruleset());
     let look = move || Inside {
         addresses: netlink::addresses(),
@@ -103,6 +103,7 @@ pub(in crate::commands) fn entries(
     record: &Record,
 ) -> Result<Option<crate::capture::MapEntries>, Failure> {
     let Some(file) = steps::open_netns(&record.enrolled(cookie)) else { return Ok(None) };
-    let addresses = NetnsThread::start()?.run(file.as_fd(), netlink::addresses)??;
-    Ok(Some(record.map_entries(cookie, addresses)))
+    let look = || (netlink::addresses(), netlink::links::links());
+    let (addresses, links) = NetnsThread::start()?.run(file.as_fd(), look)?;
+    Ok(Some(record.map_entries(cookie, addresses?, &links?)))
 }

@@ -12,7 +12,7 @@ use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
 use veer_common::ABI_VERSION;
-use veer_common::maps::{NetnsCookie, name};
+use veer_common::maps::{NetnsCookie, PodPolicy, flag, name};
 
 use super::BpfError;
 use super::maps::Maps;
@@ -46,7 +46,7 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 14] = [
     ("veer_connect6", AttachType::Connect6),
 ];
 
-const SHARED_MAPS: [&str; 15] = [
+const SHARED_MAPS: [&str; 18] = [
     name::PODS,
     name::ENROLMENTS,
     name::COUNTERS,
@@ -59,10 +59,39 @@ const SHARED_MAPS: [&str; 15] = [
     name::SOCKETS,
     name::DATAGRAMS,
     name::INBOUND,
-    name::INBOUND_COOKIE,
+    name::ARRIVAL,
+    name::INTERFACES,
+    name::INTERFACE_NAMES,
+    name::ROUTES,
     name::SETTINGS,
     name::EVENTS,
 ];
+
+/// What the program of a netns is loaded with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Instance {
+    /// The pod.
+    pub cookie: NetnsCookie,
+    /// Whether it tells the inbound program the interface of what arrives.
+    pub reads_interface: Reads,
+}
+
+/// Whether a program reads the interface of what arrives: Linux 5.17 and later alone let it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reads {
+    /// Annotations of the pod name interfaces.
+    Yes,
+    /// None does.
+    No,
+}
+
+impl Instance {
+    /// That of a pod with this policy.
+    pub const fn of(cookie: NetnsCookie, policy: &PodPolicy) -> Self {
+        let named = policy.flags & (flag::EXCLUDES_INTERFACES | flag::REROUTES_INTERFACES) != 0;
+        Self { cookie, reads_interface: if named { Reads::Yes } else { Reads::No } }
+    }
+}
 
 /// The node's datapath, loaded and attached.
 pub struct Datapath {
@@ -111,8 +140,9 @@ impl Datapath {
     ///
     /// # Errors
     /// Whatever the kernel refuses; an instance that was there stays.
-    pub fn attach_netns(&mut self, cookie: NetnsCookie, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
-        let program = self.netns_instance(cookie)?;
+    pub fn attach_netns(&mut self, instance: Instance, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let cookie = instance.cookie;
+        let program = self.netns_instance(instance)?;
         let pin = self.pins.netns(cookie);
         if let Ok(link) = sys::get(&pin)
             && sys::link_update(link.as_fd(), program.as_fd()).is_ok()
@@ -129,14 +159,15 @@ impl Datapath {
     ///
     /// # Errors
     /// Whatever the kernel refuses.
-    pub fn refresh_netns(&mut self, cookie: NetnsCookie) -> Result<bool, BpfError> {
+    pub fn refresh_netns(&mut self, instance: Instance) -> Result<bool, BpfError> {
+        let cookie = instance.cookie;
         let path = self.pins.netns(cookie);
         let pin_error = |attempt, source| BpfError::Pin { attempt, path: path.clone(), source };
         let link = sys::get(&path).map_err(|source| pin_error("open", source))?;
         if sys::link_target(link.as_fd()).map_err(|source| pin_error("ask", source))?.object == 0 {
             return Ok(false);
         }
-        let program = self.netns_instance(cookie)?;
+        let program = self.netns_instance(instance)?;
         match sys::link_update(link.as_fd(), program.as_fd()) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(Errno::ENOLINK as i32) => Ok(false),
@@ -158,24 +189,35 @@ impl Datapath {
         Some(sys::link_target(link.as_fd()).ok()?.object)
     }
 
-    fn netns_instance(&mut self, cookie: NetnsCookie) -> Result<OwnedFd, BpfError> {
-        let mut ebpf = load_with_cookie(&mut self.netns, cookie)
+    fn netns_instance(&mut self, instance: Instance) -> Result<OwnedFd, BpfError> {
+        let mut ebpf = load_with_globals(&mut self.netns, instance)
             .map_err(|source| BpfError::Object { object: "netns", source })?;
-        load_program(&mut ebpf, NETNS_PROGRAM)
+        match load_program(&mut ebpf, NETNS_PROGRAM) {
+            Err(BpfError::Program { source, .. }) if instance.reads_interface == Reads::Yes => {
+                Err(BpfError::NoIngressInterface { source })
+            }
+            other => other,
+        }
     }
 }
 
 /// Loads an instance of the netns object.
 #[expect(unsafe_code, reason = "the kept loader outlives the value that it is lent")]
-fn load_with_cookie(loader: &mut EbpfLoader<'static>, cookie: NetnsCookie) -> Result<Ebpf, aya::EbpfError> {
-    const GLOBAL: &str = "NETNS_COOKIE";
+fn load_with_globals(loader: &mut EbpfLoader<'static>, instance: Instance) -> Result<Ebpf, aya::EbpfError> {
+    const COOKIE: &str = "NETNS_COOKIE";
+    const READS_INTERFACE: &str = "READS_INTERFACE";
     static NONE: NetnsCookie = 0;
+    static NO: u32 = 0;
+    static YES: u32 = 1;
+    let cookie = instance.cookie;
+    let reads = if instance.reads_interface == Reads::Yes { &YES } else { &NO };
     // A loader of its own for each instance would parse the kernel's BTF each time: 15 ms instead of 1.
     // SAFETY: the reference is only used by the load below and replaced before `cookie` goes out of scope;
     // a panic in between ends the process.
     let lent: &'static NetnsCookie = unsafe { &*std::ptr::from_ref(&cookie) };
-    let loaded = loader.override_global(GLOBAL, lent, true).load(NETNS_OBJECT);
-    loader.override_global(GLOBAL, &NONE, true);
+    loader.override_global(READS_INTERFACE, reads, true);
+    let loaded = loader.override_global(COOKIE, lent, true).load(NETNS_OBJECT);
+    loader.override_global(COOKIE, &NONE, true);
     loaded
 }
 

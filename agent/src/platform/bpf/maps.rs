@@ -22,10 +22,12 @@ use veer_common::maps::{
 };
 use veer_common::reason::COUNTERS;
 
+use self::interfaces::InterfaceMaps;
 use super::pins::Pins;
 use super::{BpfError, sys};
-use crate::capture::MapEntries;
+use crate::capture::{InterfaceEntries, MapEntries};
 
+mod interfaces;
 mod proxies;
 
 /// Membership maps have no value worth the name.
@@ -43,6 +45,7 @@ pub struct Maps {
     sockets: SkStorage<MapData, SocketRecord>,
     proxies: HashMap<MapData, NetnsCookie, ProxyContainer>,
     settings: Array<MapData, Settings>,
+    interfaces: InterfaceMaps,
     listeners: MapData,
     inbound: MapData,
 }
@@ -62,16 +65,20 @@ pub struct ListEntries {
     pub ranges: Vec<(u32, RangeMatch)>,
     /// Addresses of the netns.
     pub own_addresses: Vec<OwnAddressKey>,
+    /// Interfaces that annotations name.
+    pub interfaces: InterfaceEntries,
 }
 
 impl ListEntries {
-    /// What is in these and not in `other`.
+    /// What is in these and not in `other`. Interfaces are left as they are: their entries have values, and are
+    /// written all or not at all.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         Self {
             ports: difference(&self.ports, &other.ports),
             ranges: difference(&self.ranges, &other.ranges),
             own_addresses: difference(&self.own_addresses, &other.own_addresses),
+            interfaces: self.interfaces.clone(),
         }
     }
 }
@@ -87,6 +94,8 @@ macro_rules! open {
         Map::$variant(data).try_into().map_err(failed("open", $name))?
     }};
 }
+
+use open;
 
 fn failed(attempt: &'static str, map: &'static str) -> impl FnOnce(MapError) -> BpfError {
     move |source| BpfError::Map { attempt, map, source }
@@ -144,6 +153,7 @@ impl Maps {
             sockets: open!(pins, SkStorage, name::SOCKETS),
             proxies: open!(pins, HashMap, name::PROXIES),
             settings: open!(pins, Array, name::SETTINGS),
+            interfaces: InterfaceMaps::open(pins)?,
             listeners: open_untyped(pins, name::LISTENERS)?,
             inbound: open_untyped(pins, name::INBOUND)?,
         })
@@ -239,6 +249,9 @@ impl Maps {
             let key = key.map_err(failed("list", name::OWN_ADDRESSES))?;
             pods.entry(key.cookie).or_default().own_addresses.push(key);
         }
+        for (cookie, interfaces) in self.interfaces.entries()? {
+            pods.entry(cookie).or_default().interfaces = interfaces;
+        }
         Ok(pods)
     }
 
@@ -259,8 +272,8 @@ impl Maps {
     /// # Errors
     /// As the kernel says.
     pub fn entries(&self, policy: PodPolicy, lists: ListEntries) -> Result<MapEntries, BpfError> {
-        let ListEntries { ports, ranges, own_addresses } = lists;
-        Ok(MapEntries { policy, ports: self.port_lists(&ports)?, ranges, own_addresses })
+        let ListEntries { ports, ranges, own_addresses, interfaces } = lists;
+        Ok(MapEntries { policy, ports: self.port_lists(&ports)?, ranges, own_addresses, interfaces })
     }
 
     /// Writes port lists, each whole at once: who looks meanwhile sees the old one or the new one.
@@ -294,7 +307,7 @@ impl Maps {
                 .insert(key, MEMBER, 0)
                 .map_err(not_inserted(name::OWN_ADDRESSES, MAX_OWN_ADDRESSES))?;
         }
-        Ok(())
+        self.interfaces.insert(&entries.interfaces)
     }
 
     /// Removes the pod's lists; what is gone is fine.
@@ -302,7 +315,16 @@ impl Maps {
     /// # Errors
     /// The first failure, after all was tried.
     pub fn remove_lists(&mut self, entries: &ListEntries) -> Result<(), BpfError> {
-        let mut outcome = Ok(());
+        self.remove_lists_but(entries, &ListEntries::default())
+    }
+
+    /// Removes of the pod's lists what is not in `but`.
+    ///
+    /// # Errors
+    /// The first failure, after all was tried.
+    pub fn remove_lists_but(&mut self, entries: &ListEntries, but: &ListEntries) -> Result<(), BpfError> {
+        let entries = entries.without(but);
+        let mut outcome = self.interfaces.remove(&entries.interfaces, &but.interfaces);
         for key in &entries.ports {
             let removed = ignore_missing(self.ports.remove(key)).map_err(failed("remove from", name::PORTS));
             outcome = outcome.and(removed);

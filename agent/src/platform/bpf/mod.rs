@@ -56,6 +56,16 @@ pub enum BpfError {
         /// What aya says, the verifier's log included.
         source: aya::programs::ProgramError,
     },
+    /// The verifier refuses the program that reads the interface of what arrives.
+    #[error(
+        "the pod's annotations name interfaces (excludeInterfaces, reroute-virtual-interfaces), and this kernel does not \
+         tell an sk_lookup program the interface of what arrives (Linux 5.17 does): {}",
+        chain(source)
+    )]
+    NoIngressInterface {
+        /// What aya says, the verifier's log included.
+        source: aya::programs::ProgramError,
+    },
     /// The embedded object lacks what it should have: it was built with `AYA_BUILD_SKIP=1`.
     #[error("the embedded eBPF object has no {what}: was veer built with AYA_BUILD_SKIP=1?")]
     Incomplete {

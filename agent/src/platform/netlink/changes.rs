@@ -1,4 +1,4 @@
-//! Changes of the pods' addresses, as the kernel reports them.
+//! Changes of the pods' addresses, interfaces and routes, as the kernel reports them.
 //!
 //! Owns: one rtnetlink socket in the agent's own netns that hears of every netns with an id there
 //! (`NETLINK_LISTEN_ALL_NSID`), and the giving of such ids. An id keeps no netns alive, which a socket inside of it
@@ -21,8 +21,9 @@ use tokio::net::UnixDatagram;
 
 use super::{change, read_datagram, send};
 
-/// `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`: `include/uapi/linux/rtnetlink.h`.
-const GROUPS: [u32; 2] = [5, 9];
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`:
+/// `include/uapi/linux/rtnetlink.h`. An interface that goes takes its IPv4 routes with it without a report on them.
+const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
 /// `SOL_NETLINK` and `NETLINK_LISTEN_ALL_NSID`, which is also the type of the control message with the id.
 const CONTROL: (i32, i32) = (270, 8);
 /// Reports that are taken at once; the rest waits its turn.

@@ -9,7 +9,7 @@ use proptest::sample::{select, subsequence};
 use proptest::test_runner::{Config, TestRunner};
 
 use super::iptables::{Iptables, Packet};
-use super::{APP, PROXY, ROOT, Range, Scene, Trail, addresses, ip, ranges};
+use super::{APP, ETH0, LO, NET1, PROXY, ROOT, Range, Scene, Trail, addresses, ip, ranges};
 use crate::address::{Address, Port};
 use crate::reason::Action;
 use crate::verdict::{self, Inbound, Outbound};
@@ -19,8 +19,8 @@ pub(super) const CONNECTIONS: usize = 160;
 
 const PORTS: [u16; 14] = [1, 53, 80, 443, 3306, 8080, 15001, 15006, 15008, 15020, 15021, 15053, 15090, 65535];
 
-/// Bytes that pick uid, gid, source, destination and port out of what the pod makes interesting.
-pub(super) type Picks = [u8; 5];
+/// Bytes that pick uid, gid, source, destination, port and interface out of what the pod makes interesting.
+pub(super) type Picks = [u8; 6];
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dial {
@@ -29,6 +29,8 @@ pub(super) struct Dial {
     source: Option<IpAddr>,
     destination: IpAddr,
     port: u16,
+    /// `SO_BINDTODEVICE`.
+    interface: u32,
 }
 
 #[test]
@@ -89,13 +91,19 @@ fn inbound_goes_where_istio_inits_rules_send_it() {
     run(&(scene(), vec(any::<Picks>(), 32)), |(scene, picks)| {
         let iptables = Iptables::of(&scene);
         let policy = scene.policy();
-        for [_, _, remote, local, port] in picks {
+        for [_, _, remote, local, port, interface] in picks {
             let local = pick(&scene.own, local);
             let remote = match local {
                 IpAddr::V4(_) => pick(&addresses(&["192.0.2.9", "10.0.0.6", "169.254.1.1"]), remote),
                 IpAddr::V6(_) => pick(&addresses(&["2001:db8:9::9", "fd00::6", "fe80::9"]), remote),
             };
             let port = pick(&PORTS, port);
+            let interface = pick(&[ETH0, NET1], interface);
+            // TPROXY's rules know of no virtual machines: what they do to them depends on the order of tables
+            // alone, and the contract has I5 hold in both modes alike.
+            if scene.tproxy && scene.rerouted_interfaces.contains(&interface) {
+                continue;
+            }
             let packet = Packet {
                 udp: false,
                 source: remote,
@@ -103,9 +111,11 @@ fn inbound_goes_where_istio_inits_rules_send_it() {
                 port,
                 owner: None,
                 loopback: false,
+                interface,
                 mark: 0,
             };
-            let facts = Inbound { remote: remote.into(), local: local.into(), port: Port::new(port) };
+            let facts =
+                Inbound { remote: remote.into(), local: local.into(), port: Port::new(port), interface };
             let reason = verdict::inbound(&policy, &scene, &facts);
             let mut trace = Trail::default();
             prop_assert_eq!(verdict::trace_inbound(&policy, &scene, &facts, &mut trace), reason);
@@ -176,7 +186,12 @@ fn packet(scene: &Scene, dial: &Dial) -> Option<Packet> {
     };
     let source = bound.or(chosen).filter(|_| chosen.is_some())?;
     let owner = Some((dial.uid, dial.gid));
-    Some(Packet { udp: false, source, destination, port: dial.port, owner, loopback, mark: 0 })
+    let interface = match dial.interface {
+        _ if loopback => LO,
+        0 => scene.route_to(destination),
+        tied => tied,
+    };
+    Some(Packet { udp: false, source, destination, port: dial.port, owner, loopback, interface, mark: 0 })
 }
 
 pub(super) fn facts(dial: &Dial) -> Outbound {
@@ -187,13 +202,14 @@ pub(super) fn facts(dial: &Dial) -> Outbound {
         source: dial.source.map_or(Address::UNSPECIFIED, Address::from),
         destination: dial.destination.into(),
         port: Port::new(dial.port),
+        interface: dial.interface,
     }
 }
 
 pub(super) fn dial(
     scene: &Scene,
     destinations: &[IpAddr],
-    [uid, gid, source, destination, port]: Picks,
+    [uid, gid, source, destination, port, interface]: Picks,
 ) -> Dial {
     let ids = [APP, PROXY, ROOT, scene.proxy_uid, scene.proxy_gid];
     let destination = pick(destinations, destination);
@@ -205,7 +221,10 @@ pub(super) fn dial(
     sources.extend(scene.own.iter().filter(|own| own.is_ipv4() == destination.is_ipv4()));
     // Most sockets are not bound.
     let source = (source >= 128).then(|| pick(&sources, source - 128));
-    Dial { uid: pick(&ids, uid), gid: pick(&ids, gid), source, destination, port: pick(&PORTS, port) }
+    // Most are not tied to an interface either.
+    let interface = if interface < 64 { pick(&[ETH0, NET1], interface) } else { 0 };
+    let (uid, gid) = (pick(&ids, uid), pick(&ids, gid));
+    Dial { uid, gid, source, destination, port: pick(&PORTS, port), interface }
 }
 
 /// Where rules begin and end, and what they treat apart.
@@ -260,7 +279,7 @@ pub(super) fn scene() -> impl Strategy<Value = Scene> {
     let inbound = (prop::option::of(ports()), ports());
     let node = (groups(), localhost());
     let modes = (any::<bool>(), any::<bool>(), any::<bool>());
-    (identity, own(), modes, lists, inbound, node).prop_map(
+    (identity, own(), modes, lists, inbound, node, interfaces()).prop_map(
         |(
             (proxy_uid, proxy_gid),
             own,
@@ -268,6 +287,7 @@ pub(super) fn scene() -> impl Strategy<Value = Scene> {
             lists,
             inbound,
             (groups, localhost),
+            (excluded_interfaces, rerouted_interfaces, routes),
         )| {
             let (excluded_outbound, included_outbound, included_ranges, excluded_ranges) = lists;
             let (included_inbound, excluded_inbound) = inbound;
@@ -286,9 +306,21 @@ pub(super) fn scene() -> impl Strategy<Value = Scene> {
                 excluded_inbound,
                 groups,
                 localhost,
+                excluded_interfaces,
+                rerouted_interfaces,
+                routes,
             }
         },
     )
+}
+
+type Interfaces = (Vec<u32>, Vec<u32>, Vec<(Range, u32)>);
+
+/// Most pods name no interface.
+fn interfaces() -> impl Strategy<Value = Interfaces> {
+    let named = || prop_oneof![2 => Just(vec![]), 1 => subsequence(vec![LO, ETH0, NET1], 1..=2)];
+    let route = |ranges: Vec<Range>| ranges.into_iter().zip([NET1, ETH0, NET1]).collect();
+    (named(), named(), some_ranges().prop_map(route))
 }
 
 /// Most nodes have none of these settings.

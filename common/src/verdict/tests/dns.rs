@@ -28,7 +28,8 @@ fn capturing() -> Scene {
 fn facts((uid, gid): (u32, u32), source: &str, destination: &str, port: u16) -> Outbound {
     let (source, destination) = (ip(source), ip(destination));
     let source = if source.is_unspecified() { Address::UNSPECIFIED } else { source.into() };
-    Outbound { uid, gid, is_impostor: false, source, destination: destination.into(), port: Port::new(port) }
+    let (destination, port) = (destination.into(), Port::new(port));
+    Outbound { uid, gid, is_impostor: false, source, destination, port, interface: 0 }
 }
 
 fn tcp(scene: &Scene, who: (u32, u32), destination: &str, port: u16) -> Reason {

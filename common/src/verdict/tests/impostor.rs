@@ -35,6 +35,7 @@ fn impostor(destination: [u8; 4], port: u16) -> Outbound {
         source: Address::UNSPECIFIED,
         destination: Address::v4(destination),
         port: Port::new(port),
+        interface: 0,
     }
 }
 

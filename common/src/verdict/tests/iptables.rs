@@ -2,12 +2,11 @@
 //!
 //! Written from what istio-init programs (istio/istio, tools/istio-iptables, August 2026) and from what
 //! netfilter does with it, without a look at the verdict: it knows packets, chains and marks, and no
-//! reasons. Interfaces are not in it, as they are not in the verdict yet; nor are the zones that conntrack
-//! keeps DNS in, which do not decide where it goes.
+//! reasons. The zones that conntrack keeps DNS in are not in it: they do not decide where it goes.
 
 use std::net::IpAddr;
 
-use super::{Range, Scene};
+use super::{LO, Range, Scene};
 use crate::reason::Action;
 
 /// A TCP SYN or a UDP datagram, or the `connect()` that would send it.
@@ -21,6 +20,8 @@ pub(super) struct Packet {
     pub(super) owner: Option<(u32, u32)>,
     /// Routed over `lo`.
     pub(super) loopback: bool,
+    /// The interface that it leaves by or arrived on.
+    pub(super) interface: u32,
     pub(super) mark: u32,
 }
 
@@ -49,6 +50,8 @@ enum When {
     Udp,
     /// `-o lo` in OUTPUT, `-i lo` in PREROUTING.
     Lo,
+    /// `-o` in OUTPUT, `-i` in PREROUTING.
+    Via(u32),
     From(Range),
     To(Range),
     NotTo(Range),
@@ -101,6 +104,7 @@ impl Iptables {
             packet.destination = if packet.destination.is_ipv4() { ip("127.0.0.1") } else { ip("::1") };
             packet.port = port;
             packet.loopback = true;
+            packet.interface = LO;
         }
         // What goes over lo comes in again. NAT has made up its mind by then, mangle has not.
         let diverted = if packet.loopback {
@@ -163,6 +167,7 @@ impl When {
             Self::Tcp => !packet.udp,
             Self::Udp => packet.udp,
             Self::Lo => packet.loopback,
+            Self::Via(interface) => packet.interface == interface,
             Self::From(range) => holds(range, packet.source),
             Self::To(range) => holds(range, packet.destination),
             Self::NotTo(range) => !holds(range, packet.destination),
@@ -230,11 +235,13 @@ fn rules(scene: &Scene, v4: bool) -> Vec<Rule> {
         }
     });
 
-    let mut list = vec![
+    let mut list = rerouted_rules(scene, v4);
+    list.extend(excluded_interface_rules(scene));
+    list.extend([
         Rule(Nat, IstioInbound, vec![Tcp, Dport(15008)], Return),
         Rule(Nat, IstioRedirect, vec![Tcp], Redirect(15001)),
         Rule(Nat, IstioInRedirect, vec![Tcp], Redirect(15006)),
-    ];
+    ]);
     list.extend(inbound_rules(scene, localhost, passthrough));
 
     list.push(Rule(Nat, Output, vec![], Jump(IstioOutput)));
@@ -300,6 +307,44 @@ fn proxy_rules(scene: &Scene, localhost: Range, loopback_included: bool) -> Vec<
         }
         list.push(Rule(Nat, IstioOutput, vec![is_proxy], Return));
     }
+    list
+}
+
+/// `shortCircuitExcludeInterfaces`.
+fn excluded_interface_rules(scene: &Scene) -> Vec<Rule> {
+    use {Chain::*, Table::*, Then::*, When::*};
+
+    let mut list = vec![];
+    for interface in &scene.excluded_interfaces {
+        list.push(Rule(Nat, Prerouting, vec![Via(*interface)], Return));
+        list.push(Rule(Nat, Output, vec![Via(*interface)], Return));
+        if scene.tproxy {
+            list.push(Rule(Mangle, Prerouting, vec![Via(*interface)], Return));
+            list.push(Rule(Mangle, Output, vec![Via(*interface)], Return));
+        }
+    }
+    list
+}
+
+/// `shortCircuitKubeInternalInterface` and what `handleOutboundIncludeRules` inserts: each goes to the front, so
+/// they stand before the rules on excluded interfaces, and the RETURN behind what redirects.
+fn rerouted_rules(scene: &Scene, v4: bool) -> Vec<Rule> {
+    use {Chain::*, Table::*, Then::*, When::*};
+
+    let mut list = vec![];
+    for interface in &scene.rerouted_interfaces {
+        match &scene.included_ranges {
+            None => list.push(Rule(Nat, Prerouting, vec![Via(*interface)], Jump(IstioRedirect))),
+            Some(ranges) => {
+                for range in ranges.iter().filter(|range| range.0.is_ipv4() == v4) {
+                    let conditions = vec![Via(*interface), To(*range)];
+                    list.push(Rule(Nat, Prerouting, conditions, Jump(IstioRedirect)));
+                }
+            }
+        }
+    }
+    let untouched = |interface: &u32| Rule(Nat, Prerouting, vec![Via(*interface)], Return);
+    list.extend(scene.rerouted_interfaces.iter().map(untouched));
     list
 }
 

@@ -68,13 +68,15 @@ impl<'a> Dial<'a> {
             source: self.source.map_or(Address::UNSPECIFIED, |source| ip(source).into()),
             destination: ip(destination).into(),
             port: Port::new(port),
+            interface: 0,
         };
         verdict::outbound(&scene.policy(), scene, &connection)
     }
 }
 
 fn arrive(scene: &Scene, remote: &str, local: &str, port: u16) -> Reason {
-    let connection = Inbound { remote: ip(remote).into(), local: ip(local).into(), port: Port::new(port) };
+    let port = Port::new(port);
+    let connection = Inbound { remote: ip(remote).into(), local: ip(local).into(), port, interface: 0 };
     verdict::inbound(&scene.policy(), scene, &connection)
 }
 
@@ -399,6 +401,7 @@ fn an_unspecified_destination_is_what_the_kernel_makes_of_it() {
             source: source.map_or(Address::UNSPECIFIED, |source| ip(source).into()),
             destination: ip(destination).into(),
             port: Port::new(80),
+            interface: 0,
         };
         let got = IpAddr::from(connection.effective_destination());
         assert_eq!(got, ip(effective), "{destination} from {source:?}");

@@ -31,7 +31,7 @@ fn interfaces(scene: &Scene<'_>) -> Vec<Rule> {
     let mut rules = Vec::new();
     for name in &scene.capture.rerouted_interfaces {
         let by = || Match::Interface(Way::In, name.clone());
-        let captured = [Statement::Redirect(OUTBOUND_PORT)];
+        let captured = [Statement::Count(Reason::ReroutedInterface), Statement::Redirect(OUTBOUND_PORT)];
         match &scene.capture.outbound {
             OutboundRanges::All => rules.push(rule([by(), TCP], captured)),
             OutboundRanges::Only(_) if scene.has_included_ranges => {
@@ -39,10 +39,12 @@ fn interfaces(scene: &Scene<'_>) -> Vec<Rule> {
             }
             OutboundRanges::Only(_) => {}
         }
-        rules.push(rule([by()], [Statement::Return]));
+        rules.push(direct([by(), TCP], Reason::ReroutedNotIncluded));
     }
     let excluded = scene.capture.excluded_interfaces.iter();
-    rules.extend(excluded.map(|name| rule([Match::Interface(Way::In, name.clone())], [Statement::Return])));
+    rules.extend(excluded.map(|name| {
+        direct([Match::Interface(Way::In, name.clone()), TCP], Reason::ExcludedInterfaceInbound)
+    }));
     rules
 }
 

@@ -16,9 +16,14 @@ use crate::model::{InterceptionMode, OutboundRanges, OwnerGroups};
 const ZONES: [u16; 2] = [1, 2];
 
 pub(super) fn chains(scene: &Scene<'_>) -> Vec<Chain> {
-    let excluded = scene.capture.excluded_interfaces.iter();
-    let mut first: Vec<Rule> =
-        excluded.map(|name| rule([Match::Interface(Way::Out, name.clone())], [Statement::Return])).collect();
+    let mut first = Vec::new();
+    for name in &scene.capture.excluded_interfaces {
+        let by = || Match::Interface(Way::Out, name.clone());
+        first.push(direct([by(), TCP], Reason::ExcludedInterface));
+        if scene.capture.dns_capture {
+            first.push(direct([by(), dns(Protocol::Udp)], Reason::ExcludedInterface));
+        }
+    }
     first.push(rule([TCP], [Statement::Goto("outbound")]));
     let mut chains = Vec::new();
     if scene.capture.dns_capture {
