@@ -83,23 +83,34 @@ impl FollowedChanges {
     /// Waits until the addresses of some netns changed. Takes all reports that are there, so that many changes
     /// of one netns are one.
     ///
+    /// A socket that was full tells it once (ENOBUFS), and drops in silence what comes until it is empty
+    /// (`netlink_overrun`): whoever looked before that would miss some.
+    ///
     /// # Errors
     /// As the system says.
     pub async fn next(&self) -> io::Result<Changed> {
+        let mut numbers = BTreeSet::new();
+        let mut was_full = false;
         loop {
             self.socket.readable().await?;
-            let mut numbers = BTreeSet::new();
+            let mut is_empty = false;
             for _ in 0..MOST_AT_ONCE {
                 match self.socket.try_io(Interest::READABLE, || receive(self.socket.as_fd())) {
                     // Without a number it is the agent's own netns.
                     Ok(number) => numbers.extend(number),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Changed::Unknown),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        is_empty = true;
+                        break;
+                    }
+                    Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => was_full = true,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }
             }
-            if !numbers.is_empty() {
+            if was_full && is_empty {
+                return Ok(Changed::Unknown);
+            }
+            if !was_full && !numbers.is_empty() {
                 return Ok(Changed::Some(numbers));
             }
         }
