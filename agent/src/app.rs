@@ -1,17 +1,14 @@
 //! The agent: builds all of its parts, starts them in order and stops them in order.
 //!
-//! Owns: the composition and the lock on the run directory. Never does: anything that one of the parts
+//! Owns: the composition. Never does: anything that one of the parts
 //! could do. Stopping changes nothing for the pods: programs, links and maps stay pinned.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +18,7 @@ use crate::cni::server;
 use crate::config::{AgentConfig, HealConfig, Place};
 use crate::control::{AgentStatus, Control};
 use crate::enrol::{Backends, Ebpf, EnrolError, Nftables, Node, NodeHandle, follow};
+use crate::lock::{self, LockError};
 use crate::lookup::Lookup;
 use crate::model::{BackendName, NodeSettings, ProxyIdentity};
 use crate::platform::bpf::BpfError;
@@ -81,12 +79,21 @@ pub enum AppError {
     Source(#[from] SourceError),
 }
 
+impl From<LockError> for AppError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Held { path, .. } => Self::Running { path },
+            LockError::File { attempt, path, source } => Self::File { attempt, path, source },
+        }
+    }
+}
+
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// Whatever keeps it from starting.
 pub fn run(config: &AgentConfig) -> Result<(), AppError> {
-    let lock = lock(&config.place)?;
+    let lock = lock::take(&config.place)?;
     let source = Directory::open(&config.pods_from)?;
     let choice::Chosen { loaded, reason } = choice::choose(config)?;
     let backend = if loaded.is_some() { BackendName::Ebpf } else { BackendName::Nftables };
@@ -213,30 +220,6 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
     tasks.close();
     tasks.wait().await;
     Ok(())
-}
-
-/// Makes the run directory and locks it.
-fn lock(place: &Place) -> Result<Flock<File>, AppError> {
-    let directory = &place.run_dir;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|source| AppError::File {
-        attempt: "make",
-        path: directory.clone(),
-        source,
-    })?;
-    let path = place.lock();
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|source| AppError::File { attempt: "open", path: path.clone(), source })?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| {
-        if errno == Errno::EWOULDBLOCK {
-            AppError::Running { path }
-        } else {
-            AppError::File { attempt: "lock", path, source: errno.into() }
-        }
-    })
 }
 
 /// Gives back what loading took: aya parses the kernel's own types when a loader is made, some 20 MB in

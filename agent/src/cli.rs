@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
     version,
     about = "Puts pods into a service mesh without touching them: eBPF instead of istio-init",
     after_help = "Exit codes: 0 done, 64 usage or configuration, 69 no agent or datapath here, 70 failed, \
-                  126 `veer check`: the redirection is missing. `veer doctor` has 1 and 2 of its own."
+                  75 `veer uninstall`: an agent runs, 126 `veer check`: the redirection is missing. `veer doctor` has 1 and 2 of its own."
 )]
 pub struct Cli {
     /// What to do.
@@ -40,6 +40,8 @@ pub enum Command {
     Doctor(DoctorFlags),
     /// Explain where a connection goes: the verdict, the rule, what gave the rule, and the rules before it
     Explain(ExplainFlags),
+    /// Take everything of veer off this node: pods are no longer redirected
+    Uninstall(UninstallFlags),
 }
 
 /// Where things are; all commands have them.
@@ -260,4 +262,30 @@ pub struct ExplainFlags {
     /// What all readers have.
     #[command(flatten)]
     pub read: ReadFlags,
+}
+
+/// Flags of `veer uninstall`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    long_about = "Take everything of veer off this node: pods are no longer redirected.\n\n\
+        Removes the pods' policies, the programs' links to cgroups and network namespaces, programs and maps of\n\
+        all releases, the addresses ::6 that veer has put on pods' lo, and what is in the run directory. New\n\
+        connections go where they are dialled from the first moment on; connections that a proxy has go on, and\n\
+        those on their way to one arrive, for which it waits a second or two. It asks nothing, goes on after a\n\
+        failure and names all of them, and may be run any number of times.\n\n\
+        It does not touch the runtime's CNI configuration or the plugin: as long as veer-cni is in there, new pods\n\
+        cannot start without an agent. Nor does it touch pods: a sidecar goes with its pod.",
+    after_help = "Exit codes: 0 all is gone, or nothing was there; 64 usage; 70 something could not be removed \
+        (stderr names it; run it again); 75 an agent runs, and nothing was done."
+)]
+pub struct UninstallFlags {
+    /// Where things are.
+    #[command(flatten)]
+    pub place: PlaceFlags,
+    /// Only tell what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }

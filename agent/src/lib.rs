@@ -5,7 +5,8 @@
 //! means), [`locate`] (which netns is a pod's) and [`doctor`] (what facts about a node mean), with [`columns`] for
 //! their texts. Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`enrol`] (the node's state), [`reconcile`]
 //! (what is lost or was missed comes back), [`socket`], [`cni`], [`control`] and [`lookup`] (who talks to the agent, and
-//! what it is told), [`commands`] (terminal). [`app`] puts them together.
+//! what it is told), [`commands`] (terminal), [`uninstall`] (all of it away), [`lock`] (one agent for a node). [`app`]
+//! puts the agent together.
 
 pub mod app;
 pub mod capture;
@@ -20,10 +21,13 @@ pub mod doctor;
 pub mod enrol;
 pub mod explain;
 pub mod locate;
+pub mod lock;
 pub mod lookup;
 pub mod model;
+mod pause;
 pub mod platform;
 pub mod reconcile;
 pub mod socket;
 pub mod source;
 pub mod telemetry;
+pub mod uninstall;

@@ -14,6 +14,8 @@ use veer::{app, telemetry};
 const USAGE: u8 = 64;
 /// `EX_UNAVAILABLE`: there is no agent, or no datapath.
 const UNAVAILABLE: u8 = 69;
+/// `EX_TEMPFAIL`: an agent runs that has to end first.
+const BUSY: u8 = 75;
 /// What istio-validation ends with: the pod's connections are not redirected.
 const MISSING: u8 = 126;
 /// `EX_SOFTWARE`: anything else.
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
                 Failure::Usage(text) => (USAGE, text),
                 Failure::Unavailable(text) => (UNAVAILABLE, text),
                 Failure::Missing(text) => (MISSING, text),
+                Failure::Busy(text) => (BUSY, text),
                 Failure::Failed(text) => (FAILED, text),
                 // The reader has what it wants (`veer pods | head`).
                 Failure::ClosedOutput => return ExitCode::SUCCESS,
@@ -61,6 +64,7 @@ fn run(command: Command) -> Result<u8, Failure> {
         }
         Command::Check(flags) => commands::check::run(&flags),
         Command::Explain(flags) => commands::explain::run(&flags),
+        Command::Uninstall(flags) => commands::uninstall::run(&flags),
     }
     .map(|()| 0)
 }

@@ -10,6 +10,7 @@ use super::{Failure, print_json};
 use crate::check::{Family, Outcome, Trial, families};
 use crate::cli::CheckFlags;
 use crate::model::annotation::go_bool;
+use crate::pause::pause;
 use crate::platform::redirection;
 
 /// istio-validation dials once a second.
@@ -97,14 +98,6 @@ fn find(trial: &Trial, timeout: Duration) -> Result<Finding, Failure> {
         redirected,
         problem,
     })
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "nothing tells a pod that it has been enrolled; istio waits so, too"
-)]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 fn render(findings: &[Finding]) -> String {

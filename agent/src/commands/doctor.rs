@@ -69,6 +69,7 @@ fn agent(place: &Place, pins: &Pins) -> (Agent, Vec<EnrolledNetns>) {
         Failure::Usage(text)
         | Failure::Unavailable(text)
         | Failure::Missing(text)
+        | Failure::Busy(text)
         | Failure::Failed(text) => text,
         Failure::ClosedOutput => "it hung up".to_owned(),
     });

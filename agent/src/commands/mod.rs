@@ -1,6 +1,6 @@
 //! The operator's commands, one file each, and what they share.
 //!
-//! Owns: what is printed. Never does: change anything.
+//! Owns: what is printed. Never does: change anything; `uninstall` has that done by the room of its name.
 
 pub mod check;
 pub mod doctor;
@@ -9,6 +9,7 @@ pub mod monitor;
 pub mod pods;
 pub mod status;
 mod table;
+pub mod uninstall;
 pub mod view;
 
 use std::io::{self, BufReader, Write};
@@ -38,6 +39,8 @@ pub enum Failure {
     Unavailable(String),
     /// What was looked for is not there.
     Missing(String),
+    /// Somebody has to end first.
+    Busy(String),
     /// Something else went wrong.
     Failed(String),
     /// Nobody reads what it prints.

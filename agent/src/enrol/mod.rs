@@ -20,6 +20,6 @@ pub mod steps;
 pub use self::backend::Backends;
 pub use self::ebpf::Ebpf;
 pub use self::error::EnrolError;
-pub use self::nftables::Nftables;
+pub use self::nftables::{Nftables, Withdrawn};
 pub use self::node::{Node, NodeHandle};
 pub use self::registry::{Enrolled, Registry};

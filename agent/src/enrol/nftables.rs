@@ -29,6 +29,10 @@ use crate::platform::netns::NetnsThread;
 use crate::platform::nft::{self, NftError};
 use crate::platform::records::Records;
 
+mod removal;
+
+pub use self::removal::Withdrawn;
+
 /// The records, and the way into a netns.
 #[derive(Debug)]
 pub struct Nftables {

@@ -164,6 +164,48 @@ pub fn remove_passthrough_address() -> io::Result<()> {
     }
 }
 
+/// Whether `lo` has it.
+///
+/// # Errors
+/// As the kernel says.
+pub fn has_passthrough_address() -> io::Result<bool> {
+    let passthrough = IpAddr::from(Address::PASSTHROUGH_V6);
+    Ok(addresses()?.iter().any(|there| there.interface == "lo" && there.address == passthrough))
+}
+
+/// How many TCP sockets with a connection have a local address and port that are `wanted`.
+///
+/// # Errors
+/// As the kernel says; ENOENT where it has no `inet_diag`.
+pub fn connections(wanted: impl Fn(IpAddr, u16) -> bool) -> io::Result<usize> {
+    let mut count = 0;
+    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let request = InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::all() - StateFlags::LISTEN - StateFlags::CLOSE - StateFlags::TIME_WAIT,
+            socket_id,
+        };
+        for message in dump(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request))? {
+            if let SockDiagMessage::InetResponse(response) = message {
+                let socket = response.header.socket_id;
+                count += usize::from(wanted(socket.source_address, socket.source_port));
+            }
+        }
+    }
+    Ok(count)
+}
+
+/// How many connections there are from ::6: they do not outlive it.
+///
+/// # Errors
+/// As [`connections`].
+pub fn connections_from_passthrough_address() -> io::Result<usize> {
+    let passthrough = IpAddr::from(Address::PASSTHROUGH_V6);
+    connections(|address, _port| address == passthrough)
+}
+
 fn passthrough_address() -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet6;

@@ -29,6 +29,29 @@ pub struct Ruleset {
     pub marks: bool,
 }
 
+impl Ruleset {
+    /// What open connections need of it, and no more: without a NAT chain in a netns, or without a rule that needs
+    /// connection tracking, the kernel stops translating the addresses of connections that it has redirected (seen
+    /// on Linux 6.18; `nf_nat_unregister_fn` and `nf_ct_netns_put`). Such a rule is the only one left.
+    #[must_use]
+    pub fn drained(&self) -> Self {
+        let translates = |chain: &&Chain| chain.base.is_some_and(|base| base.kind == Kind::Nat);
+        let tracks = || Rule { matches: vec![Match::State(State::New)], statements: vec![Statement::Accept] };
+        let drained = |table: &Table| Table {
+            family: table.family,
+            counters: Vec::new(),
+            sets: Vec::new(),
+            chains: table
+                .chains
+                .iter()
+                .filter(translates)
+                .map(|chain| Chain { rules: vec![tracks()], ..chain.clone() })
+                .collect(),
+        };
+        Self { tables: self.tables.iter().map(drained).collect(), marks: false }
+    }
+}
+
 /// A table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Table {

@@ -159,6 +159,15 @@ impl Maps {
         })
     }
 
+    /// The enrolled pods, where other maps may be missing.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn enrolments_of(pins: &Pins) -> Result<Vec<(NetnsCookie, Enrolment)>, BpfError> {
+        let enrolments: HashMap<MapData, NetnsCookie, Enrolment> = open!(pins, HashMap, name::ENROLMENTS);
+        sorted(enrolments.iter(), name::ENROLMENTS)
+    }
+
     /// Makes the maps ours: refuses those of another ABI, and writes our settings.
     ///
     /// # Errors

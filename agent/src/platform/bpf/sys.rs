@@ -15,12 +15,14 @@ use std::path::Path;
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
+const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
 
 /// `BPF_F_QUERY_EFFECTIVE`.
 const QUERY_EFFECTIVE: u32 = 1;
@@ -112,6 +114,12 @@ struct LinkUpdate {
     program: u32,
     flags: u32,
     old_program: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkDetach {
+    link: u32,
 }
 
 #[repr(C)]
@@ -217,6 +225,15 @@ pub fn link_create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, to: AttachTy
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attribute = LinkUpdate { link: number(link), program: number(program), ..LinkUpdate::default() };
     bpf(LINK_UPDATE, &mut attribute).map(drop)
+}
+
+/// Takes a link off what it hangs on, whoever holds it.
+///
+/// # Errors
+/// EINVAL before Linux 5.9.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attribute = LinkDetach { link: number(link) };
+    bpf(LINK_DETACH, &mut attribute).map(drop)
 }
 
 /// What a link hangs on now.
@@ -348,11 +365,32 @@ fn update(map: BorrowedFd<'_>, key: &[u8], value: u64, flags: u64) -> io::Result
     bpf(MAP_UPDATE_ELEM, &mut attribute).map(drop)
 }
 
+/// Steps to the key after `key`, or with `known` false to the first one; false where there is none.
+///
+/// # Errors
+/// As the kernel says. `key` must have the size of the map's keys.
+pub fn next_key(map: BorrowedFd<'_>, known: bool, key: &mut [u8]) -> io::Result<bool> {
+    let before = key.to_vec();
+    let mut attribute = MapElement {
+        map: number(map),
+        key: if known { before.as_ptr().expose_provenance() as u64 } else { 0 },
+        value: key.as_mut_ptr().expose_provenance() as u64,
+        ..MapElement::default()
+    };
+    match bpf(MAP_GET_NEXT_KEY, &mut attribute) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => other.map(|_zero| true),
+    }
+}
+
 /// Deletes an entry of a map.
 ///
 /// # Errors
 /// ENOENT when there is none.
-pub fn delete<K: zerocopy::IntoBytes + zerocopy::Immutable>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+pub fn delete<K: zerocopy::IntoBytes + zerocopy::Immutable + ?Sized>(
+    map: BorrowedFd<'_>,
+    key: &K,
+) -> io::Result<()> {
     let mut attribute = MapElement {
         map: number(map),
         key: key.as_bytes().as_ptr().expose_provenance() as u64,
