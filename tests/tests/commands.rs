@@ -209,6 +209,7 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
         "proxyIdentity",
         "runsBefore",
         "startedAt",
+        "unrepaired",
         "version",
     ];
     assert_eq!(keys(&status["agent"]), expected);

@@ -30,6 +30,8 @@ use crate::capture::{InterfaceEntries, MapEntries};
 mod interfaces;
 mod proxies;
 
+mod settings;
+
 /// Membership maps have no value worth the name.
 const MEMBER: u32 = 1;
 
@@ -168,20 +170,6 @@ impl Maps {
         sorted(enrolments.iter(), name::ENROLMENTS)
     }
 
-    /// Makes the maps ours: refuses those of another ABI, and writes our settings.
-    ///
-    /// # Errors
-    /// `Abi` for a foreign version.
-    pub fn claim(&mut self, pins: &Pins, abi_version: u32) -> Result<(), BpfError> {
-        let found = self.settings.get(&0, 0).map_err(failed("read", name::SETTINGS))?.abi_version;
-        if found != 0 && found != abi_version {
-            let path = pins.root().to_owned();
-            return Err(BpfError::Abi { path, found, ours: abi_version });
-        }
-        // Nobody watches a new agent yet, whatever the last one was doing when it ended.
-        self.set_settings(Settings { abi_version, watched: 0 })
-    }
-
     /// Makes a program the one that all pods' netns jump to.
     ///
     /// # Errors
@@ -192,19 +180,6 @@ impl Maps {
             map: name::INBOUND,
             source,
         })
-    }
-
-    /// Turns events on or off for the whole node.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn set_watched(&mut self, watched: bool) -> Result<(), BpfError> {
-        let settings = self.settings.get(&0, 0).map_err(failed("read", name::SETTINGS))?;
-        self.set_settings(Settings { watched: u32::from(watched), ..settings })
-    }
-
-    fn set_settings(&mut self, settings: Settings) -> Result<(), BpfError> {
-        self.settings.set(0, settings, 0).map_err(failed("write to", name::SETTINGS))
     }
 
     /// All enrolled pods, in the order of their cookies.
