@@ -5,6 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Nftables, families};
+use crate::capture::Links;
 use crate::enrol::backend::Backend;
 use crate::enrol::error::EnrolError;
 use crate::enrol::record::Record;
@@ -59,7 +60,7 @@ impl Nftables {
 
     /// Whether the proxy has any. Where that cannot be told, it has.
     fn has_connections(&self, record: &Record, netns: BorrowedFd<'_>) -> bool {
-        let policy = record.map_entries(0, Vec::new()).policy;
+        let policy = record.map_entries(0, Vec::new(), &Links::default()).policy;
         let ports = steps::proxy_ports(&policy).map(veer_common::address::Port::get);
         let connections = move || netlink::connections(|_address, port| ports.contains(&port));
         !matches!(self.netns.run(netns, connections), Ok(Ok(0)))
