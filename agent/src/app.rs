@@ -17,7 +17,7 @@ use crate::cni::answer::Answerer;
 use crate::cni::server;
 use crate::config::{AgentConfig, HealConfig, Place};
 use crate::control::{AgentStatus, Control};
-use crate::enrol::{Backends, Ebpf, EnrolError, Nftables, Node, NodeHandle, follow};
+use crate::enrol::{EnrolError, Node, NodeHandle, follow};
 use crate::lock::{self, LockError};
 use crate::lookup::Lookup;
 use crate::model::{BackendName, NodeSettings, ProxyIdentity};
@@ -28,7 +28,7 @@ use crate::platform::bpf::pins::Pins;
 use crate::platform::cgroup::CgroupError;
 use crate::platform::netlink::changes::AddressChanges;
 use crate::platform::netns::{NetnsError, NetnsThread};
-use crate::platform::records::Records;
+use crate::platform::records::RecordError;
 use crate::reconcile::{Reconciler, Report};
 use crate::socket;
 use crate::source::{Directory, PodSource, SourceError};
@@ -68,6 +68,9 @@ pub enum AppError {
     /// The datapath.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+    /// The directory of records.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// The agent's own netns.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -111,9 +114,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     });
     let netns = NetnsThread::start()?;
     let netns_thread = netns.clone();
-    let ebpf = loaded.map(|loaded| Ebpf::new(loaded.datapath, netns.clone()));
-    let nftables = Nftables::new(Records::new(&config.place.records()), netns.clone());
-    let node = Node::take_over(Backends::new(ebpf, nftables), netns)?;
+    let node = Node::take_over(choice::backends(loaded, &config.place, &netns)?, netns)?;
     let enrolled = node.registry().len();
     release_memory();
 

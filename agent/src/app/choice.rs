@@ -9,12 +9,15 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use super::AppError;
-use crate::config::{AgentConfig, BackendChoice};
+use crate::config::{AgentConfig, BackendChoice, Place};
+use crate::enrol::{Backends, Ebpf, Nftables};
 use crate::model::{BackendName, ProxyIdentity};
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::load::Datapath;
 use crate::platform::bpf::pins::Pins;
 use crate::platform::cgroup::{self, Cgroup, CgroupError};
+use crate::platform::netns::NetnsThread;
+use crate::platform::records::{RecordError, Records};
 
 /// What was chosen.
 pub(super) struct Chosen {
@@ -67,6 +70,24 @@ fn automatic(config: &AgentConfig) -> Result<Chosen, AppError> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// The backends: what was chosen for new pods, and nftables in any case, for pods that it has enrolled.
+///
+/// # Errors
+/// If there is no place for records.
+pub(super) fn backends(
+    loaded: Option<Loaded>,
+    place: &Place,
+    netns: &NetnsThread,
+) -> Result<Backends, RecordError> {
+    let records = Records::new(&place.records());
+    if loaded.is_none() {
+        // Also without a pod the commands find that an agent has been here.
+        records.create()?;
+    }
+    let ebpf = loaded.map(|loaded| Ebpf::new(loaded.datapath, netns.clone()));
+    Ok(Backends::new(ebpf, Nftables::new(records, netns.clone())))
 }
 
 fn load(config: &AgentConfig) -> Result<Loaded, AppError> {

@@ -7,11 +7,16 @@ use serde_json::Value;
 use crate::cell::{By, Cell, From, TUNNEL, is_local};
 use crate::place::Outcome;
 use crate::policy::Policy;
+use crate::run::Backend;
+
+const EBPF: &[Backend] = &[Backend::Ebpf];
+const BOTH: &[Backend] = &[Backend::Ebpf, Backend::Nftables];
 
 /// Where veer and istio-init may differ, and why. Whatever differs and is not named here is a bug.
 pub(crate) const IMPROVEMENTS: [Improvement; 5] = [
     Improvement {
         name: "the proxy sees the dialled address as its own",
+        by: EBPF,
         why: "inbound connections are handed over without NAT, so getsockname() needs no SO_ORIGINAL_DST",
         holds: |_, cell, istio, veer| {
             let (Some(theirs), Some(ours)) = (istio.local(), veer.local()) else { return false };
@@ -20,6 +25,7 @@ pub(crate) const IMPROVEMENTS: [Improvement; 5] = [
     },
     Improvement {
         name: "SO_ORIGINAL_DST has an answer",
+        by: EBPF,
         why: "the proxy asks each connection for it, also those that it was dialled by itself",
         holds: |_, cell, istio, veer| {
             istio.original().is_none()
@@ -29,6 +35,7 @@ pub(crate) const IMPROVEMENTS: [Improvement; 5] = [
     },
     Improvement {
         name: "with TPROXY, too, what is excluded within the pod stays direct",
+        by: BOTH,
         why: "istio-init's mangle table knows neither excluded outbound ports nor 15008 nor DNS, and brings the \
               proxy's connection to its own pod back to the proxy",
         holds: |policy, cell, istio, veer| {
@@ -42,6 +49,7 @@ pub(crate) const IMPROVEMENTS: [Improvement; 5] = [
     },
     Improvement {
         name: "the proxy reaches a resolver of its own pod by its gid, too",
+        by: BOTH,
         why: "istio-init leaves the proxy's DNS alone by its uid; by its gid alone it brings TCP for a resolver at \
               the pod's own address back to the proxy",
         holds: |policy, cell, istio, veer| {
@@ -51,6 +59,7 @@ pub(crate) const IMPROVEMENTS: [Improvement; 5] = [
     },
     Improvement {
         name: "with TPROXY the proxy's connection to its own pod arrives as with REDIRECT",
+        by: BOTH,
         why: "known by its gid or its uid, it is handed over the same way, from the same address",
         holds: |policy, cell, istio, veer| {
             let dialled = istio.local() == Some(effective(cell));
@@ -63,6 +72,8 @@ pub(crate) const IMPROVEMENTS: [Improvement; 5] = [
 /// A difference that is wanted.
 pub(crate) struct Improvement {
     pub(crate) name: &'static str,
+    /// Whose it is.
+    by: &'static [Backend],
     pub(crate) why: &'static str,
     holds: fn(&Policy, &Cell, &Outcome, &Outcome) -> bool,
 }
@@ -77,11 +88,19 @@ pub(crate) enum Judgement {
 }
 
 /// Compares what came of a cell under istio-init with what came of it under veer.
-pub(crate) fn judge(policy: &Policy, cell: &Cell, istio: &Outcome, veer: &Outcome) -> Judgement {
+pub(crate) fn judge(
+    backend: Backend,
+    policy: &Policy,
+    cell: &Cell,
+    istio: &Outcome,
+    veer: &Outcome,
+) -> Judgement {
     if istio == veer {
         return Judgement::Agree;
     }
-    let better = IMPROVEMENTS.iter().position(|improvement| (improvement.holds)(policy, cell, istio, veer));
+    let better = IMPROVEMENTS.iter().position(|improvement| {
+        improvement.by.contains(&backend) && (improvement.holds)(policy, cell, istio, veer)
+    });
     better.map_or(Judgement::Differ, Judgement::Better)
 }
 

@@ -1,5 +1,5 @@
 //! The differential matrix: every connection under istio-init's own rules, under each backend of veer, and
-//! explained. Every cell must agree, but for the improvements that are named.
+//! explained. Every cell must agree, but for the improvements that are named; and the backends must count the same.
 //!
 //! A program of its own rather than tests, because its table is for people. It takes a part of a policy's
 //! name, as a test does, and ends like one. With `VEER_LONG` set (`cargo xtask test --long`) it makes up

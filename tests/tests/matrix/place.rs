@@ -3,6 +3,8 @@
 //! All places look the same from inside: the same addresses, listeners and users. So what comes of a cell
 //! can be compared as it is.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -30,6 +32,8 @@ pub(crate) struct Place {
     makers: Vec<Maker>,
     listeners: Listeners,
     datagrams: Datagrams,
+    /// Those that datagrams were sent from.
+    ports: RefCell<HashSet<u16>>,
 }
 
 /// What came of a connection.
@@ -123,7 +127,14 @@ impl Place {
         ip(pod.netns(), ["address replace ::6/128 dev lo nodad"])?;
         let makers = identities().map(|(_, identity)| pod.maker(identity));
         let makers = makers.into_iter().collect::<Result<_>>()?;
-        Ok(Self { world, pod, makers, listeners: Listeners::default(), datagrams: Datagrams::default() })
+        Ok(Self {
+            world,
+            pod,
+            makers,
+            listeners: Listeners::default(),
+            datagrams: Datagrams::default(),
+            ports: RefCell::default(),
+        })
     }
 
     /// Opens all listeners, once somebody redirects.
@@ -171,10 +182,10 @@ impl Place {
 
     /// Opens the connection and tells what came of it.
     pub(crate) fn open(&self, cell: &Cell) -> Result<Outcome> {
-        let socket = self.socket(cell)?;
         if cell.by != By::Tcp {
-            return self.datagrams.send(&socket, cell);
+            return self.send(cell);
         }
+        let socket = self.socket(cell)?;
         if let Err(error) = socket.connect_timeout(&cell.to.into(), LOST_AFTER) {
             return Ok(Outcome::Failed(error.kind()));
         }
@@ -185,6 +196,20 @@ impl Place {
         drop(socket);
         drop(accepted);
         Ok(outcome(&arrival, peername))
+    }
+
+    /// Sends a datagram. Where its port is one that an earlier cell had, conntrack may take it for that one's, so it
+    /// is sent again by another socket.
+    fn send(&self, cell: &Cell) -> Result<Outcome> {
+        loop {
+            let socket = self.socket(cell)?;
+            let outcome = self.datagrams.send(&socket, cell)?;
+            let port = socket.local_addr()?.as_socket().context("a socket's address")?.port();
+            // One that could not be sent may have none.
+            if port == 0 || self.ports.borrow_mut().insert(port) {
+                return Ok(outcome);
+            }
+        }
     }
 
     fn socket(&self, cell: &Cell) -> Result<Socket> {

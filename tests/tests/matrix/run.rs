@@ -22,12 +22,14 @@ use crate::policy::Policy;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Backend {
     Ebpf,
+    Nftables,
 }
 
 impl Backend {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Ebpf => "ebpf",
+            Self::Nftables => "nftables",
         }
     }
 }
@@ -57,8 +59,14 @@ pub(crate) fn policy(policy: &Policy, connections: &[Cell], datagrams: &[Cell]) 
     // The last decision to wait for is that on a connection.
     cells.extend(connections.first());
     let reference = under_istio_init(policy, &cells).with_context(context)?;
-    let (veer, reasons) = under_ebpf(policy, &cells).with_context(context)?;
-    Ok(vec![tally(policy, Backend::Ebpf, &cells, &reference, &veer, &reasons)])
+    let (veer, reasons, counted) = under_ebpf(policy, &cells).with_context(context)?;
+    let (by_rules, counted_by_rules) = under_nftables(policy, &cells).with_context(context)?;
+    let by_programs = tally(policy, Backend::Ebpf, &cells, &reference, &veer, Some(&reasons));
+    let mut by_rules = tally(policy, Backend::Nftables, &cells, &reference, &by_rules, None);
+    if count_the_same(policy) && counted != counted_by_rules {
+        by_rules.differences.push(format!("counts\n  eBPF     {counted}\n  nftables {counted_by_rules}"));
+    }
+    Ok(vec![by_programs, by_rules])
 }
 
 fn under_istio_init(policy: &Policy, cells: &[Cell]) -> Result<Vec<Outcome>> {
@@ -71,8 +79,8 @@ fn under_istio_init(policy: &Policy, cells: &[Cell]) -> Result<Vec<Outcome>> {
     cells.iter().map(|cell| place.open(cell).with_context(|| format!("under istio-init: {cell}"))).collect()
 }
 
-/// The outcomes, and for each cell what the kernel said and what is explained.
-fn under_ebpf(policy: &Policy, cells: &[Cell]) -> Result<(Vec<Outcome>, Vec<Told>)> {
+/// The outcomes; for each cell what the kernel said and what is explained; and what was counted.
+fn under_ebpf(policy: &Policy, cells: &[Cell]) -> Result<(Vec<Outcome>, Vec<Told>, Value)> {
     let cgroup = Cgroup::new()?;
     let flags = policy.node.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
@@ -89,7 +97,34 @@ fn under_ebpf(policy: &Policy, cells: &[Cell]) -> Result<(Vec<Outcome>, Vec<Told
     let lines: Vec<String> = decisions.iter().flatten().map(Value::to_string).collect();
     let mut reports = explain(&agent, &lines.join("\n"))?.into_iter();
     let told = decisions.into_iter().map(|decisions| decisions.into_iter().zip(&mut reports).collect());
-    Ok((outcomes, told.collect()))
+    Ok((outcomes, told.collect(), counts(&agent)?))
+}
+
+/// Rules tell nobody what they decide on a cell, so there are the outcomes and the counts alone.
+fn under_nftables(policy: &Policy, cells: &[Cell]) -> Result<(Vec<Outcome>, Value)> {
+    let cgroup = Cgroup::new()?;
+    let mut flags = policy.node.flags();
+    flags.push("--backend=nftables".to_owned());
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let agent = Agent::start_with(&cgroup, Launch::new(), &flags)?;
+    let mut place = Place::new(&cgroup)?;
+    agent.enrol_as(&place.pod, &policy.manifest(&place.pod))?;
+    place.listen(policy)?;
+    let outcomes =
+        cells.iter().map(|cell| place.open(cell).with_context(|| format!("under nftables: {cell}")));
+    Ok((outcomes.collect::<Result<_>>()?, counts(&agent)?))
+}
+
+/// How often each reason was counted.
+fn counts(agent: &Agent) -> Result<Value> {
+    let pod = agent.json(&["pods", "test/pod"])?;
+    pod.get("reasons").cloned().context("a pod without reasons")
+}
+
+/// Whether the two backends are to count the same. Rules do not see that nobody listens at the proxy's port, see
+/// nothing of a family that is not captured, and count a datagram when it is sent rather than when it is addressed.
+const fn count_the_same(policy: &Policy) -> bool {
+    !policy.proxy_is_away && !policy.v4_only && !policy.dns
 }
 
 /// What the kernel decided for each cell: for a connection one decision, for a datagram as many as it took, which is
@@ -174,7 +209,7 @@ fn tally(
     cells: &[Cell],
     istio: &[Outcome],
     veer: &[Outcome],
-    reasons: &[Told],
+    reasons: Option<&[Told]>,
 ) -> Tally {
     let mut tally = Tally {
         backend,
@@ -185,7 +220,7 @@ fn tally(
         differences: Vec::new(),
     };
     for (index, (cell, (istio, veer))) in cells.iter().zip(istio.iter().zip(veer)).enumerate() {
-        match judge(policy, cell, istio, veer) {
+        match judge(backend, policy, cell, istio, veer) {
             Judgement::Agree => tally.agree += 1,
             Judgement::Better(kind) => {
                 if let Some(count) = tally.better.get_mut(kind) {
@@ -196,6 +231,7 @@ fn tally(
                 tally.differences.push(format!("{cell}\n  istio-init {istio:?}\n  veer       {veer:?}"));
             }
         }
+        let Some(reasons) = reasons else { continue };
         let told = reasons.get(index).map_or(&[][..], Vec::as_slice);
         match explained(cell, veer, told) {
             Ok(()) => tally.explained += 1,

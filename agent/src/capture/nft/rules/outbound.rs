@@ -33,8 +33,8 @@ pub(super) fn chains(scene: &Scene<'_>) -> Vec<Chain> {
     }
     chains.push(base("output", Kind::Nat, Hook::Output, -100, first));
     chains.push(chain("outbound", tcp(scene)));
-    chains.push(chain("proxy", proxy(scene, by_uid_exempts_dns(scene), Reason::Proxy)));
-    chains.push(chain("proxy-group", proxy(scene, false, Reason::ProxyGroup)));
+    chains.push(chain("proxy", proxy(scene, Reason::Proxy)));
+    chains.push(chain("proxy-group", proxy(scene, Reason::ProxyGroup)));
     chains.push(chain("destinations", destinations(scene)));
     chains
 }
@@ -48,10 +48,6 @@ const LO: Match = Match::Loopback(Way::Out);
 /// istio-init leaves out its "app over lo" rule where a loopback range is included.
 fn includes_loopback(scene: &Scene<'_>) -> bool {
     scene.capture.outbound.begin_in_loopback()
-}
-
-const fn by_uid_exempts_dns(scene: &Scene<'_>) -> bool {
-    scene.capture.dns_capture
 }
 
 fn tcp(scene: &Scene<'_>) -> Vec<Rule> {
@@ -90,12 +86,13 @@ fn before_identity(scene: &Scene<'_>, protocol: Protocol) -> Vec<Rule> {
     rules
 }
 
-/// The proxy's own connections: to its own pod they are for the pod's services.
-fn proxy(scene: &Scene<'_>, exempts_dns: bool, reason: Reason) -> Vec<Rule> {
+/// The proxy's own connections: to its own pod they are for the pod's services. Its DNS is not, where DNS is captured;
+/// with istio-init that holds for what has its uid alone, and not for what has its gid.
+fn proxy(scene: &Scene<'_>, reason: Reason) -> Vec<Rule> {
     let other_than = |port| Match::Port(Protocol::Tcp, Side::Destination, Is::Not, port);
     let elsewhere = Match::Address(Side::Destination, Is::Not, scene.localhost);
     let mut matches = vec![LO, elsewhere, other_than(TUNNEL_PORT)];
-    if exempts_dns {
+    if scene.capture.dns_capture {
         matches.push(other_than(DNS));
     }
     let statements = vec![Statement::Count(Reason::ProxyToOwnAddress), Statement::Redirect(INBOUND_PORT)];
