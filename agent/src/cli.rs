@@ -217,8 +217,8 @@ pub struct DoctorFlags {
 /// Flags of `veer explain`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    override_usage = "veer explain NAMESPACE/NAME --to IP:PORT [--as UID:GID [--container WHICH]] [--source IP] \
-                      [--interface NAME]\n       \
+    override_usage = "veer explain NAMESPACE/NAME --to IP:PORT [--as UID:GID [--container WHICH]]\n                    \
+                      [--source IP] [--interface NAME]\n       \
                       veer explain NAMESPACE/NAME --from IP --port PORT [--at IP] [--interface NAME]\n       \
                       veer explain --event LINE|-",
     after_help = "Exit codes: 0 explained, 64 usage, 69 nobody knows the pod or there is no datapath, 70 failed.\n\
