@@ -19,6 +19,10 @@ pub struct Manifest {
     proxy_env: BTreeMap<String, String>,
     proxy_user: u32,
     uid: Option<String>,
+    proxy_args: Vec<String>,
+    /// In which list the proxy is: a native sidecar is an init container that stays.
+    native: bool,
+    init_containers: Vec<String>,
     host_users: bool,
 }
 
@@ -33,6 +37,9 @@ impl Manifest {
             proxy_env: BTreeMap::new(),
             proxy_user: 1337,
             uid: None,
+            proxy_args: ["proxy", "sidecar", "--domain"].map(str::to_owned).into(),
+            native: false,
+            init_containers: Vec::new(),
             host_users: true,
         }
     }
@@ -91,6 +98,27 @@ impl Manifest {
         self
     }
 
+    /// With a proxy that has other arguments: `["proxy", "router"]` for a gateway.
+    #[must_use]
+    pub fn with_proxy_args(mut self, args: &[&str]) -> Self {
+        self.proxy_args = args.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// With a native sidecar: the proxy is an init container that is restarted.
+    #[must_use]
+    pub const fn with_native_sidecar(mut self) -> Self {
+        self.native = true;
+        self
+    }
+
+    /// With an init container, before a native sidecar.
+    #[must_use]
+    pub fn with_init_container(mut self, name: &str) -> Self {
+        self.init_containers.push(name.to_owned());
+        self
+    }
+
     /// With a user namespace of its own.
     #[must_use]
     pub const fn without_host_users(mut self) -> Self {
@@ -107,6 +135,18 @@ impl Manifest {
     pub fn to_json(&self) -> Value {
         let env: Vec<_> =
             self.proxy_env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        let proxy = json!({
+            "name": "istio-proxy",
+            "image": "proxyv2",
+            "restartPolicy": self.native.then_some("Always"),
+            "args": self.proxy_args,
+            "env": env,
+            "securityContext": {"runAsUser": self.proxy_user, "runAsGroup": 1337},
+        });
+        let mut containers = vec![json!({"name": "app", "image": "app"})];
+        let named = |name: &String| json!({"name": name, "image": "proxyv2"});
+        let mut init_containers: Vec<Value> = self.init_containers.iter().map(named).collect();
+        if self.native { &mut init_containers } else { &mut containers }.push(proxy);
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -119,16 +159,8 @@ impl Manifest {
             },
             "spec": {
                 "hostUsers": self.host_users,
-                "containers": [
-                    {"name": "app", "image": "app"},
-                    {
-                        "name": "istio-proxy",
-                        "image": "proxyv2",
-                        "args": ["proxy", "sidecar"],
-                        "env": env,
-                        "securityContext": {"runAsUser": self.proxy_user, "runAsGroup": 1337},
-                    },
-                ],
+                "initContainers": init_containers,
+                "containers": containers,
             },
         })
     }

@@ -126,12 +126,15 @@ pub(super) fn proxy_identity(wanted: ProxyIdentity, backend: BackendName) -> (Pr
     if wanted == ProxyIdentity::Uid {
         return (wanted, None);
     }
-    let problem = match cgroup::pods_are_in_v1_alone() {
-        _ if backend == BackendName::Nftables => "rules of nftables know a process by its ids".to_owned(),
-        Ok(false) => return (wanted, None),
-        Ok(true) => "the pods' processes are in cgroup v1 alone, where no container can be told from another"
-            .to_owned(),
-        Err(error) => format!("where the pods' processes are cannot be told: {error}"),
+    let problem = match (backend, cgroup::pods_are_in_v1_alone()) {
+        // They could match a cgroup (`socket cgroupv2`) from Linux 5.13 on: later than most kernels that need them.
+        (BackendName::Nftables, _) => "veer's rules of nftables know a process by its uid and gid".to_owned(),
+        (BackendName::Ebpf, Ok(false)) => return (wanted, None),
+        (BackendName::Ebpf, Ok(true)) => {
+            "the pods' processes are in cgroup v1 alone, where no container can be told from another"
+                .to_owned()
+        }
+        (BackendName::Ebpf, Err(error)) => format!("where the pods' processes are cannot be told: {error}"),
     };
     let problem = format!("--proxy-identity=container is not possible on this node, it is uid: {problem}");
     tracing::warn!("{problem}");

@@ -37,7 +37,7 @@ pub fn differences(cookie: NetnsCookie, held: &MapEntries, capture: &Capture) ->
         Setting::DualStack => flags(flag::CAPTURES_V6),
         Setting::DnsCapture => flags(flag::DNS_CAPTURE),
         Setting::OwnerGroups => {
-            flags(flag::EXCLUDES_GROUPS | flag::INCLUDES_GROUPS) || ranges(RangeList::Groups)
+            ids && (flags(flag::EXCLUDES_GROUPS | flag::INCLUDES_GROUPS) || ranges(RangeList::Groups))
         }
         Setting::Loopback => {
             (held.policy.localhost, held.policy.localhost_mask)
@@ -46,6 +46,8 @@ pub fn differences(cookie: NetnsCookie, held: &MapEntries, capture: &Capture) ->
         Setting::ProxyIdentity => flags(flag::BY_CONTAINER),
         Setting::ExcludedInterfaces => named(held, kind::EXCLUDED) != named(&said, kind::EXCLUDED),
         Setting::ReroutedInterfaces => named(held, kind::REROUTED) != named(&said, kind::REROUTED),
+        // Nothing in the maps says it.
+        Setting::HostUsers => false,
     };
     Setting::ALL.into_iter().filter(differs).collect()
 }

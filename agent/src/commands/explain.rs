@@ -21,6 +21,7 @@ use crate::enrol::record::Record;
 use crate::explain::causes::PodFacts;
 use crate::explain::report::{Protocol, Question, Report};
 use crate::explain::{Connection, explain, line, text};
+use crate::model::IdSpace;
 use crate::platform::bpf::maps::{ListEntries, Maps};
 use crate::platform::records::Records;
 
@@ -54,6 +55,8 @@ struct Subject {
     held: Option<(NetnsCookie, MapEntries)>,
     /// Which container is the proxy's, where that counts.
     proxy: Option<ProxyContainer>,
+    /// Whose numbers its uids and gids are: rules of nftables count as the pod does.
+    ids: IdSpace,
     /// What the agent says of it, or why it says nothing.
     facts: Result<PodFacts, String>,
 }
@@ -177,7 +180,9 @@ impl Answers {
         let subject = subject(&self.place, pod)?;
         let entries = subject.held.as_ref().map(|(_, entries)| entries);
         let (connection, assumed) = connection(asked, protocol, entries, subject.proxy)?;
-        let question = Question { pod: full_name(pod), connection, protocol, observed: None, assumed };
+        let name = full_name(pod);
+        let question =
+            Question { pod: name, connection, protocol, ids: subject.ids, observed: None, assumed };
         self.answer(pod, &subject, &question)
     }
 
@@ -186,6 +191,7 @@ impl Answers {
         let shown = line::read(line).map_err(|error| Failure::Usage(error.to_string()))?;
         let (namespace, name) = shown.pod.split_once('/').unwrap_or_default();
         let pod = PodReference { namespace: namespace.to_owned(), name: name.to_owned(), uid: None };
+        let subject = subject(&self.place, &pod)?;
         let question = Question {
             pod: shown.pod.clone(),
             connection: shown.connection,
@@ -193,10 +199,11 @@ impl Answers {
                 Connection::Datagram(_) => Protocol::Udp,
                 Connection::Outbound(_) | Connection::Inbound(_) => Protocol::Tcp,
             },
+            ids: subject.ids,
             observed: Some(shown.reason),
             assumed: None,
         };
-        self.answer(&pod, &subject(&self.place, &pod)?, &question)
+        self.answer(&pod, &subject, &question)
     }
 
     fn answer(&mut self, pod: &PodReference, subject: &Subject, question: &Question) -> Result<(), Failure> {
@@ -255,6 +262,7 @@ fn subject(place: &Place, pod: &PodReference) -> Result<Subject, Failure> {
         Err(other) => return Err(other),
     };
     let of_nftables = held_by_nftables(&enrolments.records, pod)?;
+    let ids = if of_nftables.is_some() { IdSpace::Pod } else { IdSpace::Node };
     let (held, proxy) = match (of_nftables, &enrolments.maps) {
         (None, Some(maps)) => {
             let held = held(maps, pod)?;
@@ -263,7 +271,7 @@ fn subject(place: &Place, pod: &PodReference) -> Result<Subject, Failure> {
         }
         (held, _) => (held, None),
     };
-    Ok(Subject { held, proxy, facts })
+    Ok(Subject { held, proxy, ids, facts })
 }
 
 /// What the kernel holds of a pod; of two of its name, the younger one.

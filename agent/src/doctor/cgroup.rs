@@ -1,5 +1,7 @@
 //! Where the programs are attached, whether the pods are there, and who else is.
 
+use crate::model::BackendName;
+
 use super::facts::{Cgroups, ChosenBy, Facts, Hook, HookProgram};
 use super::{Area, Finding, first_line, said_of};
 
@@ -86,10 +88,17 @@ fn pods(cgroups: &Cgroups, target: &str) -> Option<Finding> {
 /// Whether a proxy can be known by its container.
 fn identity(facts: &Facts) -> Option<Finding> {
     const NAME: &str = "proxy-identity";
-    let problem = facts.agent.answer.as_ref().ok().and_then(|answer| answer.identity_problem.as_ref());
-    if let Some(problem) = problem {
-        let advice = "have the node's runtime put pods into cgroup v2 (systemd.unified_cgroup_hierarchy=1), or ask \
-                      for what is: --proxy-identity=uid";
+    let answer = facts.agent.answer.as_ref().ok();
+    if let Some((answer, problem)) =
+        answer.and_then(|answer| Some((answer, answer.identity_problem.as_ref()?)))
+    {
+        let advice = match answer.backend {
+            BackendName::Ebpf => {
+                "have the node's runtime put pods into cgroup v2 (systemd.unified_cgroup_hierarchy=1), or ask for what \
+                 is: --proxy-identity=uid"
+            }
+            BackendName::Nftables => "ask for what is: --proxy-identity=uid",
+        };
         return Some(Finding::warning(AREA, NAME, problem, advice));
     }
     let says = "the pods' containers are in cgroup v1 alone: a proxy is known by its uid and gid, whatever \

@@ -82,6 +82,11 @@ impl PodFacts {
         }
     }
 
+    /// Whether uids and gids in the pod are others than the node's.
+    pub fn has_own_users(&self) -> bool {
+        matches!(self.cause(Setting::HostUsers), Cause::Origin(Origin::Spec { value: false, .. }))
+    }
+
     /// What is to be known beside the verdict on an enrolled pod.
     pub fn notes(&self) -> Vec<String> {
         let since = "since the pod was enrolled, and what it said then holds until the pod is made anew";

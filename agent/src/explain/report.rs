@@ -8,7 +8,7 @@ use veer_common::reason::{Action, Reason};
 
 use super::causes::{Cause, Manifest, PodFacts};
 use super::{Connection, Explanation, Ground};
-use crate::model::{Origin, Setting};
+use crate::model::{IdSpace, Origin, Setting};
 
 /// The answer on one connection.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -113,6 +113,8 @@ pub struct Question {
     pub connection: Connection,
     /// What it speaks.
     pub protocol: Protocol,
+    /// Whose numbers the uids and gids of the pod are.
+    pub ids: IdSpace,
     /// What the kernel said, for one that was.
     pub observed: Option<Reason>,
     /// What was taken for granted, because it was not asked.
@@ -129,7 +131,11 @@ impl Report {
         let mut notes: Vec<String> = question.assumed.iter().cloned().collect();
         notes.extend(question.observed.and_then(|observed| observation(observed, explanation.reason)));
         match facts {
-            Ok(facts) => notes.extend(facts.notes()),
+            Ok(facts) => {
+                let has_ids = !matches!(question.connection, Connection::Inbound(_));
+                notes.extend((has_ids && facts.has_own_users()).then(|| own_users(question.ids)));
+                notes.extend(facts.notes());
+            }
             Err(problem) => notes.push(format!("only the agent knows the causes, and {problem}")),
         }
         let before =
@@ -233,6 +239,15 @@ impl Asked {
             Self::Outbound { .. } | Self::Inbound { .. } => None,
         }
     }
+}
+
+/// On the ids of a pod with a user namespace of its own.
+fn own_users(ids: IdSpace) -> String {
+    let whose = match ids {
+        IdSpace::Node => "the node's, which --as takes, too; those in its manifest are the pod's",
+        IdSpace::Pod => "the pod's, as in its manifest; rules of nftables count so, and --as takes them, too",
+    };
+    format!("the pod has a user namespace of its own (spec.hostUsers false): uids and gids here are {whose}")
 }
 
 fn because(ground: &Ground, facts: Option<&PodFacts>) -> Because {

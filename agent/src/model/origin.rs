@@ -22,6 +22,8 @@ const INCLUDE_GROUPS: &str = "--outbound-owner-groups";
 const EXCLUDE_GROUPS: &str = "--outbound-owner-groups-exclude";
 const LOOPBACK: &str = "--host-ipv4-loopback-cidr";
 const PROXY_IDENTITY: &str = "--proxy-identity";
+/// The field of a pod's spec.
+const HOST_USERS: &str = "spec.hostUsers";
 
 /// What a pod or a node sets.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -59,6 +61,8 @@ pub enum Setting {
     Loopback,
     /// Whether the proxy is known by its ids alone, or by its container, too.
     ProxyIdentity,
+    /// Whether the pod's ids are the node's.
+    HostUsers,
 }
 
 /// What said so.
@@ -86,6 +90,13 @@ pub enum Origin {
         /// What it holds.
         value: i64,
     },
+    /// The spec of the pod.
+    Spec {
+        /// The field.
+        field: String,
+        /// What it holds.
+        value: bool,
+    },
     /// A flag of the node's agent.
     Node {
         /// The flag.
@@ -109,7 +120,7 @@ pub struct Origins(BTreeMap<Setting, Origin>);
 
 impl Setting {
     /// All settings.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::ProxyUid,
         Self::ProxyGid,
         Self::Mode,
@@ -126,6 +137,7 @@ impl Setting {
         Self::OwnerGroups,
         Self::Loopback,
         Self::ProxyIdentity,
+        Self::HostUsers,
     ];
 
     /// Where it is said: an annotation, a variable or a field of the proxy's container, or a flag.
@@ -147,6 +159,7 @@ impl Setting {
             Self::OwnerGroups => INCLUDE_GROUPS,
             Self::Loopback => LOOPBACK,
             Self::ProxyIdentity => PROXY_IDENTITY,
+            Self::HostUsers => HOST_USERS,
         }
     }
 }
@@ -174,6 +187,7 @@ impl Origins {
             Setting::OwnerGroups => owner_groups(&node.owner_groups),
             Setting::Loopback => loopback(node),
             Setting::ProxyIdentity => proxy_identity(node.proxy_identity),
+            Setting::HostUsers => host_users(pod.spec.host_users),
         };
         Self(Setting::ALL.into_iter().map(|setting| (setting, origin(setting))).collect())
     }
@@ -243,6 +257,15 @@ fn proxy_identity(identity: ProxyIdentity) -> Origin {
     }
 }
 
+/// `null` counts as unset, as it does for the API server.
+fn host_users(value: Option<bool>) -> Origin {
+    let name = HOST_USERS.to_owned();
+    match value {
+        Some(value) => Origin::Spec { field: name, value },
+        None => Origin::Default { name, value: true.to_string() },
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -255,6 +278,7 @@ impl fmt::Display for Origin {
             Self::SecurityContext { field, value } => {
                 write!(f, "container {PROXY_CONTAINER}: securityContext.{field} {value}")
             }
+            Self::Spec { field, value } => write!(f, "{field} {value}"),
             Self::Node { flag, value } => write!(f, "the node's agent: {flag}={value}"),
             Self::Default { name, value } => write!(f, "{name} is absent: default {}", Quoted(value)),
         }

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Names of the pods' cgroup: with the systemd driver, and with cgroupfs.
@@ -82,16 +82,12 @@ pub fn path_of(id: u64) -> Option<PathBuf> {
     let mut unread = vec![mount_point()?];
     while let Some(directory) = unread.pop() {
         // One that is removed meanwhile is not the one that is sought.
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
-        for entry in entries.flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            if entry.ino() == id {
-                return Some(entry.path());
-            }
-            unread.push(entry.path());
+        if fs::metadata(&directory).is_ok_and(|found| found.ino() == id) {
+            return Some(directory);
         }
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        let below = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        unread.extend(below.map(|entry| entry.path()));
     }
     None
 }

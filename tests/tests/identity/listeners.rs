@@ -147,10 +147,13 @@ fn a_listener_that_was_a_dialler_before_frees_the_place_like_any_other() {
     let mesh = mesh("container");
     let (first, second) = (container(&mesh, "first"), container(&mesh, "second"));
     let one = shared(&first.maker, SocketAddr::from((Ipv4Addr::UNSPECIFIED, STATUS))).unwrap();
+    let already_the_proxy = listen(&first.maker, Protocol::TCP, ANY);
     // To the app, and so to the inbound listener, which is not there.
     let refused = one.connect(&SocketAddr::from((mesh.pod.v4(), APP)).into()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(mesh.counter("reasons", "proxy-to-own-address").unwrap(), 1);
     one.listen(16).unwrap();
+    drop(already_the_proxy);
     assert!(!may_bind(&second.maker, ANY));
     drop(one);
     wait::until("the place to be free", PATIENCE, || may_bind(&second.maker, ANY)).unwrap();

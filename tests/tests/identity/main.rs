@@ -50,9 +50,13 @@ fn mesh(identity: &str) -> Mesh {
 }
 
 fn not_enrolled(identity: &str) -> Mesh {
+    with_agent(&[&format!("--proxy-identity={identity}"), "--backend=ebpf"])
+}
+
+/// An agent with these arguments, and a pod.
+fn with_agent(arguments: &[&str]) -> Mesh {
     let cgroup = Cgroup::new().unwrap();
-    let flag = format!("--proxy-identity={identity}");
-    let agent = Agent::start_with(&cgroup, Launch::new(), &[&flag]).unwrap();
+    let agent = Agent::start_with(&cgroup, Launch::new(), arguments).unwrap();
     let world = World::new().unwrap();
     let pod = TestPod::new(&world, &cgroup, "pod").unwrap();
     Mesh { agent, pod, world, cgroup }

@@ -112,6 +112,31 @@ fn pods_and_status_tell_what_makes_the_proxy() {
 }
 
 #[test]
+fn with_rules_of_nftables_the_ids_decide_and_everybody_says_so() {
+    let mesh = super::with_agent(&["--proxy-identity=container", "--backend=nftables"]);
+    mesh.agent.enrol_as(&mesh.pod, &veer_tests::mesh::dual_stack(&mesh.pod)).unwrap();
+    let (proxy, app) = (container(&mesh, "istio-proxy"), container(&mesh, "app"));
+    let mut listeners = envoy(&proxy.maker);
+    listeners.extend(super::others(&mesh));
+    assert_eq!(super::ends(&mesh, &app.maker, &listeners), super::AS_PROXY);
+    assert_eq!(super::ends(&mesh, mesh.pod.app(), &listeners), super::AS_APP);
+
+    let problem =
+        "--proxy-identity=container is not possible on this node, it is uid: veer's rules of nftables";
+    assert!(mesh.agent.log().contains(problem), "{}", mesh.agent.log());
+    let status = mesh.agent.json(&["status"]).unwrap();
+    assert_eq!(status["agent"]["proxyIdentity"], "uid");
+    assert!(text(&mesh, &["status"]).contains(&format!("warning    {problem}")));
+    let cgroup = format!("--cgroup={}", mesh.cgroup.path().display());
+    let doctor = mesh.agent.command(&["doctor", "--json", &cgroup]).output().unwrap();
+    let report: Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let finding = findings.iter().find(|finding| finding["name"] == "proxy-identity").unwrap();
+    assert_eq!(finding["level"], "warning", "{finding}");
+    assert!(finding["says"].as_str().unwrap().contains(problem), "{finding}");
+}
+
+#[test]
 fn where_containers_share_a_cgroup_the_ids_decide_and_status_says_so() {
     // As on a hybrid node, where all processes are in the cgroup that the programs hang on.
     let mesh = not_enrolled("container");
