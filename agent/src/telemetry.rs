@@ -8,6 +8,8 @@ use crate::config::{LogConfig, LogFormat};
 /// Starts logging; later calls change nothing.
 pub fn start(config: LogConfig) {
     let builder = fmt().with_writer(std::io::stderr).with_max_level(LevelFilter::from_level(config.level));
+    // On a full disk a line is lost. To say so on the same stderr, as the default is, ends the agent: eprintln panics.
+    let builder = builder.log_internal_errors(false);
     let started = match config.format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
         LogFormat::Text => {

@@ -34,6 +34,7 @@ struct Setup {
     veer: PathBuf,
     launch: Launch,
     directory: PathBuf,
+    log: PathBuf,
     arguments: Vec<String>,
 }
 
@@ -57,7 +58,8 @@ impl Agent {
         fs::create_dir(directory.join("pods")).context("make the pods directory")?;
         let bpffs = BpfFs::mount(&directory.join("bpf"))?;
         let veer = veer_binary("VEER_BIN", "veer")?;
-        let mut setup = Setup { veer, launch, directory, arguments: Vec::new() };
+        let log = directory.join("agent.log");
+        let mut setup = Setup { veer, launch, directory, log, arguments: Vec::new() };
         setup.arguments.push(format!("--cgroup={}", cgroup.path().display()));
         setup.arguments.extend(arguments.iter().map(ToString::to_string));
         let mut process = setup.begin()?;
@@ -132,6 +134,11 @@ impl Agent {
     /// The program that is started from now on.
     pub fn use_program(&mut self, veer: &Path) {
         veer.clone_into(&mut self.setup.veer);
+    }
+
+    /// The file that it logs to from its next start on; gives back the one before.
+    pub fn log_to(&mut self, log: &Path) -> PathBuf {
+        std::mem::replace(&mut self.setup.log, log.to_owned())
     }
 
     /// How it is launched from now on.
@@ -246,7 +253,7 @@ impl Setup {
         command.arg(flag("bpffs", &self.bpffs()));
         command.arg(flag("pods-from", &self.pods()));
         command.args(&self.arguments);
-        Process::start("veer agent", command, &self.directory.join("agent.log"))
+        Process::start("veer agent", command, &self.log)
     }
 
     fn wait_ready(&self, process: &mut Process) -> Result<()> {

@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use rustix::thread::CapabilitySet;
 
+use crate::bpf_gate::BpfGate;
 use crate::cgroup::Cgroup;
 use crate::netns::NetNs;
 
@@ -61,6 +62,9 @@ pub struct Launch {
     identity: Option<Identity>,
     lacks: Vec<CapabilitySet>,
     survives: bool,
+    bpf_gate: Option<PathBuf>,
+    has_own_mounts: bool,
+    clock_offset: Option<i64>,
 }
 
 impl Launch {
@@ -98,6 +102,27 @@ impl Launch {
         self
     }
 
+    /// Each of its calls of bpf(2) has to pass this gate.
+    #[must_use]
+    pub fn before_bpf_gate(mut self, gate: &BpfGate) -> Self {
+        self.bpf_gate = Some(gate.path().to_owned());
+        self
+    }
+
+    /// In a mount namespace of its own, which begins as a copy of the test's and hears of no change of it.
+    #[must_use]
+    pub const fn with_own_mounts(mut self) -> Self {
+        self.has_own_mounts = true;
+        self
+    }
+
+    /// In a time namespace whose clocks of the boot (not the wall clock, which has none) are off by so many seconds.
+    #[must_use]
+    pub const fn with_clock_offset(mut self, seconds: i64) -> Self {
+        self.clock_offset = Some(seconds);
+        self
+    }
+
     /// It outlives the test. Else the kernel kills it when the thread that started it ends.
     #[must_use]
     pub const fn surviving(mut self) -> Self {
@@ -119,6 +144,15 @@ impl Launch {
             command.args(identity.groups.iter().map(|group| format!("--group={group}")));
         }
         command.args(self.lacks.iter().map(|capability| format!("--without={}", capability.bits())));
+        if let Some(gate) = &self.bpf_gate {
+            command.arg("--bpf-gate").arg(gate);
+        }
+        if self.has_own_mounts {
+            command.arg("--own-mounts");
+        }
+        if let Some(seconds) = self.clock_offset {
+            command.arg(format!("--clock-offset={seconds}"));
+        }
         if !self.survives {
             command.arg("--die-with-parent");
         }

@@ -2,9 +2,10 @@
 //!
 //! Owns: network namespaces ([`netns`]), links and addresses ([`veth`]), cgroups ([`cgroup`]), processes
 //! in them without any privilege ([`launch`], [`socket_maker`]), the world around a pod ([`pod`]), pods that are only
-//! counted ([`bare_pod`]), the real agent ([`agent`]), what it pins ([`pinned`]), what the kernel holds of it
+//! counted ([`bare_pod`]), the real agent ([`agent`]), what it pins ([`pinned`], [`filling`]), what the kernel holds of it
 //! ([`objects`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real plugin ([`plugin`]) and Envoy
-//! ([`envoy`]), an app ([`http`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), and load ([`load`],
+//! ([`envoy`]), an app ([`http`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), a gate
+//! before bpf(2) ([`bpf_gate`], [`seccomp`]), and load ([`load`],
 //! [`dst_server`], [`jam`]).
 //! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
 //! Used by: the tests in `tests/`, the demo and the benchmarks. All of it needs root.
@@ -16,6 +17,7 @@ pub mod agent;
 pub mod attachment;
 pub mod bare_pod;
 mod bpf;
+pub mod bpf_gate;
 pub mod cgroup;
 pub mod cni;
 pub mod credentials;
@@ -23,6 +25,7 @@ pub mod dial;
 pub mod dns;
 pub mod dst_server;
 pub mod envoy;
+pub mod filling;
 pub mod http;
 pub mod istio_init;
 pub mod jam;
@@ -40,6 +43,7 @@ pub mod plugin;
 pub mod pod;
 pub mod process;
 pub mod scratch;
+pub mod seccomp;
 pub mod socket_lb;
 pub mod socket_maker;
 pub mod userns;

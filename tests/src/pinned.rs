@@ -1,23 +1,21 @@
 //! What is pinned: how many entries every map has, and what there is of one pod.
 //!
-//! Owns: reading the maps by themselves, so that a test need not believe what `veer` says of them; the two
-//! acts of sabotage that CHECK must find; and filling a map. Never does: interpret an entry beyond its first
+//! Owns: reading the maps by themselves, so that a test need not believe what `veer` says of them; and the two
+//! acts of sabotage that CHECK must find. [`filling`](crate::filling) fills them. Never does: interpret an entry beyond its first
 //! eight bytes, which in every map are the netns cookie of the pod.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use nix::errno::Errno;
+use aya::maps::{Array, HashMap, Map, MapData};
 use veer_common::ABI_VERSION;
 use veer_common::interface::{IndexKey, Interface, NameKey, RouteMatch};
 use veer_common::maps::{
-    Counters, Enrolment, HandOff, HandOffKey, ListenerKey, MAX_OWN_ADDRESSES, NetnsCookie, OwnAddressKey,
-    PodPolicy, PortListKey, PortSet, RangeMatch, Settings, name,
+    Counters, Enrolment, HandOff, HandOffKey, ListenerKey, NetnsCookie, OwnAddressKey, PodPolicy,
+    PortListKey, PortSet, RangeMatch, Settings, name,
 };
 use zerocopy::IntoBytes;
 
@@ -78,29 +76,6 @@ impl Pinned {
         self.root.join("netns").join(cookie.to_string())
     }
 
-    /// Takes all the room that is left in the map of addresses, in the name of a pod that is not there.
-    pub fn fill_own_addresses(&self) -> Result<()> {
-        let mut addresses = self.own_addresses()?;
-        let mut rest = nobodys_addresses();
-        let full = rest.try_for_each(|address| addresses.insert(address, 1, 0));
-        // As the kernel says that a hash is full.
-        full.or_else(|error| if is(&error, Errno::E2BIG) { Ok(()) } else { Err(error) })
-            .context("fill OWN_ADDRESSES")
-    }
-
-    /// Gives that room back.
-    pub fn empty_own_addresses(&self) -> Result<()> {
-        let mut addresses = self.own_addresses()?;
-        let mut rest = nobodys_addresses();
-        let gone = rest.try_for_each(|address| addresses.remove(&address));
-        gone.or_else(|error| if is(&error, Errno::ENOENT) { Ok(()) } else { Err(error) })
-            .context("empty OWN_ADDRESSES")
-    }
-
-    fn own_addresses(&self) -> Result<HashMap<MapData, OwnAddressKey, u32>> {
-        Ok(Map::HashMap(self.map(name::OWN_ADDRESSES)?).try_into()?)
-    }
-
     fn count(&self, wanted: impl Fn(NetnsCookie) -> bool) -> Result<Counts> {
         let rows = [
             (name::PODS, self.cookies::<NetnsCookie, PodPolicy>(name::PODS)?),
@@ -148,20 +123,11 @@ impl Pinned {
         entries.map(|entry| parse(name(entry?))).collect()
     }
 
-    fn map(&self, name: &str) -> Result<MapData> {
+    /// A map of that name, open.
+    pub(crate) fn map(&self, name: &str) -> Result<MapData> {
         let path: &Path = &self.root.join("maps").join(name);
         MapData::from_pin(path).with_context(|| format!("open {}", path.display()))
     }
-}
-
-fn nobodys_addresses() -> impl Iterator<Item = OwnAddressKey> {
-    let address = |number: u32| Ipv6Addr::from(u128::from(number)).into();
-    (0..MAX_OWN_ADDRESSES)
-        .map(move |number| OwnAddressKey { cookie: NetnsCookie::MAX, address: address(number) })
-}
-
-fn is(error: &MapError, errno: Errno) -> bool {
-    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(errno as i32))
 }
 
 fn cookie(key: &[u8]) -> Result<NetnsCookie> {

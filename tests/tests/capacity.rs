@@ -11,7 +11,7 @@ use veer_tests::manifest::Manifest;
 use veer_tests::mesh::{Listeners, Mesh, dial, dual_stack, proxy_listeners};
 use veer_tests::pinned::{Counts, Pinned};
 use veer_tests::pod::{REMOTE_V4, TestPod};
-use veer_tests::veth;
+use veer_tests::{filling, veth};
 
 const REMOTE: IpAddr = IpAddr::V4(REMOTE_V4);
 /// Ports that a large pod excludes: the most, from 1 on, that Kubernetes lets annotations say.
@@ -83,7 +83,7 @@ fn full() -> Full {
     let mut listeners = mesh.proxy_listeners().unwrap();
     listen_outside(&mesh, &mut listeners);
     let pinned = Pinned::of(&mesh.agent);
-    pinned.fill_own_addresses().unwrap();
+    filling::fill(&pinned, name::OWN_ADDRESSES).unwrap();
     let before = pinned.counts().unwrap();
     let all = usize::try_from(MAX_OWN_ADDRESSES).unwrap();
     assert_eq!(before.get(name::OWN_ADDRESSES), Some(&all));
@@ -101,7 +101,7 @@ impl Full {
     }
 
     fn make_room(&self) {
-        Pinned::of(&self.mesh.agent).empty_own_addresses().unwrap();
+        filling::empty(&Pinned::of(&self.mesh.agent), name::OWN_ADDRESSES).unwrap();
     }
 }
 

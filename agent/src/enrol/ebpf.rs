@@ -128,6 +128,13 @@ impl Backend for Ebpf {
     fn recall(&mut self) -> Result<Vec<Enrolled>, EnrolError> {
         let mut lists = self.datapath.maps.list_entries()?;
         let records = self.datapath.maps.enrolments()?;
+        // A link that a DEL could not reach, because the bpffs was not mounted where the agent was.
+        for cookie in self.datapath.pins().netns_cookies()? {
+            if records.binary_search_by_key(&cookie, |(known, _)| *known).is_err() {
+                tracing::warn!(cookie, "removed the inbound program of a pod that nobody knows");
+                self.datapath.detach_netns(cookie)?;
+            }
+        }
         let pods = records
             .into_iter()
             .map(|(cookie, record)| {

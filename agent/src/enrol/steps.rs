@@ -96,7 +96,22 @@ pub fn unenrol(hands: &mut Hands<'_>, pod: &Enrolled, policy: &PodPolicy) -> Vec
 }
 
 fn undo_all(hands: &mut Hands<'_>, steps: &[Step], pod: &Enrolled, policy: &PodPolicy) -> Vec<EnrolError> {
-    steps.iter().rev().filter_map(|step| undo(hands, *step, pod, policy).err()).collect()
+    let mut problems = Vec::new();
+    let mut is_switched_off = true;
+    for step in steps.iter().rev() {
+        // What could not be taken away has a name still, by which the next agent finds it; and by the link, it
+        // sees when the netns of a pod with a policy is gone.
+        let is_kept =
+            (*step == Step::Enrolment && !problems.is_empty()) || (*step == Step::Netns && !is_switched_off);
+        if is_kept {
+            continue;
+        }
+        if let Err(error) = undo(hands, *step, pod, policy) {
+            is_switched_off &= *step != Step::Policy;
+            problems.push(error);
+        }
+    }
+    problems
 }
 
 fn take(hands: &mut Hands<'_>, step: Step, target: &Target<'_>) -> Result<(), EnrolError> {

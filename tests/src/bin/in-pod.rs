@@ -16,7 +16,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::Parser;
 use nix::fcntl::{OFlag, open};
-use nix::sched::{CloneFlags, setns};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, fexecve, setgid, setgroups, setuid};
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -24,6 +25,10 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
 };
+use veer_tests::bpf_gate;
+
+/// `CLONE_NEWTIME`, which nix does not name.
+const CLONE_NEWTIME: i32 = 0x80;
 
 /// Run a program in a pod: in its netns and cgroup, with no privilege.
 #[derive(Parser)]
@@ -46,6 +51,15 @@ struct Options {
     /// Capability, as a bit, that the program is not to have; any number of them
     #[arg(long, conflicts_with = "uid")]
     without: Vec<u64>,
+    /// Socket of a gate that each bpf(2) of the program has to pass
+    #[arg(long)]
+    bpf_gate: Option<PathBuf>,
+    /// Have a mount namespace of its own
+    #[arg(long)]
+    own_mounts: bool,
+    /// Have a time namespace whose monotonic clocks are off by so many seconds
+    #[arg(long, allow_negative_numbers = true)]
+    clock_offset: Option<i64>,
     /// Be killed when the thread that started this ends
     #[arg(long)]
     die_with_parent: bool,
@@ -74,6 +88,14 @@ fn main() -> Result<()> {
         setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)
             .with_context(|| format!("enter netns {}", path.display()))?;
     }
+    if options.own_mounts {
+        unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).context("hear of no other's mounts")?;
+    }
+    if let Some(seconds) = options.clock_offset {
+        shift_clocks(seconds)?;
+    }
     if let (Some(uid), Some(gid)) = (options.uid, options.gid) {
         become_nobody_special(uid, gid, &options.group)?;
     }
@@ -85,6 +107,9 @@ fn main() -> Result<()> {
     if options.die_with_parent {
         // Last, because a change of user clears it.
         set_parent_process_death_signal(Some(Signal::KILL)).context("ask to die with the parent")?;
+    }
+    if let Some(gate) = &options.bpf_gate {
+        bpf_gate::go_before(gate)?;
     }
     match executable {
         Some(file) => {
@@ -100,6 +125,15 @@ fn main() -> Result<()> {
             Err(Command::new(program).args(arguments).exec()).with_context(|| format!("execute {program}"))
         }
     }
+}
+
+/// A process keeps the clocks that it has begun with, so it enters the namespace that it made for its children.
+fn shift_clocks(seconds: i64) -> Result<()> {
+    unshare(CloneFlags::from_bits_retain(CLONE_NEWTIME)).context("unshare the time namespace")?;
+    fs::write("/proc/self/timens_offsets", format!("monotonic {seconds} 0\nboottime {seconds} 0\n"))
+        .with_context(|| format!("shift the clocks by {seconds} s"))?;
+    let shifted = File::open("/proc/self/ns/time_for_children").context("open the time namespace")?;
+    setns(shifted.as_fd(), CloneFlags::empty()).context("enter the time namespace")
 }
 
 fn environment() -> Result<Vec<CString>> {

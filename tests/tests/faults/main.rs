@@ -6,8 +6,10 @@
 //! the same moments again, as far as the machine lets it.
 
 mod agents;
+mod bpf;
 mod census;
 mod load;
+mod node;
 mod plugins;
 mod request;
 mod scene;
@@ -42,12 +44,20 @@ struct Fault {
     happen: fn(&mut Stage<'_>) -> Result<Told>,
 }
 
-const FAULTS: [Fault; 5] = [
+const FAULTS: [Fault; 13] = [
     Fault { name: "agent killed", happen: agents::killed },
     Fault { name: "agent upgraded and back", happen: agents::upgraded },
     Fault { name: "two agents at once", happen: agents::started_twice },
     Fault { name: "ADD and DEL, 16 at once", happen: plugins::storm },
     Fault { name: "plugin killed in ADD", happen: plugins::killed },
+    Fault { name: "bpf(2) refused in ADD", happen: bpf::refused },
+    Fault { name: "bpf(2) refused in DEL", happen: bpf::refused_in_del },
+    Fault { name: "bpf(2) refused at start", happen: bpf::refused_at_start },
+    Fault { name: "agent dies at a bpf(2)", happen: bpf::died },
+    Fault { name: "disk full, read-only", happen: node::disk },
+    Fault { name: "bpffs unmounted", happen: node::bpffs_unmounted },
+    Fault { name: "clocks jump", happen: node::clocks },
+    Fault { name: "a map is full", happen: node::full_maps },
 ];
 
 fn main() -> ExitCode {

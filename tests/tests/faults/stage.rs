@@ -1,9 +1,15 @@
 //! The stage that faults happen on: the agent, what it serves, and whether all is as it should be afterwards.
 
+use std::os::fd::AsFd;
+
 use anyhow::{Context, Result, bail};
-use veer_common::cni::Reply;
+use veer_common::cni::{Reply, Verb};
+use veer_common::maps::name;
 use veer_tests::agent::Agent;
+use veer_tests::attachment;
 use veer_tests::bare_pod::BarePod;
+use veer_tests::launch::Launch;
+use veer_tests::pinned::{Counts, Pinned};
 use veer_tests::plugin::Plugin;
 use veer_tests::pod::TestPod;
 
@@ -23,14 +29,17 @@ pub(crate) struct Extent {
     pub(crate) operations: u64,
     /// Plugins that are killed in the middle of an ADD.
     pub(crate) plugins: u64,
+    /// Calls of bpf(2) that the kernel refuses, or that the agent dies at, of each kind; all if there are fewer.
+    pub(crate) calls: usize,
 }
 
 impl Extent {
     /// Within all tests: seconds.
-    pub(crate) const LEAN: Self = Self { kills: 20, upgrades: 2, pairs: 3, operations: 500, plugins: 40 };
+    pub(crate) const LEAN: Self =
+        Self { kills: 20, upgrades: 2, pairs: 3, operations: 500, plugins: 40, calls: 4 };
     /// By itself: minutes.
     pub(crate) const FULL: Self =
-        Self { kills: 200, upgrades: 20, pairs: 20, operations: 5000, plugins: 500 };
+        Self { kills: 200, upgrades: 20, pairs: 20, operations: 5000, plugins: 500, calls: 120 };
 }
 
 /// The stage.
@@ -44,6 +53,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) load: &'a Load,
     /// The plugin of the node.
     pub(crate) plugin: Plugin,
+    /// Whether the agent is launched in another way than at first.
+    is_odd: bool,
     /// For moments and choices; the same again from a seed.
     pub(crate) random: fastrand::Rng,
     /// How much to do.
@@ -72,7 +83,7 @@ impl<'a> Stage<'a> {
         let plugin = Plugin::new(&agent.run_dir())?;
         let spare = BarePod::new("spare", u16::MAX)?;
         agent.write_manifest(&spare.manifest())?;
-        Ok(Self { agent, scene, load, plugin, random, extent, spare })
+        Ok(Self { agent, scene, load, plugin, is_odd: false, random, extent, spare })
     }
 
     /// Pods that nobody talks to, with their manifests in place.
@@ -100,17 +111,45 @@ impl<'a> Stage<'a> {
         self.plugin.succeed("DEL", &pod.attachment(), pod.v4()).map(drop)
     }
 
-    /// Has the agent run and serve, whatever the fault has left.
+    /// ADD of a bare pod, as the plugin asks for it.
+    pub(crate) fn ask_add(&self, pod: &BarePod) -> Result<Reply> {
+        let add = Verb::Add(pod.attachment());
+        attachment::ask(&self.agent.run_dir(), add, Some(pod.netns().as_fd()))
+    }
+
+    /// Whether a bare pod is enrolled, and as ADD left it.
+    pub(crate) fn is_enrolled(&self, pod: &BarePod) -> Result<bool> {
+        Ok(self.agent.ask(Verb::Check(pod.attachment()))? == Reply::Done)
+    }
+
+    /// Map entries, but for connections on their way: of those the load always has some.
+    pub(crate) fn entries(&self) -> Result<Counts> {
+        let mut counts = Pinned::of(&self.agent).counts()?;
+        counts.remove(name::HAND_OFFS);
+        Ok(counts)
+    }
+
+    /// Starts the agent in another way, until [`restore`](Self::restore).
+    pub(crate) fn relaunch(&mut self, launch: Launch) -> Result<()> {
+        self.agent.stop()?;
+        self.is_odd = true;
+        self.agent.use_launch(launch);
+        self.agent.start_again()
+    }
+
+    /// Has the agent run and serve as at first, whatever the fault has left.
     pub(crate) fn restore(&mut self) -> Result<()> {
-        if self.is_serving() {
+        if self.is_serving() && !self.is_odd {
             return Ok(());
         }
-        drop(self.agent.kill());
+        self.agent.kill()?;
+        self.is_odd = false;
+        self.agent.use_launch(Launch::new());
         self.agent.start_again()
     }
 
     fn is_serving(&self) -> bool {
-        self.agent.ask(veer_common::cni::Verb::Status).is_ok_and(|reply| reply == Reply::Done)
+        self.agent.ask(Verb::Status).is_ok_and(|reply| reply == Reply::Done)
     }
 
     /// What is wrong with the pods: who is enrolled and should not be, who should be and is not, who is not

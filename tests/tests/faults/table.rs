@@ -36,8 +36,21 @@ impl Row {
     }
 
     fn seen(&self) -> String {
-        self.told.as_ref().map_or_else(|error| format!("{error:#}"), |told| told.seen.clone())
+        self.told.as_ref().map_or_else(|error| shortened(&format!("{error:#}")), |told| told.seen.clone())
     }
+}
+
+/// Lines of an error that are told.
+const LINES: usize = 12;
+
+/// Without the middle of a text that has an agent's whole log in it: the end says what happened.
+fn shortened(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let (first, rest) = lines.split_first().unwrap_or((&"", &[]));
+    let skipped = rest.len().saturating_sub(LINES);
+    let note = (skipped > 0).then(|| format!("  … {skipped} lines …"));
+    let rest = rest.iter().skip(skipped).map(ToString::to_string);
+    std::iter::once((*first).to_owned()).chain(note).chain(rest).collect::<Vec<_>>().join("\n")
 }
 
 /// One line, when a fault is over.

@@ -68,6 +68,18 @@ impl Pins {
         self.root.join("links").join(program)
     }
 
+    /// The netns that a link is pinned for.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn netns_cookies(&self) -> Result<Vec<NetnsCookie>, BpfError> {
+        let path = self.root.join("netns");
+        let entries =
+            fs::read_dir(&path).map_err(|source| BpfError::Pin { attempt: "list", path, source })?;
+        // Nothing else has ever been made there.
+        Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    }
+
     /// Pin of the link to a pod's netns.
     pub fn netns(&self, cookie: NetnsCookie) -> PathBuf {
         self.root.join("netns").join(cookie.to_string())
