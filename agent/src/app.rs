@@ -142,7 +142,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let report = Report::default();
     let control = Control::new(lookup, status, neighbours, Arc::clone(&report));
     let follower = changes.ok().map(|changes| (changes, handle.clone()));
-    let answerer = Arc::new(Answerer { source, settings, backend, node: handle });
+    let answerer = Arc::new(Answerer { source, settings, node: handle });
     let HealConfig { cni_cache, interval } = config.heal.clone();
     let reconciler =
         Reconciler { answerer: Arc::clone(&answerer), netns: netns_thread, cni_cache, interval, report };

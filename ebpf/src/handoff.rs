@@ -4,10 +4,10 @@
 //! SYN not sent: the entry is filed under it. At `PASSIVE_ESTABLISHED` it moves into the accepted
 //! socket's storage. `STATE_CB` removes what never got there.
 
-use veer_common::address::{Address, Port};
+use veer_common::address::Address;
 use veer_common::event::NO_ID;
-use veer_common::maps::{HandOff, HandOffKey, NetnsCookie, SocketRecord, flag, role};
-use veer_common::reason::{Action, Fault, Reason};
+use veer_common::maps::{HandOff, HandOffKey, NetnsCookie, SocketRecord, role};
+use veer_common::reason::{Action, Fault};
 use veer_common::verdict::{self, Inbound};
 
 use crate::count::{self, Facts};
@@ -92,7 +92,6 @@ pub fn accepted(context: SockOps) {
         return;
     }
     record.role = role::ACCEPTED;
-    let listener_port = record.target_port;
     let cookie = record.cookie;
     let key = HandOffKey {
         cookie,
@@ -110,31 +109,27 @@ pub fn accepted(context: SockOps) {
         // within the pod, to the proxy itself.
         record.destination = context.local();
         record.port = context.local_port();
-        from_network(context, cookie, listener_port);
+        from_network(context, cookie);
     }
 }
 
 /// Counts what sk_lookup handed over. Here and not there: sk_lookup also runs for stray segments and
 /// repeated SYNs, this once for each connection that the proxy really got.
 #[inline(always)]
-fn from_network(context: SockOps, cookie: NetnsCookie, listener_port: Port) {
+fn from_network(context: SockOps, cookie: NetnsCookie) {
     let Some(pod) = maps::pod(cookie) else { return };
     // The interface is not to be had here. It is not needed: what arrived on an excluded one is not at the
-    // proxy, unless it dialled 15006 itself, and what arrived on a virtual machine's is at the outbound port.
+    // proxy, unless it dialled 15006 itself.
     let connection = Inbound {
         remote: context.remote(),
         local: context.local(),
         port: context.local_port(),
         interface: 0,
     };
-    let mut reason = verdict::inbound(pod, &PodRules(cookie), &connection);
-    let at_outbound = listener_port.get() == pod.outbound_port.get();
-    if at_outbound && reason != Reason::WithinPod && pod.flags & flag::REROUTES_INTERFACES != 0 {
-        reason = Reason::ReroutedInterface;
-    }
+    let reason = verdict::inbound(pod, &PodRules(cookie), &connection);
     // Anything else reached the proxy by being dialled there, from within the pod, which connect() counted, or
     // on an excluded interface, which sk_lookup counted.
-    if reason.action() == if at_outbound { Action::ToOutbound } else { Action::ToInbound } {
+    if reason.action() == Action::ToInbound {
         let facts = Facts {
             protocol: IPPROTO_TCP,
             uid: NO_ID,

@@ -30,8 +30,6 @@ pub fn listening(context: SockOps) {
         return;
     }
     record.role = role::LISTENER;
-    // What it accepts has its own port, which is the dialled one.
-    record.target_port = port;
     if !maps::register_listener(context, record.cookie, port, slots(pod, record, context.is_v6())) {
         count::fault(record.cookie, Fault::ListenerNotRegistered);
     }

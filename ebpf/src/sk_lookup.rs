@@ -48,13 +48,12 @@ pub fn sk_lookup(context: SkLookup, arrival: &Arrival) -> Answer {
     }
     match reason.action() {
         Action::ToInbound => to_proxy(context, cookie, &connection, pod.inbound_port),
-        Action::ToOutbound => to_proxy(context, cookie, &connection, pod.outbound_port),
         Action::Direct => {
             count::decision(cookie, reason, &facts(context, &connection));
             Answer::Pass
         }
-        // No inbound rule gives ToDns.
-        Action::ToDns | Action::Drop => Answer::Drop,
+        // No inbound rule gives ToDns, and ToOutbound only one on pods that nftables redirects.
+        Action::ToOutbound | Action::ToDns | Action::Drop => Answer::Drop,
     }
 }
 

@@ -6,7 +6,7 @@ use veer_common::cni::{Attachment, PROTOCOL_VERSION, PodReference, Reply, Reques
 
 use crate::enrol::EnrolError;
 use crate::enrol::node::{Enrolling, NodeHandle};
-use crate::model::{BackendName, Capture, Decision, NodeSettings, Origins, PodErrors, decide};
+use crate::model::{Capture, Decision, NodeSettings, Origins, PodErrors, decide};
 use crate::source::PodSource;
 
 /// What requests are answered from.
@@ -16,8 +16,6 @@ pub struct Answerer<S> {
     pub source: S,
     /// What holds for all pods of the node.
     pub settings: NodeSettings,
-    /// What redirects new pods.
-    pub backend: BackendName,
     /// The node.
     pub node: NodeHandle,
 }
@@ -130,7 +128,7 @@ impl<S: PodSource> Answerer<S> {
         match decide(&pod, &self.settings) {
             Ok(Decision::Capture(capture)) => {
                 let origins = Box::new(Origins::of(&pod, &self.settings));
-                supported(&name, *capture, self.backend).map(|capture| (capture, origins))
+                Ok((*capture, origins))
             }
             Ok(Decision::Pass(reason)) => {
                 tracing::info!(pod = %name, reason = reason.name(), "left alone");
@@ -139,33 +137,6 @@ impl<S: PodSource> Answerer<S> {
             Err(errors) => Err(invalid_annotations(&errors)),
         }
     }
-}
-
-/// Refuses what this release cannot do, rather than to do something else in silence.
-fn supported(name: &str, capture: Capture, backend: BackendName) -> Result<Capture, Reply> {
-    let missing = unsupported(&capture, backend);
-    if missing.is_empty() {
-        return Ok(capture);
-    }
-    tracing::error!(pod = %name, ?missing, "asks for what this release does not do");
-    Err(failed(
-        code::INVALID_ANNOTATIONS,
-        format!("pod {name} asks for what this release of veer does not do: {}", missing.join(", ")),
-        "leave such pods to istio-init: exclude their namespace (excludeNamespaces)",
-    ))
-}
-
-fn unsupported(capture: &Capture, backend: BackendName) -> Vec<&'static str> {
-    // Rules do all of it.
-    if backend == BackendName::Nftables {
-        return Vec::new();
-    }
-    let rows = [
-        (!capture.rerouted_interfaces.is_empty(), "istio.io/reroute-virtual-interfaces"),
-        // INVALID_DROP is not among them: it is about packets that conntrack calls invalid, and nothing
-        // here makes conntrack look at the pod.
-    ];
-    rows.into_iter().filter_map(|(asked, name)| asked.then_some(name)).collect()
 }
 
 fn invalid_annotations(errors: &PodErrors) -> Reply {
@@ -187,7 +158,8 @@ fn enrolment_failed(attempt: &str, pod: Option<&str>, error: &EnrolError) -> Rep
         | EnrolError::Unmapped(_)
         | EnrolError::NoUserNamespace
         | EnrolError::Inspect { .. }
-        | EnrolError::NetnsTaken { .. } => code::ENROLMENT_FAILED,
+        | EnrolError::NetnsTaken { .. }
+        | EnrolError::NeedsRules(_) => code::ENROLMENT_FAILED,
     };
     let subject = pod.map_or_else(String::new, |pod| format!(" pod {pod}"));
     let details = if matches!(error, EnrolError::NotEnrolled(_)) {

@@ -112,6 +112,13 @@ impl Backends {
         if self.ebpf.is_some() { BackendName::Ebpf } else { BackendName::Nftables }
     }
 
+    /// Which one enrols a new pod of this make. What a virtual machine sends is forwarded: no socket of the pod's
+    /// opens it, and none could answer it from the address that was dialled without `IP_TRANSPARENT`
+    /// (`ip_route_output_key_hash_rcu`), which takes a capability. Rules translate it as istio-init's do.
+    pub(super) fn fit_for(&self, capture: &Capture) -> BackendName {
+        if capture.rerouted_interfaces.is_empty() { self.chosen() } else { BackendName::Nftables }
+    }
+
     /// All of them.
     pub(super) fn all(&mut self) -> impl Iterator<Item = &mut dyn Backend> {
         let ebpf = self.ebpf.as_mut().map(|ebpf| ebpf as &mut dyn Backend);

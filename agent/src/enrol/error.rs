@@ -62,6 +62,12 @@ pub enum EnrolError {
         /// Its container id.
         container: String,
     },
+    /// A pod that eBPF redirects asks now for what rules alone can do.
+    #[error(
+        "pod {0} names interfaces of virtual machines (istio.io/reroute-virtual-interfaces), which only nftables can \
+         redirect, and it was enrolled by eBPF before it did: make the pod anew"
+    )]
+    NeedsRules(String),
     /// The pod is not, or not wholly, enrolled.
     #[error("{0}")]
     NotEnrolled(String),

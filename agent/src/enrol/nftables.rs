@@ -24,6 +24,7 @@ use super::registry::Enrolled;
 use super::steps;
 use crate::capture::nft::{Family, Ruleset};
 use crate::capture::{InterfaceAddress, MapEntries, OwnAddresses};
+use crate::model::ProxyIdentity;
 use crate::platform::netlink::{self, marks};
 use crate::platform::netns::NetnsThread;
 use crate::platform::nft::{self, NftError};
@@ -160,6 +161,12 @@ impl Backend for Nftables {
         // The owner match counts as the netns' user namespace does, so the ids stay the pod's; that they are those of a
         // user namespace is checked all the same.
         in_ids_of_node(capture, netns.as_fd())?;
+        if capture.proxy_identity == ProxyIdentity::Container {
+            tracing::warn!(
+                pod = %pod.full_name(),
+                "rules know a process by its ids: an app with the proxy's uid leaves the mesh in this pod"
+            );
+        }
         self.records.create()?;
         let own = OwnAddresses::choose(&addresses, &pod.interface);
         let known = before.map(|before| self.record(before)).transpose().unwrap_or_default();

@@ -184,7 +184,11 @@ impl Node {
         }
         let attachment = main_attachment(self.registry.get(cookie), &enrolling.attachment);
         let before = self.registry.get(cookie);
-        let backend = before.map_or_else(|| self.backends.chosen(), |before| before.backend);
+        let fit = self.backends.fit_for(&enrolling.capture);
+        let backend = before.map_or(fit, |before| before.backend);
+        if fit == BackendName::Nftables && backend == BackendName::Ebpf && self.backends.chosen() != fit {
+            return Err(EnrolError::NeedsRules(before.map(Enrolled::full_name).unwrap_or_default()));
+        }
         let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), backend, unix_time());
         let is_known = before.is_some();
         let joining = Joining {

@@ -211,7 +211,7 @@ pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, policy: &PodPolicy, listen
         if !may_be_redirected_to(pod, policy, socket) {
             continue;
         }
-        let record = listener_record(pod.cookie, listener.port, known, cgroup);
+        let record = listener_record(pod.cookie, known, cgroup);
         let (name, port) = (pod.full_name(), listener.port.get());
         match datapath.maps.insert_listener(&record, listener.port, socket.as_fd(), is_proxys) {
             Ok(()) => tracing::info!(pod = %name, port, "took over a listener older than the enrolment"),
@@ -244,12 +244,7 @@ fn may_be_redirected_to(pod: &Enrolled, policy: &PodPolicy, socket: &OwnedFd) ->
     })
 }
 
-fn listener_record(
-    cookie: u64,
-    port: Port,
-    known: Option<SocketRecord>,
-    cgroup: Option<u64>,
-) -> SocketRecord {
+fn listener_record(cookie: u64, known: Option<SocketRecord>, cgroup: Option<u64>) -> SocketRecord {
     let (uid, gid) = known.map_or((NO_ID, NO_ID), |record| (record.uid, record.gid));
     SocketRecord {
         cookie,
@@ -261,7 +256,7 @@ fn listener_record(
         destination: Address::UNSPECIFIED,
         target: Address::UNSPECIFIED,
         port: Port::NONE,
-        target_port: port,
+        target_port: Port::NONE,
         _reserved_end: [0; 4],
     }
 }

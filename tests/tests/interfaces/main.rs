@@ -6,6 +6,7 @@
 mod addresses;
 mod excluded;
 mod explained;
+mod rerouted;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 

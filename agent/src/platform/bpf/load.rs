@@ -88,7 +88,7 @@ pub enum Reads {
 impl Instance {
     /// That of a pod with this policy.
     pub const fn of(cookie: NetnsCookie, policy: &PodPolicy) -> Self {
-        let named = policy.flags & (flag::EXCLUDES_INTERFACES | flag::REROUTES_INTERFACES) != 0;
+        let named = policy.flags & flag::EXCLUDES_INTERFACES != 0;
         Self { cookie, reads_interface: if named { Reads::Yes } else { Reads::No } }
     }
 }

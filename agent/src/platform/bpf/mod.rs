@@ -60,8 +60,7 @@ pub enum BpfError {
     },
     /// The verifier refuses the program that reads the interface of what arrives.
     #[error(
-        "the pod's annotations name interfaces (excludeInterfaces, reroute-virtual-interfaces), and this kernel does not \
-         tell an sk_lookup program the interface of what arrives (Linux 5.17 does): {}",
+        "the pod excludes interfaces (excludeInterfaces), and this kernel does not tell an sk_lookup program the interface of what arrives (Linux 5.17 does): {}",
         chain(source)
     )]
     NoIngressInterface {
