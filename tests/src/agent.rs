@@ -146,6 +146,13 @@ impl Agent {
         self.setup.launch = launch;
     }
 
+    /// Gives it other arguments, from its next start on.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        // The first one is the cgroup.
+        self.setup.arguments.truncate(1);
+        self.setup.arguments.extend(arguments.iter().map(ToString::to_string));
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.signal(signal)

@@ -43,6 +43,8 @@ struct Plan {
     calls: u64,
     /// Which of them, and what becomes of it.
     chosen: Option<(u64, Fate)>,
+    /// With what every one of them fails.
+    closed: Option<Errno>,
 }
 
 /// The gate. Processes that came through it stay under their filter, which lets all go once the guard is gone
@@ -84,7 +86,12 @@ impl BpfGate {
 
     /// Counts from 0 on, and chooses what becomes of the call with this number.
     pub fn choose(&self, number: u64, fate: Fate) {
-        *lock(&self.plan) = Plan { calls: 0, chosen: Some((number, fate)) };
+        *lock(&self.plan) = Plan { chosen: Some((number, fate)), ..Plan::default() };
+    }
+
+    /// Has every call fail, as a container's seccomp profile does that has no bpf(2).
+    pub fn close(&self, error: Errno) {
+        *lock(&self.plan) = Plan { closed: Some(error), ..Plan::default() };
     }
 
     /// Lets everything go again; gives back how many calls there were since the last choice.
@@ -148,7 +155,8 @@ fn keep(filter: &OwnedFd, plan: &Mutex<Plan>) {
             let mut plan = lock(plan);
             let number = plan.calls;
             plan.calls += 1;
-            plan.chosen.filter(|(chosen, _)| *chosen == number).map(|(_, fate)| fate)
+            let chosen = plan.chosen.filter(|(chosen, _)| *chosen == number).map(|(_, fate)| fate);
+            chosen.or(plan.closed.map(Fate::Fail))
         };
         let answer = match fate {
             None => Answer::Go,

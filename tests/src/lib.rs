@@ -2,7 +2,8 @@
 //!
 //! Owns: network namespaces ([`netns`]), links and addresses ([`veth`]), cgroups ([`cgroup`]), processes
 //! in them without any privilege ([`launch`], [`socket_maker`]), the world around a pod ([`pod`]), pods that are only
-//! counted ([`bare_pod`]), the real agent ([`agent`]), what it pins ([`pinned`], [`filling`]), what the kernel holds of it
+//! counted ([`bare_pod`]), the real agent ([`agent`]) with either of its ways to redirect ([`backend`]), what it pins
+//! ([`pinned`], [`filling`]), what the kernel holds of it
 //! ([`objects`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real plugin ([`plugin`]) and Envoy
 //! ([`envoy`]), an app ([`http`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), a gate
 //! before bpf(2) ([`bpf_gate`], [`seccomp`]), and load ([`load`],
@@ -15,6 +16,7 @@
 
 pub mod agent;
 pub mod attachment;
+pub mod backend;
 pub mod bare_pod;
 mod bpf;
 pub mod bpf_gate;

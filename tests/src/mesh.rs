@@ -11,7 +11,9 @@ use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::agent::Agent;
+use crate::backend::Backend;
 use crate::cgroup::Cgroup;
+use crate::launch::Launch;
 use crate::manifest::Manifest;
 use crate::original_dst;
 use crate::pod::{TestPod, World};
@@ -72,10 +74,27 @@ impl Mesh {
         Ok(mesh)
     }
 
+    /// The same as [`new`](Self::new), redirected by this backend.
+    pub fn on(backend: Backend) -> Result<Self> {
+        Self::on_with(backend, |manifest| manifest)
+    }
+
+    /// The same as [`with`](Self::with), redirected by this backend.
+    pub fn on_with(backend: Backend, change: impl FnOnce(Manifest) -> Manifest) -> Result<Self> {
+        let mesh = Self::on_node(Launch::new(), &[&backend.flag()])?;
+        mesh.agent.enrol_as(&mesh.pod, &change(dual_stack(&mesh.pod)))?;
+        Ok(mesh)
+    }
+
     /// With a pod that nobody has told the agent of.
     pub fn not_enrolled() -> Result<Self> {
+        Self::on_node(Launch::new(), &[])
+    }
+
+    /// The same on a node whose agent is started so, and has further arguments.
+    pub fn on_node(launch: Launch, arguments: &[&str]) -> Result<Self> {
         let cgroup = Cgroup::new()?;
-        let agent = Agent::start(&cgroup)?;
+        let agent = Agent::start_with(&cgroup, launch, arguments)?;
         let world = World::new()?;
         let pod = TestPod::new(&world, &cgroup, "pod")?;
         Ok(Self { agent, pod, world, cgroup })
@@ -160,6 +179,15 @@ impl Listeners {
         socket.set_nonblocking(true)?;
         self.sockets.push((label, socket));
         Ok(())
+    }
+
+    /// Takes what is for other addresses, too (`IP_TRANSPARENT`).
+    pub fn be_transparent(&self) -> Result<()> {
+        self.sockets.iter().try_for_each(|(label, socket)| {
+            let is_v4 = socket.local_addr()?.is_ipv4();
+            let set = if is_v4 { Socket::set_ip_transparent_v4 } else { Socket::set_ip_transparent_v6 };
+            set(socket, true).with_context(|| format!("make {label} transparent"))
+        })
     }
 
     /// Leaves room for one connection that waits to be accepted.

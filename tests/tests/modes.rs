@@ -4,27 +4,33 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use veer_tests::agent::Agent;
-use veer_tests::cgroup::Cgroup;
+use veer_tests::backend::Backend;
 use veer_tests::launch::{Identity, Launch};
 use veer_tests::mesh::{APP, Arrival, Listeners, Mesh, dial, dial_from_world, dual_stack};
-use veer_tests::pod::{REMOTE_V4, REMOTE_V6, ROUTER_V4, ROUTER_V6, TestPod, World};
+use veer_tests::on_each_backend;
+use veer_tests::pod::{REMOTE_V4, REMOTE_V6, ROUTER_V4, ROUTER_V6};
 use veer_tests::socket_maker::Maker;
+
+on_each_backend! {
+    with_tproxy_the_tunnel_port_is_captured_too_and_the_proxy_sees_both_ends,
+    with_tproxy_the_proxy_is_root_and_known_by_its_group,
+    excluded_owner_groups_are_not_captured,
+    of_included_owner_groups_alone_connections_are_captured,
+    a_wider_loopback_range_leaves_the_proxy_alone_in_all_of_it,
+}
 
 const TUNNEL: u16 = 15008;
 
-fn tproxy() -> Mesh {
-    Mesh::with(|manifest| manifest.with_annotation("sidecar.istio.io/interceptionMode", "TPROXY")).unwrap()
+fn tproxy(backend: Backend) -> Mesh {
+    Mesh::on_with(backend, |manifest| manifest.with_annotation("sidecar.istio.io/interceptionMode", "TPROXY"))
+        .unwrap()
 }
 
-/// A pod of a node whose agent has further arguments.
-fn node_with(arguments: &[&str]) -> Mesh {
-    let cgroup = Cgroup::new().unwrap();
-    let agent = Agent::start_with(&cgroup, Launch::new(), arguments).unwrap();
-    let world = World::new().unwrap();
-    let pod = TestPod::new(&world, &cgroup, "pod").unwrap();
-    agent.enrol_as(&pod, &dual_stack(&pod)).unwrap();
-    Mesh { agent, pod, world, cgroup }
+/// A pod of a node whose agent has a further argument.
+fn node_with(backend: Backend, argument: &str) -> Mesh {
+    let mesh = Mesh::on_node(Launch::new(), &[&backend.flag(), argument]).unwrap();
+    mesh.agent.enrol_as(&mesh.pod, &dual_stack(&mesh.pod)).unwrap();
+    mesh
 }
 
 /// The proxy's listeners, an app on two ports, and servers outside.
@@ -49,10 +55,13 @@ fn dials(maker: &Maker, to: impl Into<SocketAddr>, listeners: &Listeners) -> Arr
     dial(maker, to.into(), listeners).unwrap().0
 }
 
-#[test]
-fn with_tproxy_the_tunnel_port_is_captured_too_and_the_proxy_sees_both_ends() {
-    let mesh = tproxy();
+fn with_tproxy_the_tunnel_port_is_captured_too_and_the_proxy_sees_both_ends(backend: Backend) {
+    let mesh = tproxy(backend);
     let listeners = listeners(&mesh);
+    if backend == Backend::Nftables {
+        // The rule asks for it, as iptables' does, and Istio gives such a proxy the capability.
+        listeners.be_transparent().unwrap();
+    }
     for (own, router) in own(&mesh).into_iter().zip([IpAddr::from(ROUTER_V4), ROUTER_V6.into()]) {
         for port in [TUNNEL, APP] {
             let to = SocketAddr::new(own, port);
@@ -64,9 +73,8 @@ fn with_tproxy_the_tunnel_port_is_captured_too_and_the_proxy_sees_both_ends() {
     }
 }
 
-#[test]
-fn with_tproxy_the_proxy_is_root_and_known_by_its_group() {
-    let mesh = tproxy();
+fn with_tproxy_the_proxy_is_root_and_known_by_its_group(backend: Backend) {
+    let mesh = tproxy(backend);
     let listeners = listeners(&mesh);
     let proxy = mesh.pod.maker(Identity::new(0, 1337)).unwrap();
     for (own, remote) in own(&mesh).into_iter().zip([IpAddr::from(REMOTE_V4), REMOTE_V6.into()]) {
@@ -84,9 +92,8 @@ fn with_tproxy_the_proxy_is_root_and_known_by_its_group() {
     assert_eq!(dials(&proxy, ([127, 0, 0, 1], APP), &listeners).at, "app", "O9");
 }
 
-#[test]
-fn excluded_owner_groups_are_not_captured() {
-    let mesh = node_with(&["--outbound-owner-groups-exclude=3000,3001"]);
+fn excluded_owner_groups_are_not_captured(backend: Backend) {
+    let mesh = node_with(backend, "--outbound-owner-groups-exclude=3000,3001");
     let listeners = listeners(&mesh);
     let excluded = mesh.pod.maker(Identity::new(1000, 3001)).unwrap();
     let supplementary = mesh.pod.maker(Identity::app().with_groups(&[3001])).unwrap();
@@ -102,9 +109,8 @@ fn excluded_owner_groups_are_not_captured() {
     assert_eq!(mesh.counter("reasons", "owner-group").unwrap(), 2);
 }
 
-#[test]
-fn of_included_owner_groups_alone_connections_are_captured() {
-    let mesh = node_with(&["--outbound-owner-groups=3000"]);
+fn of_included_owner_groups_alone_connections_are_captured(backend: Backend) {
+    let mesh = node_with(backend, "--outbound-owner-groups=3000");
     let listeners = listeners(&mesh);
     let included = mesh.pod.maker(Identity::new(1000, 3000)).unwrap();
     for (own, remote) in own(&mesh).into_iter().zip([IpAddr::from(REMOTE_V4), REMOTE_V6.into()]) {
@@ -116,9 +122,8 @@ fn of_included_owner_groups_alone_connections_are_captured() {
     }
 }
 
-#[test]
-fn a_wider_loopback_range_leaves_the_proxy_alone_in_all_of_it() {
-    let mesh = node_with(&["--host-ipv4-loopback-cidr=127.0.0.0/8"]);
+fn a_wider_loopback_range_leaves_the_proxy_alone_in_all_of_it(backend: Backend) {
+    let mesh = node_with(backend, "--host-ipv4-loopback-cidr=127.0.0.0/8");
     let listeners = listeners(&mesh);
     assert_eq!(dials(mesh.pod.proxy(), ([127, 0, 0, 2], APP), &listeners).at, "app", "O7 does not hold");
     let own = SocketAddr::new(mesh.pod.v4().into(), APP);

@@ -1,15 +1,42 @@
-//! The decision table, row by row, on sockets: who dials what, and where it ends.
+//! The decision table, row by row, on sockets: who dials what, and where it ends, whatever redirects.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests panic as tests do")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use veer_tests::backend::Backend;
 use veer_tests::launch::Identity;
 use veer_tests::mesh::{
     APP, Arrival, INBOUND, Listeners, Mesh, OUTBOUND, connect, dial, dial_from_world, of_family, tcp,
 };
+use veer_tests::on_each_backend;
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6, ROUTER_V4, ROUTER_V6};
 use veer_tests::socket_maker::Maker;
+
+on_each_backend! {
+    i1_any_tcp_port_from_the_network_goes_to_the_inbound_port,
+    i2_the_proxys_own_and_excluded_ports_are_direct,
+    i2_included_ports_alone_are_captured_and_make_the_exclude_list_irrelevant,
+    i3_udp_is_direct,
+    o1_an_apps_connection_to_a_remote_goes_to_the_outbound_port,
+    o2_o3_an_app_reaches_its_own_pod_directly,
+    o4_a_service_that_the_pod_is_part_of_goes_out_and_comes_in_again,
+    o5_excluded_ports_and_ranges_are_direct,
+    o5_included_ranges_and_ports_are_captured_alone_and_exclusion_beats_both,
+    o5_an_empty_include_list_captures_nothing,
+    o6_the_proxy_reaches_its_own_pod_through_the_inbound_port,
+    o7_the_proxy_reaches_other_loopback_addresses_through_the_inbound_port,
+    o8_what_is_bound_to_the_passthrough_source_is_direct,
+    o9_the_proxy_reaches_localhost_directly,
+    o10_the_proxys_own_connections_to_a_remote_are_direct,
+    o11_the_tunnel_port_and_excluded_ports_are_direct_for_the_proxy,
+    o12_by_its_primary_group_alone_a_process_is_the_proxy_only_towards_remotes,
+    o13_by_its_uid_alone_a_process_is_the_proxy,
+    o14_a_supplementary_group_does_not_make_a_process_the_proxy,
+    o15_an_included_loopback_range_is_captured_but_for_localhost,
+    long_lists_are_never_truncated,
+    identity_is_the_creators_and_not_that_of_whoever_connects,
+}
 
 /// What a row needs of one family.
 struct Family {
@@ -55,25 +82,29 @@ fn dials(maker: &Maker, to: (IpAddr, u16), listeners: &Listeners) -> Arrival {
     }
 }
 
-#[test]
-fn i1_any_tcp_port_from_the_network_goes_to_the_inbound_port() {
-    let mesh = Mesh::new().unwrap();
+fn i1_any_tcp_port_from_the_network_goes_to_the_inbound_port(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = mesh.proxy_listeners().unwrap();
     for family in families(&mesh) {
         for port in [22, 80, APP, OUTBOUND, INBOUND, 15053, 65535] {
             let to = SocketAddr::new(family.own, port);
             let (arrival, client, _accepted) = dial_from_world(&mesh.world, to, &listeners).unwrap();
             assert_at(&arrival, "inbound", to);
-            assert_eq!(arrival.local, to, "the dialled address, which is better than iptables");
+            let local = match backend {
+                Backend::Ebpf => to,
+                // As under iptables: NAT has put it in the place of the dialled address.
+                Backend::Nftables => SocketAddr::new(family.own, INBOUND),
+            };
+            assert_eq!(arrival.local, local);
             assert_eq!(arrival.peer, client.local_addr().unwrap().as_socket().unwrap());
             assert_eq!(arrival.peer.ip(), family.router);
         }
     }
 }
 
-#[test]
-fn i2_the_proxys_own_and_excluded_ports_are_direct() {
-    let mesh = Mesh::with(|manifest| manifest.with_traffic("excludeInboundPorts", "9000,9001")).unwrap();
+fn i2_the_proxys_own_and_excluded_ports_are_direct(backend: Backend) {
+    let mesh =
+        Mesh::on_with(backend, |manifest| manifest.with_traffic("excludeInboundPorts", "9000,9001")).unwrap();
     let mut listeners = mesh.proxy_listeners().unwrap();
     for family in families(&mesh) {
         for port in [15008, 15020, 15021, 15090, 9000, 9001] {
@@ -87,9 +118,8 @@ fn i2_the_proxys_own_and_excluded_ports_are_direct() {
     }
 }
 
-#[test]
-fn i2_included_ports_alone_are_captured_and_make_the_exclude_list_irrelevant() {
-    let mesh = Mesh::with(|manifest| {
+fn i2_included_ports_alone_are_captured_and_make_the_exclude_list_irrelevant(backend: Backend) {
+    let mesh = Mesh::on_with(backend, |manifest| {
         manifest.with_traffic("includeInboundPorts", "9000,15021").with_traffic("excludeInboundPorts", "9000")
     })
     .unwrap();
@@ -102,9 +132,8 @@ fn i2_included_ports_alone_are_captured_and_make_the_exclude_list_irrelevant() {
     }
 }
 
-#[test]
-fn i3_udp_is_direct() {
-    let mesh = Mesh::new().unwrap();
+fn i3_udp_is_direct(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let server = mesh.pod.app().udp4().unwrap();
     server.bind(&SocketAddr::new(mesh.pod.v4().into(), 5000).into()).unwrap();
     server.set_read_timeout(Some(veer_tests::mesh::PATIENCE)).unwrap();
@@ -115,9 +144,8 @@ fn i3_udp_is_direct() {
     assert_eq!((length, from.as_socket().unwrap().ip()), (4, ROUTER_V4.into()));
 }
 
-#[test]
-fn o1_an_apps_connection_to_a_remote_goes_to_the_outbound_port() {
-    let mesh = Mesh::new().unwrap();
+fn o1_an_apps_connection_to_a_remote_goes_to_the_outbound_port(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     for family in families(&mesh) {
         for maker in [mesh.pod.app(), mesh.pod.root()] {
@@ -133,9 +161,8 @@ fn o1_an_apps_connection_to_a_remote_goes_to_the_outbound_port() {
     }
 }
 
-#[test]
-fn o2_o3_an_app_reaches_its_own_pod_directly() {
-    let mesh = Mesh::new().unwrap();
+fn o2_o3_an_app_reaches_its_own_pod_directly(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     for family in families(&mesh) {
         for to in [(family.own, APP), (family.localhost, APP), (family.unspecified, APP)] {
@@ -152,9 +179,8 @@ fn o2_o3_an_app_reaches_its_own_pod_directly() {
     }
 }
 
-#[test]
-fn o4_a_service_that_the_pod_is_part_of_goes_out_and_comes_in_again() {
-    let mesh = Mesh::new().unwrap();
+fn o4_a_service_that_the_pod_is_part_of_goes_out_and_comes_in_again(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     for family in families(&mesh) {
         let service = SocketAddr::new(family.remote, APP);
@@ -164,16 +190,17 @@ fn o4_a_service_that_the_pod_is_part_of_goes_out_and_comes_in_again() {
     }
 }
 
-#[test]
-fn o5_excluded_ports_and_ranges_are_direct() {
+fn o5_excluded_ports_and_ranges_are_direct(backend: Backend) {
     let ranges = format!("{REMOTE_V4}/32,{REMOTE_V6}/128");
-    let mesh = Mesh::with(|manifest| manifest.with_traffic("excludeOutboundIPRanges", &ranges)).unwrap();
+    let mesh =
+        Mesh::on_with(backend, |manifest| manifest.with_traffic("excludeOutboundIPRanges", &ranges)).unwrap();
     let listeners_of_ranges = listeners(&mesh, 80);
     for family in families(&mesh) {
         assert_eq!(dials(mesh.pod.app(), (family.remote, 80), &listeners_of_ranges).at, "outside");
         assert_eq!(dials(mesh.pod.app(), (family.router, 80), &listeners_of_ranges).at, "outbound");
     }
-    let mesh = Mesh::with(|manifest| manifest.with_traffic("excludeOutboundPorts", "80,443")).unwrap();
+    let mesh =
+        Mesh::on_with(backend, |manifest| manifest.with_traffic("excludeOutboundPorts", "80,443")).unwrap();
     let listeners_of_ports = listeners(&mesh, 80);
     for family in families(&mesh) {
         assert_eq!(dials(mesh.pod.app(), (family.remote, 80), &listeners_of_ports).at, "outside");
@@ -181,9 +208,8 @@ fn o5_excluded_ports_and_ranges_are_direct() {
     }
 }
 
-#[test]
-fn o5_included_ranges_and_ports_are_captured_alone_and_exclusion_beats_both() {
-    let mesh = Mesh::with(|manifest| {
+fn o5_included_ranges_and_ports_are_captured_alone_and_exclusion_beats_both(backend: Backend) {
+    let mesh = Mesh::on_with(backend, |manifest| {
         manifest
             .with_traffic("includeOutboundIPRanges", "192.0.2.0/24,198.51.100.0/24,2001:db8::/32")
             .with_traffic("excludeOutboundIPRanges", "192.0.0.0/8,2001::/16")
@@ -205,18 +231,17 @@ fn o5_included_ranges_and_ports_are_captured_alone_and_exclusion_beats_both() {
     }
 }
 
-#[test]
-fn o5_an_empty_include_list_captures_nothing() {
-    let mesh = Mesh::with(|manifest| manifest.with_traffic("includeOutboundIPRanges", "")).unwrap();
+fn o5_an_empty_include_list_captures_nothing(backend: Backend) {
+    let mesh =
+        Mesh::on_with(backend, |manifest| manifest.with_traffic("includeOutboundIPRanges", "")).unwrap();
     let listeners = listeners(&mesh, 80);
     for family in families(&mesh) {
         assert_eq!(dials(mesh.pod.app(), (family.remote, 80), &listeners).at, "outside");
     }
 }
 
-#[test]
-fn o6_the_proxy_reaches_its_own_pod_through_the_inbound_port() {
-    let mesh = Mesh::new().unwrap();
+fn o6_the_proxy_reaches_its_own_pod_through_the_inbound_port(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     for family in families(&mesh) {
         for port in [APP, OUTBOUND, INBOUND, 1] {
@@ -229,9 +254,8 @@ fn o6_the_proxy_reaches_its_own_pod_through_the_inbound_port() {
     }
 }
 
-#[test]
-fn o7_the_proxy_reaches_other_loopback_addresses_through_the_inbound_port() {
-    let mesh = Mesh::new().unwrap();
+fn o7_the_proxy_reaches_other_loopback_addresses_through_the_inbound_port(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     for last in [2, 6] {
         let to = SocketAddr::from(([127, 0, 0, last], APP));
@@ -242,9 +266,8 @@ fn o7_the_proxy_reaches_other_loopback_addresses_through_the_inbound_port() {
     }
 }
 
-#[test]
-fn o8_what_is_bound_to_the_passthrough_source_is_direct() {
-    let mesh = Mesh::new().unwrap();
+fn o8_what_is_bound_to_the_passthrough_source_is_direct(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     // ::6 is on lo, because the agent puts it there, as istio-init does: else nothing could be bound to it.
     for family in families(&mesh) {
@@ -261,9 +284,8 @@ fn o8_what_is_bound_to_the_passthrough_source_is_direct() {
     }
 }
 
-#[test]
-fn o9_the_proxy_reaches_localhost_directly() {
-    let mesh = Mesh::new().unwrap();
+fn o9_the_proxy_reaches_localhost_directly(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     for family in families(&mesh) {
         for ip in [family.localhost, family.unspecified] {
@@ -272,9 +294,8 @@ fn o9_the_proxy_reaches_localhost_directly() {
     }
 }
 
-#[test]
-fn o10_the_proxys_own_connections_to_a_remote_are_direct() {
-    let mesh = Mesh::new().unwrap();
+fn o10_the_proxys_own_connections_to_a_remote_are_direct(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     for family in families(&mesh) {
         let arrival = dials(mesh.pod.proxy(), (family.remote, 80), &listeners);
@@ -282,9 +303,9 @@ fn o10_the_proxys_own_connections_to_a_remote_are_direct() {
     }
 }
 
-#[test]
-fn o11_the_tunnel_port_and_excluded_ports_are_direct_for_the_proxy() {
-    let mesh = Mesh::with(|manifest| manifest.with_traffic("excludeOutboundPorts", "9000")).unwrap();
+fn o11_the_tunnel_port_and_excluded_ports_are_direct_for_the_proxy(backend: Backend) {
+    let mesh =
+        Mesh::on_with(backend, |manifest| manifest.with_traffic("excludeOutboundPorts", "9000")).unwrap();
     let mut listeners = mesh.proxy_listeners().unwrap();
     for family in families(&mesh) {
         for port in [15008, 9000] {
@@ -299,9 +320,8 @@ fn maker(mesh: &Mesh, uid: u32, gid: u32, groups: Vec<u32>) -> Maker {
     mesh.pod.maker(Identity { uid, gid, groups }).unwrap()
 }
 
-#[test]
-fn o12_by_its_primary_group_alone_a_process_is_the_proxy_only_towards_remotes() {
-    let mesh = Mesh::new().unwrap();
+fn o12_by_its_primary_group_alone_a_process_is_the_proxy_only_towards_remotes(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     let maker = maker(&mesh, 1000, 1337, vec![]);
     for family in families(&mesh) {
@@ -310,9 +330,8 @@ fn o12_by_its_primary_group_alone_a_process_is_the_proxy_only_towards_remotes() 
     }
 }
 
-#[test]
-fn o13_by_its_uid_alone_a_process_is_the_proxy() {
-    let mesh = Mesh::new().unwrap();
+fn o13_by_its_uid_alone_a_process_is_the_proxy(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     let maker = maker(&mesh, 1337, 1000, vec![]);
     for family in families(&mesh) {
@@ -322,9 +341,8 @@ fn o13_by_its_uid_alone_a_process_is_the_proxy() {
     }
 }
 
-#[test]
-fn o14_a_supplementary_group_does_not_make_a_process_the_proxy() {
-    let mesh = Mesh::new().unwrap();
+fn o14_a_supplementary_group_does_not_make_a_process_the_proxy(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     let maker = maker(&mesh, 1000, 1000, vec![1337]);
     for family in families(&mesh) {
@@ -333,10 +351,10 @@ fn o14_a_supplementary_group_does_not_make_a_process_the_proxy() {
     }
 }
 
-#[test]
-fn o15_an_included_loopback_range_is_captured_but_for_localhost() {
+fn o15_an_included_loopback_range_is_captured_but_for_localhost(backend: Backend) {
     let ranges = format!("127.0.0.0/8,{}/32", Ipv4Addr::new(10, 77, 0, 2));
-    let mesh = Mesh::with(|manifest| manifest.with_traffic("includeOutboundIPRanges", &ranges)).unwrap();
+    let mesh =
+        Mesh::on_with(backend, |manifest| manifest.with_traffic("includeOutboundIPRanges", &ranges)).unwrap();
     let listeners = listeners(&mesh, 80);
     let captured = [Ipv4Addr::new(127, 0, 0, 2), mesh.pod.v4()];
     for ip in captured {
@@ -347,11 +365,10 @@ fn o15_an_included_loopback_range_is_captured_but_for_localhost() {
     assert_eq!(dials(mesh.pod.app(), (REMOTE_V4.into(), 80), &listeners).at, "outside");
 }
 
-#[test]
-fn long_lists_are_never_truncated() {
+fn long_lists_are_never_truncated(backend: Backend) {
     let ports: Vec<String> = (20_000..22_000).map(|port| port.to_string()).collect();
     let ranges: Vec<String> = (0..3000).map(|n| format!("100.{}.{}.0/24", 64 + n / 256, n % 256)).collect();
-    let mesh = Mesh::with(|manifest| {
+    let mesh = Mesh::on_with(backend, |manifest| {
         manifest
             .with_traffic("excludeOutboundPorts", &ports.join(","))
             .with_traffic("excludeOutboundIPRanges", &ranges.join(","))
@@ -366,11 +383,10 @@ fn long_lists_are_never_truncated() {
     assert_eq!(dials(mesh.pod.app(), (last_range.into(), 80), &listeners).at, "outside");
 }
 
-#[test]
-fn identity_is_the_creators_and_not_that_of_whoever_connects() {
+fn identity_is_the_creators_and_not_that_of_whoever_connects(backend: Backend) {
     // Every test here dials from its own process, which is root in the node's cgroup, with sockets that
     // others made: what counts is the maker.
-    let mesh = Mesh::new().unwrap();
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, 80);
     let made_by_proxy = dials(mesh.pod.proxy(), (REMOTE_V4.into(), 80), &listeners);
     let made_by_root = dials(mesh.pod.root(), (REMOTE_V4.into(), 80), &listeners);

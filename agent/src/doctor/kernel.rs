@@ -55,9 +55,9 @@ fn chosen(facts: &Facts) -> Finding {
         Some(BackendName::Nftables) => Finding::warning(
             AREA,
             NAME,
-            "nftables: not all of the eBPF works here, as the errors below say",
+            "nftables: not all of the eBPF works here, as the warnings below say",
             "nothing, if rules are all right for this node: connections go where they would with eBPF, by NAT and \
-             conntrack; else remove what the errors name",
+             conntrack; else remove what they name",
         ),
         None => Finding::error(
             AREA,

@@ -97,9 +97,14 @@ pub fn examine(facts: &Facts) -> Report {
     findings.extend(places::examine(facts));
     findings.extend(cni::examine(&facts.cni, facts.process.looks_on()));
     findings.extend(redirection::examine(&facts.redirections, facts.process.looks_on()));
+    let backend = kernel::backend(facts);
+    if backend == Some(BackendName::Nftables) {
+        // Pods are redirected all the same.
+        findings.iter_mut().filter(|finding| finding.is_of_ebpf()).for_each(Finding::soften);
+    }
     Report {
         verdict: findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok),
-        backend: kernel::backend(facts),
+        backend,
         version: facts.agent.our_release.clone(),
         kernel: facts.kernel.clone(),
         uid: facts.process.uid,
@@ -149,6 +154,17 @@ impl Finding {
     /// What cannot be told by somebody who may not look.
     fn untold(area: Area, name: &'static str, what: &str) -> Self {
         Self::warning(area, name, format!("cannot tell {what}: this process may not look"), AS_ROOT)
+    }
+
+    /// Whether it concerns nothing but eBPF.
+    fn is_of_ebpf(&self) -> bool {
+        let places = ["bpffs", "cgroup-layout", "cgroup", "cgroup-pods", "netns-cookie"];
+        self.name.starts_with("ebpf-") || places.contains(&self.name)
+    }
+
+    /// An error becomes a warning.
+    fn soften(&mut self) {
+        self.level = self.level.min(Level::Warning);
     }
 
     /// Adds the kernel's words, without their first line if `says` has it already.

@@ -189,7 +189,8 @@ impl Node {
         if fit == BackendName::Nftables && backend == BackendName::Ebpf && self.backends.chosen() != fit {
             return Err(EnrolError::NeedsRules(before.map(Enrolled::full_name).unwrap_or_default()));
         }
-        let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), backend, unix_time());
+        let since = before.map_or_else(unix_time, |before| before.enrolled_at);
+        let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), backend, since);
         let is_known = before.is_some();
         let joining = Joining {
             pod,
