@@ -30,6 +30,8 @@ pub const AF_INET6: u32 = 10;
 pub const IPPROTO_TCP: u32 = 6;
 /// `IPPROTO_UDP`.
 pub const IPPROTO_UDP: u32 = 17;
+/// `IPPROTO_UDPLITE`.
+pub const IPPROTO_UDPLITE: u32 = 136;
 
 /// The offsets below, checked against the kernel's own header.
 const _: () = {

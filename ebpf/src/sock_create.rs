@@ -7,7 +7,7 @@
 use aya_ebpf::programs::SockContext;
 use veer_common::maps::{NetnsCookie, SocketRecord};
 
-use crate::ctx::{self, IPPROTO_TCP, IPPROTO_UDP, Sock};
+use crate::ctx::{self, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, Sock};
 use crate::{datagram, maps};
 
 /// `IPPROTO_MPTCP`.
@@ -47,4 +47,15 @@ pub fn sock_create(context: &SockContext) {
     }
     // Without memory there is no record now; connect() tries again, and refuses if it has none either.
     let _ = record_of(socket, cookie);
+}
+
+/// Writes the netns cookie of each UDP-Lite socket into its record, where the agent reads it: before Linux 5.14 the
+/// kernel tells a cookie to programs alone. The protocol is one that hardly anybody else uses.
+#[inline(always)]
+pub fn tell_cookie(context: &SockContext) {
+    let socket = Sock::new(context.sock.cast());
+    if socket.protocol() == IPPROTO_UDPLITE {
+        // Without memory there is none, and the agent says that it has found none.
+        let _ = record_of(socket, socket.netns_cookie());
+    }
 }

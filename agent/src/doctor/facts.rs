@@ -76,7 +76,16 @@ pub struct Ebpf {
     /// Each program's attaching in a cgroup and a netns of the trial's own.
     pub hooks: Vec<Tried>,
     /// Whether a netns tells its cookie.
-    pub netns_cookie: Option<Result<(), String>>,
+    pub netns_cookie: Option<Result<CookieFrom, String>>,
+}
+
+/// Who tells the cookie of a netns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CookieFrom {
+    /// The kernel, to whoever asks.
+    Kernel,
+    /// A program, before Linux 5.14.
+    Program,
 }
 
 /// Settings of the kernel that matter.

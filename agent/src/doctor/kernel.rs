@@ -1,7 +1,7 @@
 //! What the kernel can: the eBPF datapath, nftables in its place, and settings that matter. It is asked by
 //! trying; no version is compared.
 
-use super::facts::{Ebpf, Facts, KernelSettings, Process, Tried};
+use super::facts::{CookieFrom, Ebpf, Facts, KernelSettings, Process, Tried};
 use super::{Area, Finding, first_line, said_of};
 use crate::model::BackendName;
 
@@ -23,7 +23,7 @@ fn works(ebpf: &Ebpf) -> bool {
         && ebpf.programs.iter().chain(&ebpf.hooks).all(|tried| tried.outcome.is_ok())
         && !ebpf.programs.is_empty()
         && !ebpf.hooks.is_empty()
-        && matches!(ebpf.netns_cookie, Some(Ok(())))
+        && matches!(ebpf.netns_cookie, Some(Ok(_)))
 }
 
 /// The kernel.
@@ -116,13 +116,22 @@ fn cookie(ebpf: &Ebpf) -> Vec<Finding> {
     const NAME: &str = "netns-cookie";
     match &ebpf.netns_cookie {
         None => Vec::new(),
-        Some(Ok(())) => vec![Finding::ok(AREA, NAME, "namespaces tell their cookie (SO_NETNS_COOKIE)")],
+        Some(Ok(CookieFrom::Kernel)) => {
+            vec![Finding::ok(AREA, NAME, "namespaces tell their cookie (SO_NETNS_COOKIE)")]
+        }
+        Some(Ok(CookieFrom::Program)) => {
+            vec![Finding::ok(
+                AREA,
+                NAME,
+                "a program tells the cookies of namespaces, which this kernel does not",
+            )]
+        }
         Some(Err(words)) => vec![
             Finding::error(
                 AREA,
                 NAME,
                 format!("a netns does not tell its cookie, which pods are known by: {}", first_line(words)),
-                "a newer kernel (SO_NETNS_COOKIE)",
+                "a newer kernel (SO_NETNS_COOKIE); before 5.14, a cgroup v2 that programs may be attached to",
             )
             .with_words(words),
         ],

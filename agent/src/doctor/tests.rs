@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use super::cni::parse;
 use super::facts::{
-    Agent, Answer, Cgroups, Chain, ChosenBy, Cni, ConfigFile, Ebpf, Facts, Hook, HookProgram, KernelSettings,
-    Netns, PinsProblem, Places, PodProcesses, Problem, Process, Redirections, Tried,
+    Agent, Answer, Cgroups, Chain, ChosenBy, Cni, ConfigFile, CookieFrom, Ebpf, Facts, Hook, HookProgram,
+    KernelSettings, Netns, PinsProblem, Places, PodProcesses, Problem, Process, Redirections, Tried,
 };
 use super::{Level, Report, examine, text};
 use crate::model::BackendName;
@@ -56,7 +56,7 @@ fn able() -> Facts {
             map_kinds: Vec::new(),
             programs: tried(&["veer_connect4", "veer_connect6"]),
             hooks: tried(&["connect4", "connect6", "sk_lookup"]),
-            netns_cookie: Some(Ok(())),
+            netns_cookie: Some(Ok(CookieFrom::Kernel)),
         },
         nftables: tried(&["ip", "ip6"]),
         kernel_settings: KernelSettings { jit: Some("1".to_owned()), lockdown: None, ipv6: true },

@@ -4,7 +4,10 @@
 //! netns on its own account. Implemented by: [`Ebpf`] and [`Nftables`]. Called by: `node` and `follow`.
 
 use std::fmt::Debug;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+
+use veer_common::maps::NetnsCookie;
 
 use super::ebpf::Ebpf;
 use super::error::EnrolError;
@@ -13,6 +16,7 @@ use super::registry::Enrolled;
 use crate::capture::{InterfaceAddress, MapEntries};
 use crate::model::{BackendName, Capture};
 use crate::platform::netlink::Listener;
+use crate::platform::netns::{self, NetnsError, NetnsThread};
 
 /// A pod that is to be redirected.
 #[derive(Debug)]
@@ -117,6 +121,17 @@ impl Backends {
     /// (`ip_route_output_key_hash_rcu`), which takes a capability. Rules translate it as istio-init's do.
     pub(super) fn fit_for(&self, capture: &Capture) -> BackendName {
         if capture.rerouted_interfaces.is_empty() { self.chosen() } else { BackendName::Nftables }
+    }
+
+    /// The cookie of a netns: the kernel tells it, or a program of the eBPF's.
+    ///
+    /// # Errors
+    /// As the kernel says; ENOPROTOOPT if it is older than the question and there is no eBPF.
+    pub(super) fn cookie_of(&self, thread: &NetnsThread, netns: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
+        match &self.ebpf {
+            Some(ebpf) => ebpf.cookie_of(netns),
+            None => thread.run(netns, netns::current_cookie).map_err(NetnsError::into_io)?,
+        }
     }
 
     /// All of them.

@@ -3,6 +3,7 @@
 //! Owns: the datapath and what [`steps`] do not: taking over, repairing, renewing. Never does: know of other
 //! pods than the one that it is asked about. Called by: `node`, through [`Backend`].
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use veer_common::address::{Address, Port};
@@ -36,6 +37,14 @@ impl Ebpf {
     /// With what was loaded.
     pub fn new(datapath: Datapath, netns: NetnsThread) -> Self {
         Self { datapath, netns }
+    }
+
+    /// The cookie of a netns.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub(super) fn cookie_of(&self, netns: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
+        self.datapath.cookie_of(&self.netns, netns)
     }
 
     /// Attaches the inbound program of a pod whose link was lost, if its netns is where it was.

@@ -22,7 +22,7 @@ use crate::capture::{InterfaceAddress, MapEntries};
 use crate::model::{BackendName, Capture, Origins};
 use crate::platform::netlink::changes::NetnsNumber;
 use crate::platform::netlink::{self, Listener};
-use crate::platform::netns::{self, NetnsId, NetnsThread};
+use crate::platform::netns::{NetnsId, NetnsThread};
 
 /// Requests that wait for the thread: a node starts 16 pods at once at the most, the rest waits in
 /// the plugins.
@@ -250,7 +250,7 @@ impl Node {
         tracing::info!(pod = %pod.full_name(), container = %pod.container_id, cookie, "unenrolled");
     }
 
-    /// What a pod is known by. Kernels before 5.14 do not tell the cookie, and only nftables does without.
+    /// What a pod is known by. Where neither the kernel nor a program tells the cookie, only nftables does without.
     fn key(&self, cookie: io::Result<NetnsCookie>, id: NetnsId) -> io::Result<NetnsCookie> {
         match (cookie, self.backends.chosen()) {
             (Err(error), BackendName::Nftables) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
@@ -263,9 +263,9 @@ impl Node {
     fn inspect(&self, netns: &OwnedFd, id: NetnsId) -> Result<Inspection, EnrolError> {
         let failed = |attempt| move |source| EnrolError::Inspect { attempt, source };
         let ports = steps::proxy_ports(&DEFAULT_PORTS);
-        let (cookie, addresses, listeners) = self.netns.run(netns.as_fd(), move || {
-            (netns::current_cookie(), netlink::addresses(), netlink::listeners(&ports))
-        })?;
+        let cookie = self.backends.cookie_of(&self.netns, netns.as_fd());
+        let (addresses, listeners) =
+            self.netns.run(netns.as_fd(), move || (netlink::addresses(), netlink::listeners(&ports)))?;
         // A kernel without inet_diag cannot tell; a new pod has no listeners, which is nearly always.
         let listeners = listeners.unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot list the listeners of a netns, taking it as without");

@@ -118,7 +118,7 @@ fn path_in_v2(groups: &str) -> Option<&str> {
 }
 
 /// The first mount of cgroup2: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid nodes.
-fn mount_point() -> Option<PathBuf> {
+pub fn mount_point() -> Option<PathBuf> {
     mounts("cgroup2").into_iter().next().map(PathBuf::from)
 }
 

@@ -47,6 +47,16 @@ pub enum NetnsError {
     ThreadEnded,
 }
 
+impl NetnsError {
+    /// As one of the system's.
+    pub fn into_io(self) -> io::Error {
+        match self {
+            Self::System { source, .. } => source,
+            other @ (Self::NotANetns | Self::HostNetns | Self::ThreadEnded) => io::Error::other(other),
+        }
+    }
+}
+
 /// Identity of a netns as a file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct NetnsId {

@@ -33,6 +33,13 @@ fn veer_sock_new(context: SockContext) -> i32 {
     1
 }
 
+/// Tells the agent which netns it has made a socket in, on kernels that do not.
+#[cgroup_sock(sock_create)]
+fn veer_cookie(context: SockContext) -> i32 {
+    sock_create::tell_cookie(&context);
+    1
+}
+
 /// A record for MPTCP's listeners, and the proxy's ports for the proxy, `AF_INET`.
 #[cgroup_sock_addr(bind4)]
 fn veer_bind4(context: SockAddrContext) -> i32 {

@@ -5,6 +5,7 @@
 //! attached before an old one goes.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -15,9 +16,11 @@ use veer_common::ABI_VERSION;
 use veer_common::maps::{NetnsCookie, PodPolicy, flag, name};
 
 use super::BpfError;
+use super::cookie::{self, COOKIE_PROGRAM, CookieProgram};
 use super::maps::Maps;
 use super::pins::{Pins, unpin};
 use super::sys::{self, AttachType};
+use crate::platform::netns::{self, NetnsError, NetnsThread};
 
 pub(super) static NODE_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-node"));
 pub(super) static NETNS_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-netns"));
@@ -99,6 +102,8 @@ pub struct Datapath {
     /// The maps that all programs share.
     pub maps: Maps,
     netns: EbpfLoader<'static>,
+    /// Where the kernel does not tell a netns' cookie by itself.
+    cookies: Option<CookieProgram>,
 }
 
 impl fmt::Debug for Datapath {
@@ -127,8 +132,20 @@ impl Datapath {
             attach_to_cgroup(&pins, name, attach_type, program.as_fd(), cgroup, cgroup_id)?;
             replace_pin(&pins.program(name), program.as_fd())?;
         }
+        let cookies = if cookie::kernel_tells() { None } else { Some(cookie_program(&mut ebpf)?) };
         let netns = loader(&pins);
-        Ok(Self { pins, maps, netns })
+        Ok(Self { pins, maps, netns, cookies })
+    }
+
+    /// The cookie of a netns.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn cookie_of(&self, thread: &NetnsThread, netns: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
+        match &self.cookies {
+            None => thread.run(netns, netns::current_cookie).map_err(NetnsError::into_io)?,
+            Some(program) => program.read(thread, netns, |socket| self.maps.socket_record(socket)),
+        }
     }
 
     /// Where everything is pinned.
@@ -229,6 +246,15 @@ fn loader(pins: &Pins) -> EbpfLoader<'static> {
         loader.map_pin_path(name, pins.map(name));
     }
     loader
+}
+
+pub(super) fn cookie_program(ebpf: &mut Ebpf) -> Result<CookieProgram, BpfError> {
+    let program = load_program(ebpf, COOKIE_PROGRAM)?;
+    CookieProgram::new(program).map_err(|source| BpfError::Attach {
+        program: COOKIE_PROGRAM,
+        target: "the root of cgroup v2".to_owned(),
+        source,
+    })
 }
 
 /// Loads one program and keeps nothing but its descriptor.

@@ -1,12 +1,13 @@
 //! The eBPF side of the node: objects, pins, links and maps.
 //!
-//! Owns: [`sys`] (bpf(2)), [`pins`] (where things are pinned), [`load`] (objects into the kernel and onto
+//! Owns: [`sys`] (bpf(2)), [`cookie`] (how a netns is known), [`pins`] (where things are pinned), [`load`] (objects into the kernel and onto
 //! their hooks), [`maps`] (typed access to what is pinned), [`events`] (the ring buffer), [`query`] (whose
 //! programs are at a hook), [`order`] (who runs before ours), [`trial`] (whether the kernel takes it all),
 //! [`generation`] (what one ABI version has pinned, whichever it is).
 //! Never does: know what a pod is beyond its netns cookie.
 //! Everything outlives the agent: a restart finds it by its pins and takes it over in place.
 
+pub mod cookie;
 pub mod events;
 pub mod generation;
 pub mod load;

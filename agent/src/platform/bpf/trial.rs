@@ -6,16 +6,21 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::maps::MapType;
+use aya::maps::{MapType, SkStorage};
 use aya::{Ebpf, EbpfLoader};
+use veer_common::maps::{SocketRecord, name};
 
-use super::load::{CGROUP_PROGRAMS, INBOUND_PROGRAM, NETNS_OBJECT, NETNS_PROGRAM, NODE_OBJECT, load_program};
+use super::cookie::{self, COOKIE_PROGRAM};
+use super::load::{
+    CGROUP_PROGRAMS, INBOUND_PROGRAM, NETNS_OBJECT, NETNS_PROGRAM, NODE_OBJECT, cookie_program, load_program,
+};
 use super::sys::{self, AttachType};
 use super::{BpfError, chain};
-use crate::doctor::facts::{Ebpf as Facts, Tried};
+use crate::doctor::facts::{CookieFrom, Ebpf as Facts, Tried};
+use crate::platform::netns::{self, NetnsError, NetnsThread};
 
 /// The kinds of map that the objects have.
 const MAP_KINDS: [(&str, MapType); 8] = [
@@ -33,13 +38,22 @@ const MAP_KINDS: [(&str, MapType); 8] = [
 const PREFIX: &str = "veer-doctor-";
 
 /// Tries all of it: programs hang on a new cgroup below `cgroup` and on `netns` for a moment.
-pub fn run(cgroup: Option<&Path>, netns: Result<BorrowedFd<'_>, &str>) -> Facts {
+pub fn run(
+    cgroup: Option<&Path>,
+    thread: &Result<NetnsThread, String>,
+    netns: Result<BorrowedFd<'_>, &str>,
+) -> Facts {
     let mut facts = Facts::default();
     let mut node = load(NODE_OBJECT);
     facts.maps = Some(match &node {
         // Those with a dot are the sections of its constants.
         Ok(ebpf) => Ok(ebpf.maps().filter(|(name, _)| !name.starts_with('.')).count()),
         Err(error) => Err(chain(error)),
+    });
+    let inside = thread.as_ref().map_err(String::as_str).and_then(|thread| Ok((thread, netns?)));
+    facts.netns_cookie = Some(match inside {
+        Ok((thread, netns)) => cookie(node.as_mut().ok(), thread, netns),
+        Err(words) => Err(words.to_owned()),
     });
     let Ok(node) = &mut node else {
         facts.map_kinds = MAP_KINDS.into_iter().map(kind).collect();
@@ -64,6 +78,28 @@ pub fn run(cgroup: Option<&Path>, netns: Result<BorrowedFd<'_>, &str>) -> Facts 
         facts.hooks.push(Tried { name: AttachType::SkLookup.name().to_owned(), outcome: attached });
     }
     facts
+}
+
+/// Whether a netns' cookie can be learnt, and from whom.
+fn cookie(
+    node: Option<&mut Ebpf>,
+    thread: &NetnsThread,
+    netns: BorrowedFd<'_>,
+) -> Result<CookieFrom, String> {
+    let told = thread.run(netns, netns::current_cookie).map_err(NetnsError::into_io).flatten();
+    match (told, node) {
+        (Ok(_), _) => Ok(CookieFrom::Kernel),
+        (Err(error), Some(node)) if cookie::is_unknown(&error) => {
+            let program = cookie_program(node).map_err(|error| words(COOKIE_PROGRAM, &error))?;
+            let sockets = node.map(name::SOCKETS).ok_or("the object has no map of sockets")?;
+            let sockets: SkStorage<_, SocketRecord> =
+                SkStorage::try_from(sockets).map_err(|error| chain(&error))?;
+            let record = |socket: BorrowedFd<'_>| sockets.get(&socket.as_raw_fd(), 0).ok();
+            program.read(thread, netns, record).map_err(|error| error.to_string())?;
+            Ok(CookieFrom::Program)
+        }
+        (Err(error), _) => Err(error.to_string()),
+    }
 }
 
 /// Loads an object with maps of its own.

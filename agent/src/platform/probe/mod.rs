@@ -45,12 +45,8 @@ impl From<io::Error> for Problem {
 pub fn kernel(cgroup: Option<&Path>, thread: &Result<NetnsThread, String>) -> (Ebpf, Vec<Tried>) {
     let scratch = netns::scratch().map_err(|error| format!("make a netns to try it in: {error}"));
     let netns = scratch.as_ref().map(AsFd::as_fd).map_err(String::as_str);
-    let mut ebpf = trial::run(cgroup, netns);
+    let ebpf = trial::run(cgroup, thread, netns);
     let inside = thread.as_ref().map_err(String::as_str).and_then(|thread| Ok((thread, netns?)));
-    ebpf.netns_cookie = Some(inside.map_err(str::to_owned).and_then(|(thread, netns)| {
-        let cookie = thread.run(netns, netns::current_cookie).map_err(|error| error.to_string())?;
-        cookie.map(drop).map_err(|error| error.to_string())
-    }));
     let families = [("ip", false), ("ip6", true)].map(|(name, captures_v6)| {
         let ruleset = doctor::trial::ruleset(captures_v6);
         let outcome = inside.map_err(str::to_owned).and_then(|(thread, netns)| {
