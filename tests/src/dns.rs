@@ -153,7 +153,7 @@ fn answer_connections(label: &str, listener: &TcpListener, stop: &AtomicBool, as
 }
 
 fn answer_connection(label: &str, stream: &mut TcpStream, client: SocketAddr) -> Result<()> {
-    stream.set_read_timeout(Some(crate::mesh::PATIENCE))?;
+    stream.set_read_timeout(Some(crate::wait::scaled(crate::mesh::PATIENCE)))?;
     let original = if client.is_ipv4() { original_dst::v4(stream) } else { original_dst::v6(stream) };
     let original = original.map_or_else(|error| error.to_string(), |address| address.to_string());
     let question = receive_framed(stream)?;

@@ -88,7 +88,7 @@ pub fn ask(app: &Maker, to: impl Into<SocketAddr>) -> Result<()> {
 /// Connects a socket to `to` and wants to hear from the proxy that this is where it wanted to go.
 pub fn confirm(mut socket: Socket, to: SocketAddr) -> Result<()> {
     mesh::connect(&socket, to).with_context(|| format!("dial {to}"))?;
-    SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
+    SockRef::from(&socket).set_read_timeout(Some(crate::wait::scaled(PATIENCE)))?;
     let mut told = String::new();
     socket.read_to_string(&mut told).with_context(|| format!("hear from the proxy about {to}"))?;
     if told.parse() != Ok(to) {

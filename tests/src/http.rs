@@ -14,6 +14,8 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
+use crate::wait;
+
 /// Longest head of a request or an answer.
 const MAX_HEAD: usize = 16 << 10;
 /// No peer of ours takes longer on purpose.
@@ -59,8 +61,8 @@ pub fn get_from(address: SocketAddr, path: &str, headers: &Headers) -> Result<Re
 
 /// Connects from where the thread is, and sends a request with another method.
 pub fn request_from(address: SocketAddr, method: &str, path: &str, headers: &Headers) -> Result<Response> {
-    let mut stream =
-        TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connect to {address}"))?;
+    let mut stream = TcpStream::connect_timeout(&address, wait::scaled(PATIENCE))
+        .with_context(|| format!("connect to {address}"))?;
     limit(&stream).context("limit the wait for the peer")?;
     request(&mut stream, method, &address.to_string(), path, headers)
 }
@@ -127,8 +129,8 @@ pub fn plain(address: SocketAddr) -> SocketAddr {
 }
 
 fn limit(stream: &TcpStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))
+    stream.set_read_timeout(Some(wait::scaled(PATIENCE)))?;
+    stream.set_write_timeout(Some(wait::scaled(PATIENCE)))
 }
 
 struct Head {

@@ -252,7 +252,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 /// Connects a socket within [`PATIENCE`].
 pub fn connect(socket: &Socket, to: impl Into<SocketAddr>) -> io::Result<()> {
-    socket.connect_timeout(&to.into().into(), PATIENCE)
+    socket.connect_timeout(&to.into().into(), wait::scaled(PATIENCE))
 }
 
 /// A TCP socket of a maker for the family of an address.

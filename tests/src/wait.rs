@@ -1,18 +1,26 @@
 //! Waiting for the world, always with a limit: the one place that sleeps.
 
 use std::fmt::Debug;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 
-/// How long to wait for something that takes milliseconds on an idle machine. Generous, because the
-/// tests also run in emulated machines that are fifty times slower.
+/// How long to wait for something that takes milliseconds on an idle machine.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Waits until `condition` holds.
+/// A limit, as long as this machine needs it: an emulated one is up to fifty times slower than a real one, and says
+/// so by `VEER_SLOWNESS`, a factor.
+pub fn scaled(limit: Duration) -> Duration {
+    static SLOWNESS: OnceLock<u32> = OnceLock::new();
+    let told = || std::env::var("VEER_SLOWNESS").ok()?.parse().ok();
+    limit * *SLOWNESS.get_or_init(|| told().unwrap_or(1))
+}
+
+/// Waits until `condition` holds, for at most `limit`, [`scaled`].
 ///
 /// # Errors
 /// When `limit` has passed; `what` says what was waited for.
@@ -25,13 +33,13 @@ pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -
 /// # Errors
 /// When `limit` has passed; `what` says what was waited for.
 pub fn until_some<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + scaled(limit);
     loop {
         if let Some(value) = attempt() {
             return Ok(value);
         }
         if Instant::now() >= deadline {
-            bail!("waited {limit:?} for {what}");
+            bail!("waited {:?} for {what}", scaled(limit));
         }
         #[expect(clippy::disallowed_methods, reason = "the bounded wait that everything else uses")]
         thread::sleep(PAUSE);

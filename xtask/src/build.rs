@@ -62,8 +62,18 @@ impl Executables {
 /// Builds the binaries that `selection` names, in cargo's words. Always with the features of the whole
 /// workspace: with those of a few packages, dependencies would be compiled once more for the tests.
 pub(crate) fn executables(root: &Path, profile: Profile, selection: &[&str]) -> Result<Executables> {
+    built(root, "build", profile, selection)
+}
+
+/// Builds all that is in the directories `tests` of the workspace, and the binaries of those packages: in one call,
+/// because with the dependencies of tests the others have other features, and a second call would compile them anew.
+pub(crate) fn tests(root: &Path, profile: Profile) -> Result<Executables> {
+    built(root, "test", profile, &["--no-run", "--test", "*"])
+}
+
+fn built(root: &Path, verb: &str, profile: Profile, selection: &[&str]) -> Result<Executables> {
     let mut command = workspace::cargo(root);
-    command.args(["build", "--workspace", "--exclude", workspace::KERNEL_CRATE]).args(selection);
+    command.args([verb, "--workspace", "--exclude", workspace::KERNEL_CRATE]).args(selection);
     if profile == Profile::Release {
         command.arg("--release");
     }

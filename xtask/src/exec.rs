@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write}
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -73,6 +74,41 @@ pub(crate) fn watch(command: &mut Command, mut look: impl FnMut(&str)) -> Result
         }
     }
     child.wait().with_context(|| format!("wait for `{}`", shell_line(command)))
+}
+
+/// Runs a program for at most `limit` and shows each line of its stdout to `look` as it comes; what it writes to
+/// stderr goes into `errors`. `None` if its time was up and it had to be killed.
+pub(crate) fn follow(
+    command: &mut Command,
+    errors: File,
+    limit: Duration,
+    mut look: impl FnMut(&str),
+) -> Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + limit;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+    let mut child = command.spawn().with_context(|| not_started(command))?;
+    let stdout = child.stdout.take().context("a pipe from the child")?;
+    // A reader of its own, because a read waits for as long as the child is silent. It ends with the child.
+    let (lines, heard) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    loop {
+        match heard.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => look(&String::from_utf8_lossy(&line)),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                child.kill().context("kill a child")?;
+                child.wait().context("wait for a killed child")?;
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(child.wait().with_context(|| format!("wait for `{}`", shell_line(command)))?))
 }
 
 /// Runs a step that takes long: shows `what` and the time, keeps its output to itself, and shows the end
@@ -229,6 +265,24 @@ mod tests {
         let error = step("waiting", command.arg("600"), Duration::from_millis(10)).unwrap_err().to_string();
         assert!(error.contains("was not done in"), "{error}");
         assert!(started.elapsed() < Duration::from_mins(1));
+    }
+
+    #[test]
+    fn what_is_followed_is_heard_until_its_time_is_up() {
+        let started = Instant::now();
+        let mut heard = Vec::new();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo one; echo two; exec sleep 600"]);
+        let errors = || tempfile::tempfile().unwrap();
+        let status =
+            follow(&mut command, errors(), Duration::from_secs(1), |line| heard.push(line.to_owned()))
+                .unwrap();
+        assert_eq!((status, heard), (None, vec!["one".to_owned(), "two".to_owned()]));
+        assert!(started.elapsed() < Duration::from_mins(1));
+        let mut command = Command::new("sh");
+        let status =
+            follow(command.args(["-c", "exit 3"]), errors(), Duration::from_mins(1), |_| {}).unwrap();
+        assert_eq!(status.and_then(|status| status.code()), Some(3));
     }
 
     #[test]

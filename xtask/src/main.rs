@@ -16,6 +16,7 @@ mod laws;
 mod setup;
 mod stage;
 mod test;
+mod vm;
 mod workspace;
 
 use std::ffi::OsString;
@@ -49,6 +50,8 @@ enum Verb {
     Bench(PassedOn),
     /// All tests, or a part of them
     Test(test::Options),
+    /// The tests in virtual machines, on the kernels that users run
+    Vm(vm::Options),
     /// libFuzzer on everything that comes from outside, ten minutes each
     Fuzz(fuzz::Options),
     /// Form, lints, documentation, licences and the laws of the source
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Verb::Demo(passed) => demo::run(&passed.arguments),
         Verb::Bench(passed) => bench::run(&passed.arguments),
         Verb::Test(options) => test::run(&options),
+        Verb::Vm(options) => vm::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Check(options) => check::run(&options),
     };

@@ -4,9 +4,11 @@
 //! met when it is seen to be, not when its installer ended well. Installs as root on Debian; elsewhere
 //! it prints the commands and ends with exit code 69. Two at once are safe: the second waits for the first.
 
+mod kernels;
 mod machine;
 mod needs;
 mod steps;
+mod vm;
 
 use std::fs::{self, File, TryLockError};
 use std::path::PathBuf;
@@ -19,6 +21,7 @@ use crate::exec::{print, say};
 use crate::{FAILED, Unavailable};
 use machine::Machine;
 use needs::{Need, State};
+pub(crate) use vm::VmTools;
 
 /// How to set up.
 #[derive(clap::Args)]
@@ -29,6 +32,9 @@ pub(crate) struct Options {
     /// The report as JSON
     #[arg(long)]
     json: bool,
+    /// What `vm` needs, too: QEMU, and Debian's kernels (170 MB)
+    #[arg(long)]
+    vm: bool,
 }
 
 /// What the other verbs need to know of a machine that has everything.
@@ -43,23 +49,47 @@ pub(crate) struct Tools {
 
 /// The verb.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let needs = |machine: &Machine| {
+        let mut needs = needs::of(machine);
+        if options.vm {
+            needs.extend(vm::needs(&machine.tools, &kernels::SERIES));
+        }
+        needs
+    };
     if options.check {
-        let machine = Machine::look()?;
-        let needs = needs::of(&machine);
+        let needs = needs(&Machine::look()?);
         report(&needs, options.json)?;
         return Ok(ExitCode::from(if missing(&needs).is_empty() { 0 } else { FAILED }));
     }
-    let done = install_missing();
+    let mut done = install_missing();
+    if let (true, Ok(machine)) = (options.vm, &done)
+        && let Err(error) = wait_for_turn(machine).and_then(|_turn| vm::install(machine))
+    {
+        done = Err(error);
+    }
     let told = done.as_ref().is_err_and(anyhow::Error::is::<Unavailable>) && !options.json;
     if !told {
-        report(&needs::of(&Machine::look()?), options.json)?;
+        report(&needs(&Machine::look()?), options.json)?;
     }
     done.map(|_| ExitCode::SUCCESS)
 }
 
 /// For the verbs that build and run: installs what is missing, says nothing when nothing is.
 pub(crate) fn ensure() -> Result<Tools> {
+    tools_of(install_missing()?)
+}
+
+/// For `vm`: the same, and what it needs beyond that, which it does not install. `wanted` are names of kernel
+/// series, all of them if there is none; of use only if Debian's kernels are wanted at all.
+pub(crate) fn vm_tools(wanted: &[String], debians: bool) -> Result<VmTools> {
+    let series = kernels::chosen(wanted).map_err(Unavailable)?;
+    let series = if debians { series } else { Vec::new() };
     let machine = install_missing()?;
+    let directory = machine.tools.clone();
+    vm::look(tools_of(machine)?, &directory, &series)
+}
+
+fn tools_of(machine: Machine) -> Result<Tools> {
     let envoy = machine.envoy.map(|envoy| envoy.path).context("Envoy was there a moment ago")?;
     let cni_plugins = machine.cni_plugins.context("the CNI plugins were there a moment ago")?;
     let istio_iptables = machine.istio.context("istio-iptables was there a moment ago")?;

@@ -29,7 +29,7 @@ fn header(text: &str) -> Result<(String, String)> {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let limit = Duration::from_secs(10);
+    let limit = veer_tests::wait::scaled(Duration::from_secs(10));
     let mut stream = TcpStream::connect_timeout(&options.to, limit)
         .with_context(|| format!("connect to {}", options.to))?;
     stream.set_read_timeout(Some(limit))?;

@@ -197,7 +197,7 @@ fn a_connected_udp_socket_is_left_alone() {
     let server = mesh.world.socket(Domain::IPV4, Type::DGRAM, None).unwrap();
     let to = SocketAddr::from((REMOTE_V4, 5000));
     server.bind(&to.into()).unwrap();
-    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    server.set_read_timeout(Some(wait::scaled(PATIENCE))).unwrap();
     let socket = mesh.pod.app().udp4().unwrap();
     connect(&socket, to).unwrap();
     assert_eq!(peername(&socket), to);

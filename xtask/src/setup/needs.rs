@@ -51,6 +51,8 @@ pub(super) enum Step {
     Go,
     /// Istio's istio-iptables, by Go.
     Istio,
+    /// A kernel for `vm`, by apt.
+    Kernel,
 }
 
 /// Debian's compiler and the sources of its `core`.

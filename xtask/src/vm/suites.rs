@@ -1,0 +1,170 @@
+//! What is run in each machine, and for how long at most. Pure.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+/// A part of the tests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Suite {
+    /// Sockets in network namespaces, under eBPF: every decision, every kind of socket
+    Lean,
+    /// With the real Envoy, Istio's own rules and a CNI runtime
+    Full,
+}
+
+/// Test binaries of `veer-tests`, and their limits in seconds: five times what they took in a machine that is
+/// emulated on two busy cores.
+type Programs = &'static [(&'static str, u64)];
+
+const LEAN: Programs =
+    &[("kit", 300), ("table", 1500), ("connect", 2400), ("listeners", 2400), ("modes", 600), ("dns", 2400)];
+
+const FULL: Programs = &[
+    ("envoy", 900),
+    ("sidecar", 600),
+    ("check", 900),
+    ("restart", 1200),
+    ("socket_lb", 600),
+    ("userns", 600),
+];
+
+impl Suite {
+    pub(super) const ALL: [Self; 2] = [Self::Lean, Self::Full];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Lean => "lean",
+            Self::Full => "full",
+        }
+    }
+
+    const fn programs(self) -> Programs {
+        match self {
+            Self::Lean => LEAN,
+            Self::Full => FULL,
+        }
+    }
+}
+
+/// What the first process reads; `tests/src/bin/vm-init/plan.rs` has the same fields.
+#[derive(Serialize, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) environment: BTreeMap<String, String>,
+    pub(super) suites: Vec<Planned>,
+}
+
+/// A suite of the plan.
+#[derive(Serialize, Debug, PartialEq, Eq)]
+pub(super) struct Planned {
+    pub(super) name: String,
+    pub(super) programs: Vec<Program>,
+}
+
+/// A test binary of the plan.
+#[derive(Serialize, Debug, PartialEq, Eq)]
+pub(super) struct Program {
+    pub(super) name: String,
+    pub(super) arguments: Vec<String>,
+    pub(super) environment: BTreeMap<String, String>,
+    pub(super) limit: u64,
+}
+
+/// A test binary, or some of its tests: `table`, `table:o1_`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Only {
+    program: String,
+    test: Option<String>,
+}
+
+impl FromStr for Only {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (program, test) = match text.split_once(':') {
+            Some((program, test)) => (program, Some(test.to_owned())),
+            None => (text, None),
+        };
+        if Suite::ALL.iter().flat_map(|suite| suite.programs()).any(|(name, _)| *name == program) {
+            return Ok(Self { program: program.to_owned(), test });
+        }
+        let names = Suite::ALL.iter().flat_map(|suite| suite.programs()).map(|(name, _)| *name);
+        Err(format!("the suites have {}", names.collect::<Vec<_>>().join(", ")))
+    }
+}
+
+impl Plan {
+    /// The suites, or what `only` leaves of them.
+    pub(super) fn of(suites: &[Suite], only: Option<&Only>, environment: BTreeMap<String, String>) -> Self {
+        let planned = suites.iter().map(|suite| Planned {
+            name: suite.name().to_owned(),
+            programs: suite
+                .programs()
+                .iter()
+                .filter(|(name, _)| only.is_none_or(|only| only.program == *name))
+                .map(|(name, limit)| program(name, *limit, only.and_then(|only| only.test.clone())))
+                .collect(),
+        });
+        let suites = planned.filter(|planned| !planned.programs.is_empty()).collect();
+        Self { environment, suites }
+    }
+
+    /// The names of its suites.
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.suites.iter().map(|suite| suite.name.as_str()).collect()
+    }
+
+    /// The names of its test binaries.
+    pub(super) fn programs(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self
+            .suites
+            .iter()
+            .flat_map(|suite| &suite.programs)
+            .map(|program| program.name.as_str())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// What all limits come to, in seconds.
+    pub(super) fn limit(&self) -> u64 {
+        self.suites.iter().flat_map(|suite| &suite.programs).map(|program| program.limit).sum()
+    }
+}
+
+/// Two tests at a time: a machine has two processors.
+fn program(name: &str, limit: u64, test: Option<String>) -> Program {
+    let arguments = std::iter::once("--test-threads=2".to_owned()).chain(test).collect();
+    Program { name: name.to_owned(), arguments, environment: BTreeMap::new(), limit }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(suites: &[Suite], only: Option<&str>) -> Plan {
+        let only = only.map(|only| only.parse::<Only>().unwrap());
+        Plan::of(suites, only.as_ref(), BTreeMap::new())
+    }
+
+    #[test]
+    fn what_is_asked_for_alone_is_all_that_is_planned() {
+        let plan = plan(&Suite::ALL, Some("table:o1_"));
+        assert_eq!(plan.names(), ["lean"]);
+        assert_eq!(plan.programs(), ["table"]);
+        assert_eq!(plan.suites[0].programs[0].arguments, ["--test-threads=2", "o1_"]);
+        assert!("tables".parse::<Only>().unwrap_err().contains("table, "));
+    }
+
+    #[test]
+    fn each_suite_has_programs_and_every_program_a_limit() {
+        for suite in Suite::ALL {
+            let plan = plan(&[suite], None);
+            assert!(plan.suites[0].programs.iter().all(|program| program.limit > 0), "{}", suite.name());
+        }
+        let both = plan(&Suite::ALL, None);
+        assert_eq!(both.limit(), LEAN.iter().chain(FULL).map(|(_, limit)| limit).sum::<u64>());
+    }
+}
