@@ -23,6 +23,7 @@ use crate::lookup::Lookup;
 use crate::model::{BackendName, NodeSettings, ProxyIdentity};
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::events::Events;
+use crate::platform::bpf::load::{build_id, build_text};
 use crate::platform::bpf::order::Neighbours;
 use crate::platform::bpf::pins::Pins;
 use crate::platform::cgroup::CgroupError;
@@ -123,6 +124,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let (proxy_identity, problem) = choice::proxy_identity(config.proxy_identity, backend);
     let status = AgentStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        build: build_text(build_id()),
         pid: std::process::id(),
         started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         pods_from: source.name(),

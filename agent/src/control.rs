@@ -64,6 +64,8 @@ pub enum Question {
 pub struct AgentStatus {
     /// Release.
     pub version: String,
+    /// The eBPF programs that it has: those of another build are other ones, of the same release, too.
+    pub build: String,
     /// Process id.
     pub pid: u32,
     /// Start, in seconds since the epoch.

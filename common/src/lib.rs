@@ -28,4 +28,8 @@ pub mod rule;
 pub mod verdict;
 
 /// Version of the map ABI. Part of the pin directory's name, so that two versions never share a map.
+///
+/// Builds with one version work side by side: while one replaces the other, and after that was interrupted, programs
+/// of both share the maps and pass connections on to each other. So it changes not with the shape of a map alone, but
+/// with the meaning of what is in it.
 pub const ABI_VERSION: u32 = 2;

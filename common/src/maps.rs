@@ -416,6 +416,8 @@ pub struct Settings {
     pub abi_version: u32,
     /// Not zero while somebody reads events: without a reader none is written.
     pub watched: u32,
+    /// Which build's programs are attached; 0 while they are being replaced, and after that was interrupted.
+    pub build: u64,
 }
 
 /// A pod's counters: index is a [`Reason`](crate::reason::Reason) or [`Fault`](crate::reason::Fault).
@@ -456,7 +458,7 @@ macro_rules! layout {
 
 layout! {
     PodPolicy: 64, PortListKey: 16, PortSet: 8192, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16,
-    HandOffKey: 32, HandOff: 24, SocketRecord: 72, DatagramRecord: 80, ProxyContainer: 16, Settings: 8, Counters: 512,
+    HandOffKey: 32, HandOff: 24, SocketRecord: 72, DatagramRecord: 80, ProxyContainer: 16, Settings: 16, Counters: 512,
     Enrolment: 872,
 }
 

@@ -111,7 +111,11 @@ fn bytes(lines: &mut Lines) {
     record(lines, "DatagramRecord", &datagram_record());
     let container = ProxyContainer { cgroup: 0x1112_1314_1516_1718, listening: 0x2122_2324_2526_2728 };
     record(lines, "ProxyContainer", &container);
-    record(lines, "Settings", &Settings { abi_version: 0x1112_1314, watched: 0x2122_2324 });
+    record(
+        lines,
+        "Settings",
+        &Settings { abi_version: 0x1112_1314, watched: 0x2122_2324, build: 0x3132_3334_3536_3738 },
+    );
     record(lines, "Counters", &counters());
     record(lines, "Enrolment", &enrolment());
     record(lines, "Event", &event());

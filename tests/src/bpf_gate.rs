@@ -39,8 +39,8 @@ pub enum Fate {
 
 #[derive(Debug, Default)]
 struct Plan {
-    /// Calls since the plan was made.
-    calls: u64,
+    /// The commands of the calls since the plan was made.
+    commands: Vec<u64>,
     /// Which of them, and what becomes of it.
     chosen: Option<(u64, Fate)>,
     /// With what every one of them fails.
@@ -96,7 +96,12 @@ impl BpfGate {
 
     /// Lets everything go again; gives back how many calls there were since the last choice.
     pub fn open(&self) -> u64 {
-        std::mem::take(&mut *lock(&self.plan)).calls
+        self.commands().len().try_into().unwrap_or(u64::MAX)
+    }
+
+    /// The same, and tells the commands (`enum bpf_cmd`) of those calls.
+    pub fn commands(&self) -> Vec<u64> {
+        std::mem::take(&mut *lock(&self.plan)).commands
     }
 }
 
@@ -153,8 +158,8 @@ fn keep(filter: &OwnedFd, plan: &Mutex<Plan>) {
         let Ok(call) = seccomp::receive(filter.as_fd()) else { continue };
         let fate = {
             let mut plan = lock(plan);
-            let number = plan.calls;
-            plan.calls += 1;
+            let number = plan.commands.len().try_into().unwrap_or(u64::MAX);
+            plan.commands.push(call.command);
             let chosen = plan.chosen.filter(|(chosen, _)| *chosen == number).map(|(_, fate)| fate);
             chosen.or(plan.closed.map(Fate::Fail))
         };

@@ -1,11 +1,17 @@
 //! Work that goes on in threads while something happens to the node.
 
+use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
+use crate::dst_server::{self, DstServer};
+use crate::launch::Identity;
+use crate::mesh::{INBOUND, OUTBOUND};
+use crate::pod::{REMOTE_V4, TestPod, World};
+use crate::socket_maker::Maker;
 use crate::wait;
 
 /// How far the work has come, for whoever does something to the node meanwhile.
@@ -87,4 +93,33 @@ pub fn during<W: Sync>(
         Ok(failures) => bail!("{} of the load's threads failed: {}", failures.len(), failures.join("; ")),
         Err(_panicked) => bail!("a thread of the load panicked"),
     }
+}
+
+/// Who dials: an app of the pod, or somebody in the world.
+enum Dialler<'a> {
+    App(Maker),
+    World(&'a World),
+}
+
+/// Dials out of the pod and into it for as long as `meanwhile` takes; every single connection must reach the
+/// proxy, which must know where it was dialled. Gives back how many were made in either direction.
+///
+/// # Errors
+/// Every connection that was lost, or whose original destination was.
+pub fn both_ways(pod: &TestPod, world: &World, meanwhile: impl FnOnce(&Progress)) -> Result<[u64; 2]> {
+    let serve = |port| DstServer::start(pod.proxy(), (Ipv4Addr::UNSPECIFIED, port));
+    let servers = [serve(OUTBOUND)?, serve(INBOUND)?];
+    let app = || pod.maker(Identity::app()).map(Dialler::App);
+    let diallers = [app()?, app()?, Dialler::World(world)];
+    let work = |dialler: &Dialler<'_>, turn| {
+        let port = 20_000 + u16::try_from(turn % 40_000)?;
+        match dialler {
+            Dialler::App(maker) => dst_server::ask(maker, (REMOTE_V4, port)),
+            Dialler::World(world) => dst_server::confirm(world.tcp4()?, (pod.v4(), port).into()),
+        }
+    };
+    let made = during(&diallers, work, meanwhile)?;
+    let accepted = servers.each_ref().map(DstServer::accepted);
+    ensure!(accepted.iter().sum::<u64>() == made, "{made} were made, and the proxy has {accepted:?}");
+    Ok(accepted)
 }

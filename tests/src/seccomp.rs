@@ -19,6 +19,8 @@ const NUMBER: u32 = 0;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
     id: u64,
+    /// What of bpf(2) it wants: its first argument.
+    pub(crate) command: u64,
     /// The thread that calls.
     pub(crate) caller: Pid,
 }
@@ -72,7 +74,7 @@ pub(crate) fn receive(listener: BorrowedFd<'_>) -> io::Result<Call> {
         return Err(io::Error::last_os_error());
     }
     let caller = Pid::from_raw(notification.pid.cast_signed());
-    Ok(Call { id: notification.id, caller })
+    Ok(Call { id: notification.id, command: notification.data.args[0], caller })
 }
 
 /// Answers a call.

@@ -189,6 +189,7 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
     let expected = [
         "agent",
         "agentError",
+        "build",
         "enrolled",
         "faults",
         "handingOver",
@@ -201,6 +202,7 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
     let expected = [
         "backend",
         "backendReason",
+        "build",
         "cgroup",
         "enrolled",
         "excludeNamespaces",
@@ -227,7 +229,7 @@ fn status_of_a_dead_agent_shows_the_datapath_and_ends_with_69() {
     let ended = say(&mesh.agent, &["status"]);
     assert_eq!(ended.code, 69);
     assert!(ended.out.starts_with("agent      not running; enrolled pods stay redirected"), "{}", ended.out);
-    assert!(ended.out.contains(" programs attached\n"), "{}", ended.out);
+    assert!(ended.out.contains(" programs attached, build "), "{}", ended.out);
     assert!(ended.errors.contains("is `veer agent` running?"), "{}", ended.errors);
     let ended = say(&mesh.agent, &["status", "--json"]);
     let status: Value = serde_json::from_str(&ended.out).unwrap();

@@ -3,19 +3,16 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 use veer_common::cni::{Reply, code};
 use veer_tests::agent::Agent;
-use veer_tests::dst_server::{self, DstServer};
-use veer_tests::launch::Identity;
-use veer_tests::load::{self, Progress};
-use veer_tests::mesh::{APP, INBOUND, Listeners, Mesh, OUTBOUND, PATIENCE, dial, dial_from_world};
+use veer_tests::load;
+use veer_tests::mesh::{APP, Listeners, Mesh, PATIENCE, dial, dial_from_world};
 use veer_tests::pinned::Pinned;
-use veer_tests::pod::{REMOTE_V4, TestPod, World};
+use veer_tests::pod::{REMOTE_V4, TestPod};
 use veer_tests::process::Process;
-use veer_tests::socket_maker::Maker;
 use veer_tests::wait;
 
 const REMOTE: SocketAddr = SocketAddr::new(IpAddr::V4(REMOTE_V4), 80);
@@ -33,44 +30,19 @@ fn ends(mesh: &Mesh, listeners: &Listeners) -> (&'static str, &'static str) {
 
 const CAPTURED: (&str, &str) = ("outbound", "inbound");
 
-/// Who dials: an app of the pod, or somebody in the world.
-enum Dialler<'a> {
-    App(Maker),
-    World(&'a World),
-}
-
-/// Dials out of the pod and into it for as long as `meanwhile` takes; every single connection must reach the
-/// proxy, which must know where it was dialled. Gives back how many were made in either direction.
-fn dial_during(pod: &TestPod, world: &World, meanwhile: impl FnOnce(&Progress)) -> [u64; 2] {
-    let servers =
-        [OUTBOUND, INBOUND].map(|port| DstServer::start(pod.proxy(), (Ipv4Addr::UNSPECIFIED, port)).unwrap());
-    let app = || Dialler::App(pod.maker(Identity::app()).unwrap());
-    let diallers = [app(), app(), Dialler::World(world)];
-    let work = |dialler: &Dialler<'_>, turn| {
-        let port = 20_000 + u16::try_from(turn % 40_000)?;
-        match dialler {
-            Dialler::App(maker) => dst_server::ask(maker, (REMOTE_V4, port)),
-            Dialler::World(world) => dst_server::confirm(world.tcp4()?, (pod.v4(), port).into()),
-        }
-    };
-    let made = load::during(&diallers, work, meanwhile).unwrap();
-    let accepted = servers.each_ref().map(DstServer::accepted);
-    assert_eq!(accepted.iter().sum::<u64>(), made);
-    accepted
-}
-
 #[test]
 fn killing_the_agent_while_connections_are_opened_changes_nothing() {
     let mut mesh = Mesh::new().unwrap();
     let Mesh { agent, pod, world, .. } = &mut mesh;
-    let [out, back] = dial_during(pod, world, |progress| {
+    let [out, back] = load::both_ways(pod, world, |progress| {
         progress.wait_for(500).unwrap();
         agent.kill().unwrap();
         progress.wait_for(2000).unwrap();
         // The programs are replaced under the connections' feet.
         agent.start_again().unwrap();
         progress.wait_for(500).unwrap();
-    });
+    })
+    .unwrap();
     let pod = view(agent, pod);
     assert_eq!(pod["reasons"], json!({"all-outbound": out, "all-inbound": back}));
     assert_eq!(pod["faults"], json!({}));
@@ -81,11 +53,12 @@ fn killing_the_agent_while_connections_are_opened_changes_nothing() {
 fn stopping_the_agent_while_connections_are_opened_changes_nothing() {
     let mut mesh = Mesh::new().unwrap();
     let Mesh { agent, pod, world, .. } = &mut mesh;
-    let made = dial_during(pod, world, |progress| {
+    let made = load::both_ways(pod, world, |progress| {
         progress.wait_for(500).unwrap();
         agent.stop().unwrap();
         progress.wait_for(1000).unwrap();
-    });
+    })
+    .unwrap();
     let pod = view(agent, pod);
     assert_eq!(
         pod["totals"],

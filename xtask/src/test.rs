@@ -52,8 +52,11 @@ const FAULTS: &str = "faults";
 impl Selection {
     /// Whether something of it upgrades an agent to another build.
     fn upgrades(&self) -> bool {
-        let is_asked =
-            |name: &String| FAULTS.contains(name.as_str()) || "agent upgraded".contains(name.as_str());
+        let is_asked = |name: &String| {
+            FAULTS.contains(name.as_str())
+                || "agent upgraded".contains(name.as_str())
+                || name.contains("build")
+        };
         self.netns && self.name.as_ref().is_none_or(is_asked)
     }
 }

@@ -13,7 +13,7 @@ use crate::config::{AgentConfig, BackendChoice, Place};
 use crate::enrol::{Backends, Ebpf, Nftables};
 use crate::model::{BackendName, ProxyIdentity};
 use crate::platform::bpf::BpfError;
-use crate::platform::bpf::load::Datapath;
+use crate::platform::bpf::load::{Datapath, Origin, build_id, build_text};
 use crate::platform::bpf::pins::Pins;
 use crate::platform::cgroup::{self, Cgroup, CgroupError};
 use crate::platform::netns::NetnsThread;
@@ -94,8 +94,22 @@ fn load(config: &AgentConfig) -> Result<Loaded, AppError> {
     let cgroup = Cgroup::find(config.cgroup.as_deref())?;
     let pins = Pins::new(&config.place.bpffs);
     let datapath = Datapath::start(pins.clone(), cgroup.directory.as_fd(), cgroup.id)?;
-    tracing::info!(cgroup = %cgroup.path.display(), pins = %pins.root().display(), "datapath attached");
+    let (build, before) = (build_text(build_id()), before(datapath.origin()));
+    tracing::info!(
+        cgroup = %cgroup.path.display(), pins = %pins.root().display(), build, before,
+        "datapath attached"
+    );
     Ok(Loaded { datapath, pins, cgroup: cgroup.path })
+}
+
+/// What was attached when this agent came.
+fn before(origin: Origin) -> String {
+    match origin {
+        Origin::Same => "this build, which stays as it is".to_owned(),
+        Origin::Other(0) => "a replacement that was interrupted, or programs not in their place".to_owned(),
+        Origin::Other(build) => format!("build {}", build_text(build)),
+        Origin::Nobody => "nothing".to_owned(),
+    }
 }
 
 /// Whether an error says what the node cannot do, rather than what is configured wrongly.

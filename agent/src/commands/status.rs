@@ -9,6 +9,7 @@ use super::view::{self, PodView, ProgramView};
 use super::{Failure, ask, broken_off, enrolments, place, print_json};
 use crate::cli::ReadFlags;
 use crate::control::{AgentStatus, Question};
+use crate::platform::bpf::load::build_text;
 use crate::platform::bpf::maps::Maps;
 use crate::reconcile::Unrepaired;
 
@@ -18,6 +19,8 @@ struct NodeStatus {
     agent: Option<AgentStatus>,
     agent_error: Option<String>,
     pins: Option<String>,
+    /// The build whose programs are attached; absent while another one replaces them, or that was interrupted.
+    build: Option<String>,
     programs: Vec<ProgramView>,
     enrolled: usize,
     listening: usize,
@@ -45,6 +48,7 @@ pub fn run(flags: &ReadFlags) -> Result<(), Failure> {
         agent,
         agent_error,
         pins: maps.map(|_maps| enrolments.pins.root().display().to_string()),
+        build: maps.and_then(|maps| maps.build().ok()).filter(|build| *build != 0).map(build_text),
         programs: maps.map(|_maps| view::programs(&enrolments.pins)).unwrap_or_default(),
         enrolled: pods.len(),
         listening: pods.iter().filter(|pod| listens(pod)).count(),
@@ -111,7 +115,14 @@ fn render(status: &NodeStatus) -> String {
     }
     if let Some(pins) = &status.pins {
         let attached = status.programs.iter().filter(|program| program.attached).count();
-        lines.push(format!("datapath   {attached} of {} programs attached", status.programs.len()));
+        let build = status.build.as_ref().map_or_else(
+            || {
+                "of no one build: replacing them was interrupted, and the agent's next start ends it"
+                    .to_owned()
+            },
+            |build| format!("build {build}"),
+        );
+        lines.push(format!("datapath   {attached} of {} programs attached, {build}", status.programs.len()));
         lines.push(format!("pins       {pins}"));
     }
     lines.push(format!(

@@ -58,6 +58,14 @@ pub(super) trait Backend: Debug + Send {
     /// If it cannot be told what became of it.
     fn take_over(&mut self, pod: &Enrolled) -> Result<Found, EnrolError>;
 
+    /// Says that all recalled pods have been taken over.
+    ///
+    /// # Errors
+    /// If that cannot be kept for the next agent.
+    fn taken_over(&mut self) -> Result<(), EnrolError> {
+        Ok(())
+    }
+
     /// Redirects a pod, or brings one that is redirected up to date.
     ///
     /// # Errors

@@ -180,6 +180,10 @@ impl Backend for Ebpf {
         Ok(Found::Kept)
     }
 
+    fn taken_over(&mut self) -> Result<(), EnrolError> {
+        Ok(self.datapath.taken_over()?)
+    }
+
     fn enrol(&mut self, joining: Joining<'_>) -> Result<Enrolled, EnrolError> {
         let Joining { mut pod, capture, netns, addresses, listeners, before } = joining;
         let capture = in_ids_of_node(capture, netns.as_fd())?;

@@ -101,6 +101,9 @@ impl Node {
         for pod in recalled {
             node.take_over_pod(pod)?;
         }
+        for backend in node.backends.all() {
+            backend.taken_over()?;
+        }
         // What changed while no agent was there.
         node.refresh_all();
         Ok(node)

@@ -7,7 +7,6 @@
 //!
 //! Owns: that common part. Never does: decide what is to go. Called by: `uninstall`.
 
-use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{MapData, MapInfo};
 use veer_common::maps::name;
 
-use super::pins::unpin;
+use super::pins::{NEXT, list, unpin};
 use super::{BpfError, sys};
 
 /// What one ABI version has pinned.
@@ -42,12 +41,13 @@ impl Generation {
         Ok(all)
     }
 
-    /// Links to cgroups.
+    /// Links to cgroups, and what an agent that was killed has left halfway.
     ///
     /// # Errors
     /// As the file system says.
     pub fn cgroup_links(&self) -> Result<Vec<PathBuf>, BpfError> {
-        list(&self.root.join("links"))
+        let [there, next] = ["links", NEXT].map(|name| list(&self.root.join(name)));
+        Ok([there?, next?].concat())
     }
 
     /// Links to network namespaces, of pods that are gone, too.
@@ -76,7 +76,7 @@ impl Generation {
 
     /// Its directories, each after those in it.
     pub fn directories(&self) -> Vec<PathBuf> {
-        let below = ["netns", "links", "programs", "maps"].map(|name| self.root.join(name));
+        let below = ["netns", "links", NEXT, "programs", "maps"].map(|name| self.root.join(name));
         below.into_iter().filter(|path| path.is_dir()).chain([self.root.clone()]).collect()
     }
 
@@ -149,17 +149,4 @@ pub fn detach(pin: &Path) -> Result<(), BpfError> {
         drop(sys::link_detach(link.as_fd()));
     }
     unpin(pin)
-}
-
-/// What is in a directory, by name; nothing where there is none.
-fn list(directory: &Path) -> Result<Vec<PathBuf>, BpfError> {
-    let failed = |source| BpfError::Pin { attempt: "list", path: directory.to_owned(), source };
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed)?,
-    };
-    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
-    let mut paths = paths.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    paths.sort_unstable();
-    Ok(paths)
 }

@@ -1,24 +1,26 @@
 //! The objects: into the kernel, onto their hooks, and pinned there.
 //!
-//! Owns: the embedded objects and the one loader that is kept for the netns instances.
+//! Owns: the embedded objects and the one loader that is kept for the netns instances. How they take the place of
+//! others is `replace`.
 //! Never does: leave a moment without a program. A link that exists is updated in place; a new one is
 //! attached before an old one goes.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::sync::LazyLock;
 
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
-use veer_common::ABI_VERSION;
 use veer_common::maps::{NetnsCookie, PodPolicy, flag, name};
 
 use super::BpfError;
 use super::cookie::{self, COOKIE_PROGRAM, CookieProgram};
 use super::maps::Maps;
 use super::pins::{Pins, unpin};
+use super::replace::{self, Target};
 use super::sys::{self, AttachType};
 use crate::platform::netns::{self, NetnsError, NetnsThread};
 
@@ -49,7 +51,7 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 14] = [
     ("veer_connect6", AttachType::Connect6),
 ];
 
-const SHARED_MAPS: [&str; 18] = [
+pub(super) const SHARED_MAPS: [&str; 18] = [
     name::PODS,
     name::ENROLMENTS,
     name::COUNTERS,
@@ -104,6 +106,38 @@ pub struct Datapath {
     netns: EbpfLoader<'static>,
     /// Where the kernel does not tell a netns' cookie by itself.
     cookies: Option<CookieProgram>,
+    origin: Origin,
+    /// Whether each pod that was taken over has this build's program.
+    is_whole: bool,
+}
+
+/// Where the programs are from that an agent finds attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// This build: they are left as they are.
+    Same,
+    /// Another build, or this one without all being in its place; replaced. 0: its replacing was interrupted.
+    Other(u64),
+    /// There were none.
+    Nobody,
+}
+
+/// Tells the embedded programs from those of other builds.
+///
+/// Another compiler may hash otherwise; then its programs are taken for another build's, and replaced by their like.
+pub fn build_id() -> u64 {
+    static ID: LazyLock<u64> = LazyLock::new(|| {
+        let mut hasher = DefaultHasher::new();
+        (NODE_OBJECT, NETNS_OBJECT).hash(&mut hasher);
+        // 0 is no build.
+        hasher.finish().max(1)
+    });
+    *ID
+}
+
+/// A build as it is shown.
+pub fn build_text(build: u64) -> String {
+    format!("{build:016x}")
 }
 
 impl fmt::Debug for Datapath {
@@ -113,28 +147,39 @@ impl fmt::Debug for Datapath {
 }
 
 impl Datapath {
-    /// Loads the node's programs and attaches them, in place of those of an earlier agent.
+    /// Takes over what this build has attached before, or loads the node's programs and attaches them in place
+    /// of another build's. Pods have their own part, so it is done with [`taken_over`](Self::taken_over).
     ///
     /// # Errors
-    /// Whatever the kernel refuses; what was attached before stays attached.
+    /// Whatever the kernel refuses; what was attached before stays attached, all of it.
     pub fn start(pins: Pins, cgroup: BorrowedFd<'_>, cgroup_id: u64) -> Result<Self, BpfError> {
         pins.create()?;
-        let mut ebpf =
-            loader(&pins).load(NODE_OBJECT).map_err(|source| BpfError::Object { object: "node", source })?;
-        let mut maps = Maps::open(&pins)?;
-        maps.claim(&pins, ABI_VERSION)?;
-        // One write, and all pods have the new inbound program.
-        let inbound = load_program(&mut ebpf, INBOUND_PROGRAM)?;
-        maps.set_inbound(inbound.as_fd())?;
-        replace_pin(&pins.program(INBOUND_PROGRAM), inbound.as_fd())?;
-        for (name, attach_type) in CGROUP_PROGRAMS {
-            let program = load_program(&mut ebpf, name)?;
-            attach_to_cgroup(&pins, name, attach_type, program.as_fd(), cgroup, cgroup_id)?;
-            replace_pin(&pins.program(name), program.as_fd())?;
-        }
-        let cookies = if cookie::kernel_tells() { None } else { Some(cookie_program(&mut ebpf)?) };
+        let target = Target { cgroup, id: cgroup_id };
+        let build = build_id();
+        let (maps, origin) = match replace::found(&pins, build, &target)? {
+            Some(maps) => (maps, Origin::Same),
+            None => replace::node_programs(&pins, &target)?,
+        };
         let netns = loader(&pins);
-        Ok(Self { pins, maps, netns, cookies })
+        let cookies =
+            if cookie::kernel_tells() { None } else { Some(cookie_program(&mut node_object(&pins)?)?) };
+        Ok(Self { pins, maps, netns, cookies, origin, is_whole: true })
+    }
+
+    /// Where the programs are from that were attached when this agent came.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Says that every pod has been taken over. If that is so, the next agent of this build need not do it again.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn taken_over(&mut self) -> Result<(), BpfError> {
+        if self.origin != Origin::Same && self.is_whole {
+            self.maps.set_build(build_id())?;
+        }
+        Ok(())
     }
 
     /// The cookie of a netns.
@@ -169,7 +214,7 @@ impl Datapath {
         let target = || format!("the netns with cookie {cookie}");
         let link = sys::link_create(program.as_fd(), netns, AttachType::SkLookup)
             .map_err(|source| BpfError::Attach { program: NETNS_PROGRAM, target: target(), source })?;
-        replace_pin(&pin, link.as_fd())
+        self.pins.replace(&pin, link.as_fd())
     }
 
     /// Replaces the program of a netns that has a link already; false when the netns is gone.
@@ -184,12 +229,19 @@ impl Datapath {
         if sys::link_target(link.as_fd()).map_err(|source| pin_error("ask", source))?.object == 0 {
             return Ok(false);
         }
+        if self.origin == Origin::Same {
+            return Ok(true);
+        }
+        // Whatever goes wrong from here on, another agent is to try it again.
+        let was_whole = std::mem::replace(&mut self.is_whole, false);
         let program = self.netns_instance(instance)?;
-        match sys::link_update(link.as_fd(), program.as_fd()) {
+        let outcome = match sys::link_update(link.as_fd(), program.as_fd()) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(Errno::ENOLINK as i32) => Ok(false),
             Err(source) => Err(pin_error("update", source)),
-        }
+        };
+        self.is_whole = was_whole && outcome.is_ok();
+        outcome
     }
 
     /// Takes the inbound program off a netns; one that is gone is fine.
@@ -238,6 +290,11 @@ fn load_with_globals(loader: &mut EbpfLoader<'static>, instance: Instance) -> Re
     loaded
 }
 
+/// The node's object, its maps those that are pinned.
+pub(super) fn node_object(pins: &Pins) -> Result<Ebpf, BpfError> {
+    loader(pins).load(NODE_OBJECT).map_err(|source| BpfError::Object { object: "node", source })
+}
+
 fn loader(pins: &Pins) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     // Our programs have no CO-RE relocations, and the kernel's own types take 20 MB once parsed.
@@ -277,34 +334,4 @@ pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedF
         target: "a descriptor".to_owned(),
         source,
     })
-}
-
-fn attach_to_cgroup(
-    pins: &Pins,
-    name: &'static str,
-    attach_type: AttachType,
-    program: BorrowedFd<'_>,
-    cgroup: BorrowedFd<'_>,
-    cgroup_id: u64,
-) -> Result<(), BpfError> {
-    let pin = pins.link(name);
-    if let Ok(link) = sys::get(&pin) {
-        let there = sys::link_target(link.as_fd()).is_ok_and(|target| target.object == cgroup_id);
-        if there && sys::link_update(link.as_fd(), program).is_ok() {
-            return Ok(());
-        }
-    }
-    let target = || format!("the cgroup with id {cgroup_id}");
-    let link = sys::link_create(program, cgroup, attach_type).map_err(|source| BpfError::Attach {
-        program: name,
-        target: target(),
-        source,
-    })?;
-    replace_pin(&pin, link.as_fd())
-}
-
-/// Pins an object under a name that another one may have; that one is let go only now.
-fn replace_pin(path: &Path, object: BorrowedFd<'_>) -> Result<(), BpfError> {
-    unpin(path)?;
-    sys::pin(object, path).map_err(|source| BpfError::Pin { attempt: "pin", path: path.to_owned(), source })
 }

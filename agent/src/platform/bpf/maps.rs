@@ -170,6 +170,14 @@ impl Maps {
         sorted(enrolments.iter(), name::ENROLMENTS)
     }
 
+    /// Id of the program that all pods' netns jump to.
+    ///
+    /// # Errors
+    /// As the kernel says; ENOENT without one.
+    pub fn inbound(&self) -> io::Result<u32> {
+        sys::program_in(self.inbound.fd().as_fd(), 0)
+    }
+
     /// Makes a program the one that all pods' netns jump to.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! The eBPF side of the node: objects, pins, links and maps.
 //!
-//! Owns: [`sys`] (bpf(2)), [`cookie`] (how a netns is known), [`pins`] (where things are pinned), [`load`] (objects into the kernel and onto
-//! their hooks), [`maps`] (typed access to what is pinned), [`events`] (the ring buffer), [`query`] (whose
+//! Owns: [`sys`] (bpf(2)), [`cookie`] (how a netns is known), [`pins`] (where things are pinned), [`load`] (objects into
+//! the kernel and onto their hooks, in place of others), [`maps`] (typed access to what is pinned), [`events`] (the ring
+//! buffer), [`query`] (whose
 //! programs are at a hook), [`order`] (who runs before ours), [`trial`] (whether the kernel takes it all),
 //! [`generation`] (what one ABI version has pinned, whichever it is).
 //! Never does: know what a pod is beyond its netns cookie.
@@ -15,6 +16,7 @@ pub mod maps;
 pub mod order;
 pub mod pins;
 pub mod query;
+mod replace;
 pub mod sys;
 pub mod trial;
 
@@ -104,6 +106,14 @@ pub enum BpfError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The programs of an earlier build are still attached, because the kernel refuses this build's.
+    #[error("{source}\nnothing has changed for the pods: {}; this agent ends", still(problems))]
+    NotReplaced {
+        /// What the kernel refuses.
+        source: Box<BpfError>,
+        /// What could not be put back.
+        problems: Vec<String>,
+    },
     /// A map is full.
     #[error("map {map} is full ({capacity} entries): this node holds no more; nothing of the pod was kept")]
     Full {
@@ -122,6 +132,16 @@ pub enum BpfError {
         /// Ours.
         ours: u32,
     },
+}
+
+fn still(problems: &[String]) -> String {
+    let run =
+        "run the release that attached them, or put right what the kernel refuses and start this one again";
+    if problems.is_empty() {
+        return format!("the programs of the build before are attached, all of them; {run}");
+    }
+    let problems = problems.join("; ");
+    format!("programs of both builds are attached, which work together ({problems}); {run}")
 }
 
 /// An error with all of its causes: aya's own text leaves the verifier's log to them.

@@ -6,17 +6,23 @@
 //!                     programs/veer_connect4 …
 //!                     links/veer_connect4 …   what keeps the programs attached without an agent
 //!                     netns/4711              the link of the pod whose netns has this cookie
+//!                     next/                   what is about to take another pin's name
 //! ```
 
 use std::fs;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use veer_common::ABI_VERSION;
 use veer_common::maps::NetnsCookie;
 
-use super::BpfError;
+use super::{BpfError, sys};
+
+/// Where a pin is made before it takes the name of another: there is no moment without one. (bpffs has no names
+/// with a dot.)
+pub(super) const NEXT: &str = "next";
 
 /// The pin directory.
 #[derive(Clone, Debug)]
@@ -40,7 +46,7 @@ impl Pins {
     /// # Errors
     /// `NotBpffs` where nothing could be pinned.
     pub fn create(&self) -> Result<(), BpfError> {
-        for directory in ["maps", "programs", "links", "netns"] {
+        for directory in ["maps", "programs", "links", "netns", NEXT] {
             let path = self.root.join(directory);
             fs::create_dir_all(&path).map_err(|source| match existing_ancestor_is_bpffs(&path) {
                 Ok(true) => BpfError::Pin { attempt: "make", path: path.clone(), source },
@@ -89,6 +95,44 @@ impl Pins {
 fn existing_ancestor_is_bpffs(path: &Path) -> io::Result<bool> {
     let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     Ok(statfs(existing)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+impl Pins {
+    /// Pins an object under a name that another one may have, which is let go at that moment.
+    ///
+    /// # Errors
+    /// As the file system says; then the other one is still there.
+    pub(super) fn replace(&self, path: &Path, object: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let failed = |attempt| move |source| BpfError::Pin { attempt, path: path.to_owned(), source };
+        let next = self.root.join(NEXT).join(path.file_name().unwrap_or_default());
+        unpin(&next)?;
+        sys::pin(object, &next).map_err(failed("pin"))?;
+        fs::rename(&next, path).map_err(failed("give its name to"))
+    }
+
+    /// Removes what an agent that was killed has left halfway: by now all has its place.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub(super) fn remove_halfway(&self) -> Result<(), BpfError> {
+        list(&self.root.join(NEXT))?.iter().try_for_each(|path| unpin(path))
+    }
+}
+
+/// What is in a directory, by name; nothing where there is none.
+///
+/// # Errors
+/// As the file system says.
+pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, BpfError> {
+    let failed = |source| BpfError::Pin { attempt: "list", path: directory.to_owned(), source };
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+    let mut paths = paths.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    paths.sort_unstable();
+    Ok(paths)
 }
 
 /// Removes a pin; one that is gone is fine.

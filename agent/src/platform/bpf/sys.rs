@@ -18,6 +18,7 @@ const MAP_DELETE_ELEM: libc::c_int = 3;
 const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
@@ -173,6 +174,23 @@ struct LinkInfo {
     _rest: [u32; 9],
 }
 
+/// The beginning of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+    _tag: [u8; 8],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ById {
+    id: u32,
+    _next: u32,
+    flags: u32,
+}
+
 /// `BPF_LINK_TYPE_NETNS`: its object is an inode of 32 bits, a cgroup's an id of 64.
 const LINK_TYPE_NETNS: u32 = 5;
 
@@ -253,6 +271,30 @@ pub fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     Ok(LinkTarget { program_id: info.program_id, object })
 }
 
+/// Id of a program.
+///
+/// # Errors
+/// As the kernel says.
+pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = ProgramInfo::default();
+    let mut attribute = ObjectInfo {
+        fd: number(program),
+        length: u32::try_from(size_of::<ProgramInfo>()).unwrap_or(0),
+        info: (&raw mut info).expose_provenance() as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attribute)?;
+    Ok(info.id)
+}
+
+/// The program with this id. Takes CAP_SYS_ADMIN.
+///
+/// # Errors
+/// ENOENT when it is gone.
+pub fn program_of(id: u32) -> io::Result<OwnedFd> {
+    let mut attribute = ById { id, ..ById::default() };
+    bpf(PROG_GET_FD_BY_ID, &mut attribute).map(owned)
+}
+
 /// Which programs of a cgroup a query asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Programs {
@@ -330,6 +372,22 @@ pub fn lookup_u64<K: zerocopy::IntoBytes + zerocopy::Immutable>(
     };
     bpf(MAP_LOOKUP_ELEM, &mut attribute)?;
     Ok(value)
+}
+
+/// Id of the program in a program array.
+///
+/// # Errors
+/// ENOENT when there is none.
+pub fn program_in(map: BorrowedFd<'_>, index: u32) -> io::Result<u32> {
+    let mut id = 0_u32;
+    let mut attribute = MapElement {
+        map: number(map),
+        key: (&raw const index).expose_provenance() as u64,
+        value: (&raw mut id).expose_provenance() as u64,
+        ..MapElement::default()
+    };
+    bpf(MAP_LOOKUP_ELEM, &mut attribute)?;
+    Ok(id)
 }
 
 /// Puts a socket into a sockhash, where the key is free. The value is the descriptor in 8 bytes.
