@@ -38,6 +38,9 @@ const AT_A_TIME: usize = 2;
 /// For the boot, the archive and `veer doctor`, beside what the plan's programs may take.
 const BOOT_LIMIT: Duration = Duration::from_mins(4);
 
+/// The backend that Debian's kernels take.
+const EBPF: &str = "ebpf";
+
 /// What to run where.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -50,9 +53,9 @@ pub(crate) struct Options {
     /// Only this suite; all of them, if absent
     #[arg(long)]
     suite: Vec<Suite>,
-    /// Only this test binary, or its tests with that in their name
-    #[arg(long, value_name = "PROGRAM[:TEST]")]
-    only: Option<Only>,
+    /// Only these test binaries, or their tests with that in their name
+    #[arg(long, value_name = "PROGRAM[:TEST]", value_delimiter = ',')]
+    only: Vec<Only>,
 }
 
 /// A kernel to test on.
@@ -60,6 +63,8 @@ struct Subject {
     /// What it was asked for by.
     name: String,
     packages: Vec<PathBuf>,
+    /// Whether `auto` has to choose eBPF; of a kernel that nobody here knows, that is what is to be found out.
+    takes_ebpf: bool,
 }
 
 /// The verb.
@@ -68,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let tools = setup::vm_tools(&options.kernel, options.kernel_deb.is_empty())?;
     let subjects = subjects(options, &tools);
     let suites = if options.suite.is_empty() { Suite::ALL.to_vec() } else { options.suite.clone() };
-    let plan = Plan::of(&suites, options.only.as_ref(), environment());
+    let plan = Plan::of(&suites, &options.only, environment());
     let place = place(&root)?;
     let base = place.join("base.cpio");
     archive::create(&image::base(&binaries(&root, &plan)?, &tools.tools, &tools.busybox)?, &base)?;
@@ -103,12 +108,14 @@ fn subjects(options: &Options, tools: &VmTools) -> Vec<Subject> {
         let subject = |(name, packages): &(String, Vec<PathBuf>)| Subject {
             name: name.clone(),
             packages: packages.clone(),
+            takes_ebpf: true,
         };
         return tools.kernels.iter().map(subject).collect();
     }
     let subject = |(number, files): (usize, &String)| Subject {
         name: format!("own-{number}"),
         packages: files.split(',').map(PathBuf::from).collect(),
+        takes_ebpf: false,
     };
     (1..).zip(&options.kernel_deb).map(subject).collect()
 }
@@ -208,6 +215,13 @@ impl Bench<'_> {
         let limit = BOOT_LIMIT + Duration::from_secs(self.plan.limit());
         let report = machine.run(limit, |report, news| progress(&subject.name, report, &news))?;
         let mut complaints = report.complaints();
+        if let (true, Some(doctor)) = (subject.takes_ebpf, &report.doctor)
+            && doctor.backend != EBPF
+        {
+            complaints
+                .push(format!("{} would be used, and this kernel has always taken {EBPF}", doctor.backend));
+            complaints.extend(doctor.errors.iter().cloned());
+        }
         complaints.extend(machine.splats());
         Ok((report, complaints))
     }

@@ -8,9 +8,9 @@ use serde::Serialize;
 /// A part of the tests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(crate) enum Suite {
-    /// Sockets in network namespaces, under eBPF: every decision, every kind of socket
+    /// Sockets in network namespaces: every decision, under eBPF and nftables, and every kind of socket
     Lean,
-    /// With the real Envoy, Istio's own rules and a CNI runtime
+    /// With the real Envoy, the choice of the backend, restarts and other programs on the node
     Full,
 }
 
@@ -18,13 +18,21 @@ pub(crate) enum Suite {
 /// emulated on two busy cores.
 type Programs = &'static [(&'static str, u64)];
 
-const LEAN: Programs =
-    &[("kit", 300), ("table", 1500), ("connect", 2400), ("listeners", 2400), ("modes", 600), ("dns", 2400)];
+const LEAN: Programs = &[
+    ("kit", 300),
+    ("table", 2400),
+    ("modes", 900),
+    ("connect", 2400),
+    ("listeners", 2400),
+    ("identity", 1200),
+    ("dns", 2400),
+];
 
 const FULL: Programs = &[
     ("envoy", 900),
     ("sidecar", 600),
     ("check", 900),
+    ("nftables", 1800),
     ("restart", 1200),
     ("socket_lb", 600),
     ("userns", 600),
@@ -95,15 +103,16 @@ impl FromStr for Only {
 }
 
 impl Plan {
-    /// The suites, or what `only` leaves of them.
-    pub(super) fn of(suites: &[Suite], only: Option<&Only>, environment: BTreeMap<String, String>) -> Self {
+    /// The suites, or what `only` leaves of them, if it names anything.
+    pub(super) fn of(suites: &[Suite], only: &[Only], environment: BTreeMap<String, String>) -> Self {
+        let chosen = |name: &str| only.iter().find(|only| only.program == name);
         let planned = suites.iter().map(|suite| Planned {
             name: suite.name().to_owned(),
             programs: suite
                 .programs()
                 .iter()
-                .filter(|(name, _)| only.is_none_or(|only| only.program == *name))
-                .map(|(name, limit)| program(name, *limit, only.and_then(|only| only.test.clone())))
+                .filter(|(name, _)| only.is_empty() || chosen(name).is_some())
+                .map(|(name, limit)| program(name, *limit, chosen(name).and_then(|only| only.test.clone())))
                 .collect(),
         });
         let suites = planned.filter(|planned| !planned.programs.is_empty()).collect();
@@ -144,16 +153,18 @@ fn program(name: &str, limit: u64, test: Option<String>) -> Program {
 mod tests {
     use super::*;
 
-    fn plan(suites: &[Suite], only: Option<&str>) -> Plan {
-        let only = only.map(|only| only.parse::<Only>().unwrap());
-        Plan::of(suites, only.as_ref(), BTreeMap::new())
+    fn plan(suites: &[Suite], only: &[&str]) -> Plan {
+        let only: Vec<Only> = only.iter().map(|only| only.parse().unwrap()).collect();
+        Plan::of(suites, &only, BTreeMap::new())
     }
 
     #[test]
     fn what_is_asked_for_alone_is_all_that_is_planned() {
-        let plan = plan(&Suite::ALL, Some("table:o1_"));
+        let plan_of_two = plan(&Suite::ALL, &["table:o1_", "envoy"]);
+        assert_eq!(plan_of_two.names(), ["lean", "full"]);
+        assert_eq!(plan_of_two.programs(), ["envoy", "table"]);
+        let plan = plan(&Suite::ALL, &["table:o1_"]);
         assert_eq!(plan.names(), ["lean"]);
-        assert_eq!(plan.programs(), ["table"]);
         assert_eq!(plan.suites[0].programs[0].arguments, ["--test-threads=2", "o1_"]);
         assert!("tables".parse::<Only>().unwrap_err().contains("table, "));
     }
@@ -161,10 +172,10 @@ mod tests {
     #[test]
     fn each_suite_has_programs_and_every_program_a_limit() {
         for suite in Suite::ALL {
-            let plan = plan(&[suite], None);
+            let plan = plan(&[suite], &[]);
             assert!(plan.suites[0].programs.iter().all(|program| program.limit > 0), "{}", suite.name());
         }
-        let both = plan(&Suite::ALL, None);
+        let both = plan(&Suite::ALL, &[]);
         assert_eq!(both.limit(), LEAN.iter().chain(FULL).map(|(_, limit)| limit).sum::<u64>());
     }
 }
