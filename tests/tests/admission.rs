@@ -75,16 +75,18 @@ fn with_runtime<T>(mesh: &Mesh, act: impl FnOnce(&Runtime<'_>, &Attachment) -> T
     act(&runtime, &attachment(&mesh.pod))
 }
 
-/// ADD of the pod with this manifest, by the plugin with these keys.
-fn add_with(mesh: &Mesh, manifest: &Manifest, keys: &Value) -> anyhow::Result<()> {
-    mesh.agent.write_manifest(manifest).unwrap();
+/// ADD of the pod with this manifest, if it has one yet, by the plugin with these keys.
+fn add_with(mesh: &Mesh, manifest: Option<&Manifest>, keys: &Value) -> anyhow::Result<()> {
+    if let Some(manifest) = manifest {
+        mesh.agent.write_manifest(manifest).unwrap();
+    }
     let added = with_runtime(mesh, |runtime, attachment| runtime.add(&network(mesh, keys), attachment))?;
     assert_eq!(added.result, previous(&mesh.pod), "what was before is handed on");
     Ok(())
 }
 
 fn add(mesh: &Mesh, manifest: &Manifest) -> anyhow::Result<()> {
-    add_with(mesh, manifest, &json!({}))
+    add_with(mesh, Some(manifest), &json!({}))
 }
 
 /// Names of the pods that are enrolled.
@@ -245,11 +247,23 @@ fn a_pod_that_istio_init_redirects_is_left_to_it() {
 }
 
 #[test]
+fn a_pod_that_the_agent_does_not_know_yet_is_tried_again() {
+    let mesh = node(&[]);
+    let error = add_with(&mesh, None, &json!({})).unwrap_err();
+    let told = error.downcast_ref::<PluginError>().unwrap();
+    assert!(told.code == 11 && told.msg.contains("pod test/pod is not known"), "{told}");
+    add(&mesh, &dual_stack(&mesh.pod)).unwrap();
+    let proxy = mesh.pod.proxy();
+    assert_eq!(ends(&mesh, proxy, &listeners(&mesh, proxy)), CAPTURED);
+}
+
+#[test]
 fn an_excluded_namespace_is_left_alone_whether_agent_or_plugin_excludes_it() {
     let by_plugin = json!({"excludeNamespaces": ["test"]});
     for (arguments, keys) in [(&["--exclude-namespaces=test"][..], &json!({})), (&[], &by_plugin)] {
         let mesh = node(arguments);
-        add_with(&mesh, &dual_stack(&mesh.pod), keys).unwrap();
+        // Nobody need know the pod for that.
+        add_with(&mesh, None, keys).unwrap();
         let proxy = mesh.pod.proxy();
         assert_eq!(ends(&mesh, proxy, &listeners(&mesh, proxy)), UNTOUCHED);
         assert!(enrolled(&mesh).is_empty());
