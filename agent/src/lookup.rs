@@ -10,7 +10,7 @@ use veer_common::maps::NetnsCookie;
 use crate::capture::{MapEntries, differences};
 use crate::enrol::NodeHandle;
 use crate::explain::causes::{Manifest, PodFacts};
-use crate::model::{Decision, NodeSettings, Origins, PassReason, decide};
+use crate::model::{BackendName, Decision, NodeSettings, Origins, PassReason, ProxyIdentity, decide};
 use crate::source::PodSource;
 
 /// What facts are found in.
@@ -27,6 +27,7 @@ pub struct Lookup<S> {
 /// What the registry and the maps have of an enrolled pod.
 struct Held {
     cookie: NetnsCookie,
+    backend: BackendName,
     entries: MapEntries,
     origins: Option<Origins>,
 }
@@ -48,9 +49,11 @@ impl<S: PodSource> Lookup<S> {
         let pod = pod.clone();
         let held = self.node.run(move |node| {
             let registry = node.registry();
-            let cookie = registry.of_pod(&pod.namespace, &pod.name)?.cookie;
+            let enrolled = registry.of_pod(&pod.namespace, &pod.name)?;
+            let (cookie, backend) = (enrolled.cookie, enrolled.backend);
             let origins = registry.origins(cookie).cloned();
-            Some(node.map_entries(cookie).map(|entries| Some(Held { cookie, entries: entries?, origins })))
+            let entries = node.map_entries(cookie);
+            Some(entries.map(|entries| Some(Held { cookie, backend, entries: entries?, origins })))
         });
         match held.await.ok()?? {
             Ok(held) => held,
@@ -77,7 +80,11 @@ impl<S: PodSource> Lookup<S> {
         };
         match decide(&pod, &self.settings) {
             Ok(Decision::Pass(reason)) => passed(reason),
-            Ok(Decision::Capture(capture)) => {
+            Ok(Decision::Capture(mut capture)) => {
+                if held.is_some_and(|held| held.backend == BackendName::Nftables) {
+                    // Rules know nothing else; that is no change of the manifest's or the node's.
+                    capture.proxy_identity = ProxyIdentity::Uid;
+                }
                 let changed =
                     held.map(|held| differences(held.cookie, &held.entries, &capture)).unwrap_or_default();
                 Manifest::Captured { origins: Origins::of(&pod, &self.settings), changed }

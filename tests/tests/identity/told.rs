@@ -137,6 +137,30 @@ fn with_rules_of_nftables_the_ids_decide_and_everybody_says_so() {
 }
 
 #[test]
+fn a_pod_with_a_virtual_machine_is_redirected_by_rules_and_so_by_its_ids_and_the_log_names_it() {
+    let mesh = not_enrolled("container");
+    let manifest = veer_tests::mesh::dual_stack(&mesh.pod);
+    let manifest = manifest.with_annotation("istio.io/reroute-virtual-interfaces", "k6t-eth0");
+    mesh.agent.enrol_as(&mesh.pod, &manifest).unwrap();
+    let (proxy, app) = (container(&mesh, "istio-proxy"), container(&mesh, "app"));
+    let mut listeners = envoy(&proxy.maker);
+    listeners.extend(super::others(&mesh));
+    assert_eq!(super::ends(&mesh, &app.maker, &listeners), super::AS_PROXY);
+    let log = mesh.agent.log();
+    assert!(
+        log.lines().any(|line| line.contains("rules know a process by its ids") && line.contains("test/pod")),
+        "{log}"
+    );
+    let pod = mesh.agent.json(&["pods", "test/pod"]).unwrap();
+    assert_eq!(pod["policy"]["proxyIdentity"], "uid");
+    // Nothing of what the manifest or the node says has changed.
+    let report = explained(&mesh, &[]);
+    assert_eq!((&report["reason"], &report["notes"]), (&json!("proxy"), &json!([])), "{report}");
+    // Other pods of the node are known by their containers.
+    assert_eq!(mesh.agent.json(&["status"]).unwrap()["agent"]["proxyIdentity"], "container");
+}
+
+#[test]
 fn where_containers_share_a_cgroup_the_ids_decide_and_status_says_so() {
     // As on a hybrid node, where all processes are in the cgroup that the programs hang on.
     let mesh = not_enrolled("container");
