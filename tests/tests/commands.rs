@@ -1,6 +1,6 @@
 //! The operator's commands as programs: what they print, and how they end when something is wrong.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests panic as tests do")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -9,13 +9,20 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use veer_tests::agent::Agent;
+use veer_tests::backend::Backend;
 use veer_tests::launch::{Identity, Launch, veer_binary};
 use veer_tests::mesh::{
     APP, INBOUND, Listeners, Mesh, OUTBOUND, PATIENCE, connect, dial, dial_from_world, tcp,
 };
+use veer_tests::on_each_backend;
 use veer_tests::pinned::Pinned;
 use veer_tests::pod::REMOTE_V4;
 use veer_tests::{scratch, wait};
+
+on_each_backend! {
+    pods_counts_every_connection_under_its_reason,
+    a_pod_is_told_whole,
+}
 
 const REMOTE: SocketAddr = SocketAddr::new(IpAddr::V4(REMOTE_V4), 80);
 
@@ -289,9 +296,9 @@ fn pods_says_in_one_word_whether_traffic_flows() {
     assert_eq!(agent.json(&["pods", "test/pod"]).unwrap()["policy"], Value::Null);
 }
 
-#[test]
-fn pods_counts_every_connection_under_its_reason() {
-    let mesh = Mesh::with(|manifest| manifest.with_traffic("excludeOutboundPorts", "9000")).unwrap();
+fn pods_counts_every_connection_under_its_reason(backend: Backend) {
+    let mesh =
+        Mesh::on_with(backend, |manifest| manifest.with_traffic("excludeOutboundPorts", "9000")).unwrap();
     let mut listeners = mesh.proxy_listeners().unwrap();
     listeners.add("app", mesh.pod.app(), (Ipv4Addr::UNSPECIFIED, APP)).unwrap();
     listeners.add_in_world("outside", &mesh.world, (REMOTE_V4, 9000)).unwrap();
@@ -330,7 +337,10 @@ fn pods_counts_every_connection_under_its_reason() {
         "DROPPED",
         "FAULTS",
     ];
-    assert_eq!(cells, [heading, ["test/pod", "ebpf", "redirect", "listening", "3", "2", "0", "3", "0", "0"]]);
+    assert_eq!(
+        cells,
+        [heading, ["test/pod", backend.name(), "redirect", "listening", "3", "2", "0", "3", "0", "0"]]
+    );
     let detail = say(&mesh.agent, &["pods", "test/pod"]).out;
     for (reason, direction, action, count) in
         [("all-outbound", "outbound", "to-outbound", "3"), ("all-inbound", "inbound", "to-inbound", "2")]
@@ -340,9 +350,8 @@ fn pods_counts_every_connection_under_its_reason() {
     }
 }
 
-#[test]
-fn a_pod_is_told_whole() {
-    let mesh = Mesh::new().unwrap();
+fn a_pod_is_told_whole(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let _listeners = mesh.proxy_listeners().unwrap();
     let pod = mesh.agent.json(&["pods", "test/pod"]).unwrap();
     let attachment = mesh.pod.attachment();

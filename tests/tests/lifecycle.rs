@@ -16,11 +16,26 @@ use socket2::Socket;
 use veer_common::cni::{Attachment, PodReference, Reply, ValidAttachment, Verb, code};
 use veer_common::maps::{NetnsCookie, name};
 use veer_tests::agent::Agent;
+use veer_tests::backend::{Backend, Kept};
 use veer_tests::jam::{self, Jam};
+use veer_tests::launch::Launch;
 use veer_tests::mesh::{APP, Listeners, Mesh, PATIENCE, dial, dial_from_world, dual_stack, proxy_listeners};
+use veer_tests::on_each_backend;
 use veer_tests::pinned::{NETNS_LINKS, Pinned};
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6, TestPod};
 use veer_tests::{attachment, veth, wait};
+
+on_each_backend! {
+    del_after_the_netns_went_leaves_nothing_either,
+    del_of_a_pod_that_is_not_known_is_fine_any_number_of_times,
+    a_pod_that_is_enrolled_again_finds_the_listeners_that_it_had,
+    a_second_add_of_a_container_brings_its_lists_up_to_date_and_keeps_its_counters,
+    a_further_interface_neither_replaces_nor_unenrols_a_pod,
+    another_container_in_a_live_netns_is_refused_and_the_first_stays_whole,
+    a_container_in_a_new_netns_replaces_its_old_enrolment,
+    gc_keeps_what_is_valid_and_removes_the_rest_of_its_network,
+    an_add_that_fails_leaves_the_pod_as_it_was,
+}
 
 const REMOTE: SocketAddr = SocketAddr::new(IpAddr::V4(REMOTE_V4), 80);
 const REMOTE_SIX: SocketAddr = SocketAddr::new(IpAddr::V6(REMOTE_V6), 80);
@@ -84,6 +99,7 @@ fn exchange(mut one: &Socket, mut other: &Socket) -> [u8; 2] {
     bytes
 }
 
+/// NAT of nftables ends with its rules: open connections do, too.
 #[test]
 fn del_leaves_open_connections_alone_and_makes_new_ones_direct() {
     let mesh = Mesh::new().unwrap();
@@ -146,9 +162,8 @@ fn del_leaves_nothing_of_the_pod_in_any_map() {
     assert_eq!(enrolled(&mesh.agent), ["other"]);
 }
 
-#[test]
-fn del_of_a_pod_that_is_not_known_is_fine_any_number_of_times() {
-    let mesh = Mesh::not_enrolled().unwrap();
+fn del_of_a_pod_that_is_not_known_is_fine_any_number_of_times(backend: Backend) {
+    let mesh = Mesh::on_node(Launch::new(), &[&backend.flag()]).unwrap();
     mesh.agent.unenrol(&mesh.pod).unwrap();
     mesh.agent.enrol(&mesh.pod).unwrap();
     mesh.agent.unenrol(&mesh.pod).unwrap();
@@ -156,22 +171,20 @@ fn del_of_a_pod_that_is_not_known_is_fine_any_number_of_times() {
     assert_failed(&mesh.agent.check(&mesh.pod).unwrap(), code::NOT_ENROLLED, "is not enrolled");
 }
 
-#[test]
-fn del_after_the_netns_went_leaves_nothing_either() {
-    let mesh = Mesh::new().unwrap();
+fn del_after_the_netns_went_leaves_nothing_either(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let gone = mesh.another_pod("gone").unwrap();
     let its_cookie = cookie(&mesh.agent, &gone);
     let attachment = Attachment { netns: String::new(), pod: None, ..gone.attachment() };
     drop(gone);
     assert_eq!(mesh.agent.ask(Verb::Del(attachment)).unwrap(), Reply::Done);
-    let left = Pinned::of(&mesh.agent).of_pod(its_cookie).unwrap();
+    let left = Kept::by(&mesh.agent, backend).of_pod(its_cookie).unwrap();
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(enrolled(&mesh.agent), ["pod"]);
 }
 
-#[test]
-fn a_pod_that_is_enrolled_again_finds_the_listeners_that_it_had() {
-    let mesh = Mesh::new().unwrap();
+fn a_pod_that_is_enrolled_again_finds_the_listeners_that_it_had(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, &mesh.pod);
     for _ in 0..2 {
         assert_eq!(ends(&mesh, &mesh.pod, &listeners), CAPTURED);
@@ -186,9 +199,9 @@ fn a_pod_that_is_enrolled_again_finds_the_listeners_that_it_had() {
     );
 }
 
-#[test]
-fn a_second_add_of_a_container_brings_its_lists_up_to_date_and_keeps_its_counters() {
-    let mesh = Mesh::with(|manifest| manifest.with_traffic("excludeOutboundPorts", "9000,9001")).unwrap();
+fn a_second_add_of_a_container_brings_its_lists_up_to_date_and_keeps_its_counters(backend: Backend) {
+    let mesh = Mesh::on_with(backend, |manifest| manifest.with_traffic("excludeOutboundPorts", "9000,9001"))
+        .unwrap();
     let pod = &mesh.pod;
     let mut listeners = listeners(&mesh, pod);
     listeners.add_in_world("outside", &mesh.world, (REMOTE_V4, 9000)).unwrap();
@@ -205,13 +218,15 @@ fn a_second_add_of_a_container_brings_its_lists_up_to_date_and_keeps_its_counter
     assert_eq!((end(9000), end(9002), end_of_second()), ("outbound", "outside", "app"));
     let reasons = &view(&mesh.agent, pod)["reasons"];
     assert_eq!((&reasons["all-outbound"], &reasons["excluded-port"]), (&2.into(), &2.into()), "{reasons}");
-    let counts = Pinned::of(&mesh.agent).of_pod(cookie(&mesh.agent, pod)).unwrap();
-    assert_eq!((counts[name::PORTS], counts[name::ENROLMENTS]), (2, 1));
+    let counts = Kept::by(&mesh.agent, backend).of_pod(cookie(&mesh.agent, pod)).unwrap();
+    match backend {
+        Backend::Ebpf => assert_eq!((counts[name::PORTS], counts[name::ENROLMENTS]), (2, 1)),
+        Backend::Nftables => assert_eq!(counts["records"], 1),
+    }
 }
 
-#[test]
-fn a_further_interface_neither_replaces_nor_unenrols_a_pod() {
-    let mesh = Mesh::new().unwrap();
+fn a_further_interface_neither_replaces_nor_unenrols_a_pod(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, &mesh.pod);
     let further = Attachment { interface: "net1".to_owned(), ..mesh.pod.attachment() };
     assert_eq!(add(&mesh.agent, further.clone(), &mesh.pod), Reply::Done);
@@ -222,32 +237,30 @@ fn a_further_interface_neither_replaces_nor_unenrols_a_pod() {
     assert_eq!(ends(&mesh, &mesh.pod, &listeners), DIRECT);
 }
 
-#[test]
-fn another_container_in_a_live_netns_is_refused_and_the_first_stays_whole() {
-    let mesh = Mesh::new().unwrap();
+fn another_container_in_a_live_netns_is_refused_and_the_first_stays_whole(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let listeners = listeners(&mesh, &mesh.pod);
-    let before = (view(&mesh.agent, &mesh.pod), Pinned::of(&mesh.agent).counts().unwrap());
+    let before = (view(&mesh.agent, &mesh.pod), Kept::by(&mesh.agent, backend).counts().unwrap());
     let intruder = Attachment { container_id: "intruder".to_owned(), ..mesh.pod.attachment() };
     let reply = add(&mesh.agent, intruder.clone(), &mesh.pod);
     assert_failed(&reply, code::ENROLMENT_FAILED, "its netns is that of pod test/pod");
     // The runtime sends a DEL after an ADD that failed.
     assert_eq!(mesh.agent.ask(Verb::Del(intruder)).unwrap(), Reply::Done);
-    assert_eq!((view(&mesh.agent, &mesh.pod), Pinned::of(&mesh.agent).counts().unwrap()), before);
+    assert_eq!((view(&mesh.agent, &mesh.pod), Kept::by(&mesh.agent, backend).counts().unwrap()), before);
     assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
     assert_eq!(ends(&mesh, &mesh.pod, &listeners), CAPTURED);
 }
 
-#[test]
-fn a_container_in_a_new_netns_replaces_its_old_enrolment() {
-    let mesh = Mesh::new().unwrap();
+fn a_container_in_a_new_netns_replaces_its_old_enrolment(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let old = cookie(&mesh.agent, &mesh.pod);
     let again = TestPod::new(&mesh.world, &mesh.cgroup, "again").unwrap();
     let attachment = Attachment { netns: again.attachment().netns, ..mesh.pod.attachment() };
     assert_eq!(add(&mesh.agent, attachment, &again), Reply::Done);
     let new = cookie(&mesh.agent, &mesh.pod);
-    let pinned = Pinned::of(&mesh.agent);
+    let kept = Kept::by(&mesh.agent, backend);
     assert_ne!(old, new);
-    assert!(pinned.of_pod(old).unwrap().is_empty(), "{:?}", pinned.of_pod(old));
+    assert!(kept.of_pod(old).unwrap().is_empty(), "{:?}", kept.of_pod(old));
     assert_eq!(enrolled(&mesh.agent), ["pod"]);
     assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
     let mut listeners = listeners(&mesh, &again);
@@ -257,9 +270,8 @@ fn a_container_in_a_new_netns_replaces_its_old_enrolment() {
     assert_eq!(ends(&mesh, &mesh.pod, &listeners), DIRECT);
 }
 
-#[test]
-fn gc_keeps_what_is_valid_and_removes_the_rest_of_its_network() {
-    let mesh = Mesh::new().unwrap();
+fn gc_keeps_what_is_valid_and_removes_the_rest_of_its_network(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
     let (kept, other_interface) = (mesh.another_pod("kept").unwrap(), mesh.another_pod("other").unwrap());
     let elsewhere = TestPod::new(&mesh.world, &mesh.cgroup, "elsewhere").unwrap();
     mesh.agent.write_manifest(&dual_stack(&elsewhere)).unwrap();
@@ -274,9 +286,9 @@ fn gc_keeps_what_is_valid_and_removes_the_rest_of_its_network() {
     let network = kept.attachment().network;
     assert_eq!(mesh.agent.ask(Verb::Gc { network, valid }).unwrap(), Reply::Done);
     assert_eq!(enrolled(&mesh.agent), ["elsewhere", "kept"]);
-    let pinned = Pinned::of(&mesh.agent);
+    let left = Kept::by(&mesh.agent, backend);
     for cookie in gone {
-        assert!(pinned.of_pod(cookie).unwrap().is_empty(), "{:?}", pinned.of_pod(cookie));
+        assert!(left.of_pod(cookie).unwrap().is_empty(), "{:?}", left.of_pod(cookie));
     }
     assert_eq!(mesh.agent.check(&kept).unwrap(), Reply::Done);
     let of_kept = listeners(&mesh, &kept);
@@ -310,23 +322,25 @@ fn check_finds_a_policy_that_was_removed_and_the_next_add_repairs_it() {
     assert_eq!(ends(&mesh, &mesh.pod, &listeners), CAPTURED);
 }
 
-#[test]
-fn an_add_that_fails_leaves_the_pod_as_it_was() {
-    let mesh = Mesh::new().unwrap();
-    let pinned = Pinned::of(&mesh.agent);
-    let before = pinned.counts().unwrap();
+fn an_add_that_fails_leaves_the_pod_as_it_was(backend: Backend) {
+    let mesh = Mesh::on(backend).unwrap();
+    let kept = Kept::by(&mesh.agent, backend);
+    let before = kept.counts().unwrap();
     let pod = TestPod::new(&mesh.world, &mesh.cgroup, "unlucky").unwrap();
     mesh.agent.write_manifest(&dual_stack(&pod)).unwrap();
-    let attachment = Attachment { container_id: "c".repeat(129), ..pod.attachment() };
-    let reply = add(&mesh.agent, attachment, &pod);
-    assert_failed(&reply, code::ENROLMENT_FAILED, "container id has 129 bytes, 128 is the most");
+    if backend == Backend::Ebpf {
+        // A record has room for any.
+        let attachment = Attachment { container_id: "c".repeat(129), ..pod.attachment() };
+        let reply = add(&mesh.agent, attachment, &pod);
+        assert_failed(&reply, code::ENROLMENT_FAILED, "container id has 129 bytes, 128 is the most");
+    }
     let unknown = PodReference { namespace: "test".to_owned(), name: "unknown".to_owned(), uid: None };
     let reply = add(&mesh.agent, Attachment { pod: Some(unknown), ..pod.attachment() }, &pod);
     assert_failed(&reply, code::TRY_AGAIN, "pod test/unknown is not known");
     mesh.agent.write_manifest(&dual_stack(&pod).with_traffic("excludeInboundPorts", "http")).unwrap();
     let reply = mesh.agent.add(&pod).unwrap();
     assert_failed(&reply, code::INVALID_ANNOTATIONS, "excludeInboundPorts");
-    assert_eq!(pinned.counts().unwrap(), before);
+    assert_eq!(kept.counts().unwrap(), before);
     let listeners = listeners(&mesh, &pod);
     assert_eq!(ends(&mesh, &pod, &listeners), DIRECT);
     mesh.agent.enrol_as(&pod, &dual_stack(&pod)).unwrap();

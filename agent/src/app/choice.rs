@@ -68,7 +68,17 @@ fn automatic(config: &AgentConfig) -> Result<Chosen, AppError> {
             let first = text.lines().next().unwrap_or_default();
             Ok(Chosen { loaded: None, reason: format!("eBPF cannot be used: {first}") })
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            if had_datapath && is_the_nodes(&error) {
+                let pins = pins.root().display();
+                tracing::error!(
+                    %pins,
+                    "eBPF has redirected pods on this node, so nftables does not take its place; if none of them is left, \
+                     or none is to stay: veer uninstall"
+                );
+            }
+            Err(error)
+        }
     }
 }
 

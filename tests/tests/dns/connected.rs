@@ -7,8 +7,7 @@ use veer_tests::dns::question;
 use veer_tests::pod::REMOTE_V4;
 
 use super::{
-    By, CLUSTER_DNS, CLUSTER_DNS_V6, OTHER_DNS, Scene, at, both, bound, by_proxy, hear, in_all_forms, mapped,
-    udp,
+    CLUSTER_DNS, CLUSTER_DNS_V6, OTHER_DNS, Scene, all, at, bound, by_proxy, hear, in_all_forms, mapped, udp,
 };
 
 /// Asks on a connected socket, and wants the proxy to have seen `client` and the reply to be its peer's. Where
@@ -18,7 +17,7 @@ fn ask(scene: &Scene, socket: &UdpSocket, id: u16, client: IpAddr) {
     assert_eq!(socket.send(&question(id)).unwrap(), question(id).len());
     let (heard, mut told, from) = hear(socket);
     let mut expected = by_proxy(client, socket);
-    if scene.by == By::Istio {
+    if scene.by.is_nat() {
         (told, expected) = (without_port(&told), without_port(&expected));
     }
     assert_eq!((heard, told, from), (id, expected, peer), "{:?}, {peer}", scene.by);
@@ -30,7 +29,7 @@ fn without_port(told: &str) -> String {
 
 #[test]
 fn a_connected_socket_sees_the_resolver_that_it_asked() {
-    for scene in both() {
+    for scene in all() {
         for resolver in in_all_forms(scene.resolvers()) {
             for maker in [scene.pod().app(), scene.pod().root()] {
                 let socket = udp(maker, resolver);
@@ -49,7 +48,7 @@ fn a_connected_socket_sees_the_resolver_that_it_asked() {
 
 #[test]
 fn a_socket_that_connects_again_sees_whom_it_asks_now() {
-    for scene in both() {
+    for scene in all() {
         for (first, second) in [
             (CLUSTER_DNS.into(), OTHER_DNS.into()),
             (mapped(CLUSTER_DNS), mapped(OTHER_DNS)),
@@ -67,7 +66,7 @@ fn a_socket_that_connects_again_sees_whom_it_asks_now() {
 
 #[test]
 fn a_socket_that_is_connected_elsewhere_afterwards_is_a_plain_one() {
-    for scene in both() {
+    for scene in all() {
         let server = scene.mesh.world.socket(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
         let to = SocketAddr::from((REMOTE_V4, 5000));
         server.bind(&to.into()).unwrap();
@@ -89,7 +88,7 @@ fn a_socket_that_is_connected_elsewhere_afterwards_is_a_plain_one() {
 
 #[test]
 fn a_socket_that_is_disconnected_asks_anybody() {
-    for scene in both() {
+    for scene in all() {
         for (first, second) in
             [(CLUSTER_DNS.into(), OTHER_DNS.into()), (mapped(CLUSTER_DNS), mapped(OTHER_DNS))]
         {
@@ -113,7 +112,7 @@ fn a_socket_that_is_disconnected_asks_anybody() {
 
 #[test]
 fn a_socket_bound_to_an_address_keeps_it_and_its_port() {
-    for scene in both() {
+    for scene in all() {
         let pod = scene.pod();
         for (source, resolver) in [
             (IpAddr::from(pod.v4()), IpAddr::from(CLUSTER_DNS)),
@@ -133,7 +132,7 @@ fn a_socket_bound_to_an_address_keeps_it_and_its_port() {
 /// The kernel cannot give such a socket an address any more, so it takes localhost.
 #[test]
 fn a_socket_bound_to_a_port_alone_is_answered() {
-    for scene in both() {
+    for scene in all() {
         let pod = scene.pod();
         for (any, resolver, own) in [
             ("0.0.0.0", IpAddr::from(CLUSTER_DNS), IpAddr::from(pod.v4())),
@@ -143,7 +142,7 @@ fn a_socket_bound_to_a_port_alone_is_answered() {
             let socket = bound(pod.app(), (any.parse::<IpAddr>().unwrap(), 5353));
             socket.connect(at(resolver)).unwrap();
             let localhost = if own.is_ipv4() { "127.0.0.1" } else { "::1" };
-            let client = if scene.by == By::Istio { own } else { localhost.parse().unwrap() };
+            let client = if scene.by.is_nat() { own } else { localhost.parse().unwrap() };
             assert_eq!(socket.peer_addr().unwrap(), at(resolver));
             ask(&scene, &socket, 9, client);
         }
@@ -153,7 +152,7 @@ fn a_socket_bound_to_a_port_alone_is_answered() {
 /// A `sockaddr_in` on an `AF_INET6` socket runs the hooks of IPv4.
 #[test]
 fn an_ipv6_socket_connected_with_an_ipv4_address_is_captured() {
-    for scene in both() {
+    for scene in all() {
         let socket = udp(scene.pod().app(), mapped(CLUSTER_DNS));
         socket.connect(at(CLUSTER_DNS)).unwrap();
         assert_eq!(socket.peer_addr().unwrap(), at(mapped(CLUSTER_DNS)));

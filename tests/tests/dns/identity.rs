@@ -8,7 +8,7 @@ use veer_tests::mesh::{Mesh, PATIENCE, proxy_listeners};
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6};
 use veer_tests::socket_maker::Maker;
 
-use super::{By, Scene, at, both, hear, tcp, udp};
+use super::{ALL, EBPF, NFTABLES, Scene, all, at, hear, tcp, udp};
 
 /// Who answers a question by UDP, asked with and without connect().
 fn answerers(maker: &Maker, resolver: IpAddr) -> [String; 2] {
@@ -32,7 +32,7 @@ fn answerer(maker: &Maker, resolver: IpAddr) -> String {
 
 #[test]
 fn the_proxys_own_dns_goes_to_the_resolver_by_either_of_its_ids() {
-    for scene in both() {
+    for scene in all() {
         let pod = scene.pod();
         let by_gid = pod.maker(Identity::new(1000, 1337)).unwrap();
         let by_uid = pod.maker(Identity::new(1337, 1000)).unwrap();
@@ -51,7 +51,7 @@ fn the_proxys_own_dns_goes_to_the_resolver_by_either_of_its_ids() {
 
 #[test]
 fn the_proxy_asks_a_resolver_in_its_own_pod_without_detour() {
-    for scene in both() {
+    for scene in all() {
         let pod = scene.pod();
         let own = [Ipv4Addr::LOCALHOST.into(), IpAddr::from(pod.v4()), pod.v6().into()];
         let resolver = Responder::at("local", pod.root(), &own).unwrap();
@@ -68,17 +68,18 @@ fn the_proxy_asks_a_resolver_in_its_own_pod_without_detour() {
 /// istio-init sends this one to the app's inbound port, by an exception that it has for the uid alone.
 #[test]
 fn the_proxys_group_asks_a_resolver_in_its_own_pod_without_detour() {
-    let scene = Scene::new(By::Veer);
-    let pod = scene.pod();
-    let by_gid = pod.maker(Identity::new(1000, 1337)).unwrap();
-    let _resolver = Responder::at("local", pod.root(), &[pod.v4().into()]).unwrap();
-    assert_eq!(answerers(&by_gid, pod.v4().into()), ["local"; 2]);
-    assert_eq!(answerer(&by_gid, pod.v4().into()), "local");
+    for scene in [EBPF, NFTABLES].map(Scene::new) {
+        let pod = scene.pod();
+        let by_gid = pod.maker(Identity::new(1000, 1337)).unwrap();
+        let _resolver = Responder::at("local", pod.root(), &[pod.v4().into()]).unwrap();
+        assert_eq!(answerers(&by_gid, pod.v4().into()), ["local"; 2], "{:?}", scene.by);
+        assert_eq!(answerer(&by_gid, pod.v4().into()), "local", "{:?}", scene.by);
+    }
 }
 
 #[test]
 fn an_excluded_port_53_is_not_captured() {
-    for by in [By::Istio, By::Veer] {
+    for by in ALL {
         let scene = Scene::with(by, |pod| pod.with_traffic("excludeOutboundPorts", "53"), &["-o", "53"]);
         for resolver in [IpAddr::from(REMOTE_V4), REMOTE_V6.into()] {
             assert_eq!(answerers(scene.pod().app(), resolver), ["world"; 2], "{by:?}");
@@ -90,7 +91,7 @@ fn an_excluded_port_53_is_not_captured() {
 #[test]
 fn no_range_keeps_dns_from_being_captured() {
     let excluded = "0.0.0.0/0,::/0";
-    for by in [By::Istio, By::Veer] {
+    for by in ALL {
         let scene =
             Scene::with(by, |pod| pod.with_traffic("excludeOutboundIPRanges", excluded), &["-x", excluded]);
         for resolver in [IpAddr::from(REMOTE_V4), REMOTE_V6.into()] {
@@ -102,10 +103,12 @@ fn no_range_keeps_dns_from_being_captured() {
 
 #[test]
 fn without_dual_stack_the_dns_of_ipv6_is_not_captured() {
-    let scene = Scene::with(By::Veer, |pod| pod.with_proxy_env("ISTIO_DUAL_STACK", "false"), &[]);
-    assert_eq!(answerers(scene.pod().app(), REMOTE_V4.into()), ["proxy"; 2]);
-    assert_eq!(answerers(scene.pod().app(), REMOTE_V6.into()), ["world"; 2]);
-    assert_eq!(answerer(scene.pod().app(), REMOTE_V6.into()), "world");
+    for by in [EBPF, NFTABLES] {
+        let scene = Scene::with(by, |pod| pod.with_proxy_env("ISTIO_DUAL_STACK", "false"), &[]);
+        assert_eq!(answerers(scene.pod().app(), REMOTE_V4.into()), ["proxy"; 2], "{by:?}");
+        assert_eq!(answerers(scene.pod().app(), REMOTE_V6.into()), ["world"; 2], "{by:?}");
+        assert_eq!(answerer(scene.pod().app(), REMOTE_V6.into()), "world", "{by:?}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod unconnected;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use socket2::{Domain, Protocol, SockRef, Type};
+use veer_tests::backend::Backend;
 use veer_tests::dns::{self, DNS, Responder};
 use veer_tests::istio_init;
 use veer_tests::manifest::Manifest;
@@ -31,8 +32,18 @@ const CLUSTER_DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10
 /// What redirects.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum By {
-    Veer,
+    Veer(Backend),
     Istio,
+}
+
+const EBPF: By = By::Veer(Backend::Ebpf);
+const NFTABLES: By = By::Veer(Backend::Nftables);
+
+impl By {
+    /// Whether it is done by NAT: what differs then from eBPF is the same for both that do it.
+    fn is_nat(self) -> bool {
+        self != EBPF
+    }
 }
 
 /// A pod that captures DNS, the DNS of its proxy, and a resolver in the world.
@@ -52,8 +63,9 @@ impl Scene {
     /// With what an annotation says to veer, and an argument to istio-init.
     fn with(by: By, change: impl FnOnce(Manifest) -> Manifest, arguments: &[&str]) -> Self {
         let mesh = match by {
-            By::Veer => {
-                Mesh::with(|pod| change(pod.with_proxy_env("ISTIO_META_DNS_CAPTURE", "true"))).unwrap()
+            By::Veer(backend) => {
+                let capturing = |pod: Manifest| pod.with_proxy_env("ISTIO_META_DNS_CAPTURE", "true");
+                Mesh::on_with(backend, |pod| change(capturing(pod))).unwrap()
             }
             By::Istio => {
                 let mesh = Mesh::not_enrolled().unwrap();
@@ -102,9 +114,12 @@ impl Scene {
     }
 }
 
-/// The same under istio-init's rules, which say what is right, and under veer.
-fn both() -> [Scene; 2] {
-    [By::Istio, By::Veer].map(Scene::new)
+/// Istio-init's rules, which say what is right, and each backend of veer.
+const ALL: [By; 3] = [By::Istio, EBPF, NFTABLES];
+
+/// The same scene under each.
+fn all() -> [Scene; 3] {
+    ALL.map(Scene::new)
 }
 
 /// A UDP socket for the family that an address is written in; replies are waited for with patience.

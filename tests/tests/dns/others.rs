@@ -8,7 +8,7 @@ use veer_tests::dns::{PROXY_DNS, question};
 use veer_tests::mesh::{Mesh, PATIENCE};
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6};
 
-use super::{By, CLUSTER_DNS, at, both, by_proxy, hear, mapped, udp};
+use super::{CLUSTER_DNS, EBPF, NFTABLES, Scene, all, at, by_proxy, hear, mapped, udp};
 
 /// Sends from the pod to a server of the world and back; what each end sees.
 fn exchange(server: &UdpSocket, client: &UdpSocket, connected: bool) -> (SocketAddr, SocketAddr) {
@@ -30,7 +30,7 @@ fn exchange(server: &UdpSocket, client: &UdpSocket, connected: bool) -> (SocketA
 
 #[test]
 fn other_udp_of_a_pod_that_captures_dns_is_untouched() {
-    for scene in both() {
+    for scene in all() {
         for remote in [IpAddr::from(REMOTE_V4), REMOTE_V6.into()] {
             // 443 is QUIC; the proxy's DNS port is nothing special elsewhere.
             for port in [443, PROXY_DNS, 5353] {
@@ -56,7 +56,7 @@ fn other_udp_of_a_pod_that_captures_dns_is_untouched() {
 
 #[test]
 fn who_asks_the_proxys_dns_itself_sees_that() {
-    for scene in both() {
+    for scene in all() {
         let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, PROXY_DNS));
         let socket = udp(scene.pod().app(), proxy.ip());
         socket.send_to(&question(1), proxy).unwrap();
@@ -75,7 +75,7 @@ fn who_asks_the_proxys_dns_itself_sees_that() {
     }
 }
 
-/// Under iptables it waits in vain: the refusal is of another conntrack zone than the question.
+/// Under iptables, and by nftables, it waits in vain: the refusal is of another conntrack zone than the question.
 #[test]
 fn without_the_proxys_dns_a_connected_socket_is_refused() {
     let mesh = Mesh::with(|pod| pod.with_proxy_env("ISTIO_META_DNS_CAPTURE", "true")).unwrap();
@@ -90,7 +90,10 @@ fn without_the_proxys_dns_a_connected_socket_is_refused() {
 
 #[test]
 fn two_pods_that_ask_at_once_hear_their_own_proxy() {
-    let scene = super::Scene::new(By::Veer);
+    [EBPF, NFTABLES].map(Scene::new).iter().for_each(two_pods);
+}
+
+fn two_pods(scene: &Scene) {
     let other = veer_tests::pod::TestPod::new(&scene.mesh.world, &scene.mesh.cgroup, "other").unwrap();
     let capturing = veer_tests::mesh::dual_stack(&other).with_proxy_env("ISTIO_META_DNS_CAPTURE", "true");
     scene.mesh.agent.enrol_as(&other, &capturing).unwrap();

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use veer_tests::dns::question;
 
-use super::{By, CLUSTER_DNS_V6, Scene, at, both, bound, hear, in_all_forms, udp};
+use super::{CLUSTER_DNS_V6, EBPF, Scene, all, at, bound, hear, in_all_forms, udp};
 
 /// All are asked before any reply is read. Gives back who answered which, in the order of the questions.
 fn ask_all(socket: &UdpSocket, resolvers: &[IpAddr]) -> Vec<SocketAddr> {
@@ -22,7 +22,7 @@ fn resolvers(count: u8) -> Vec<IpAddr> {
 
 #[test]
 fn replies_of_up_to_four_resolvers_are_told_apart() {
-    for scene in both() {
+    for scene in all() {
         for count in 2..=4 {
             let socket = udp(scene.pod().app(), resolvers(1)[0]);
             for turn in 0..3 {
@@ -44,7 +44,7 @@ fn mapped_resolvers(count: u8) -> Vec<IpAddr> {
 
 #[test]
 fn resolvers_of_two_families_on_one_socket_are_told_apart() {
-    for scene in both() {
+    for scene in all() {
         let mut asked = mapped_resolvers(2);
         asked.push(CLUSTER_DNS_V6.into());
         let expected: Vec<_> = asked.iter().map(|ip| at(*ip)).collect();
@@ -54,7 +54,7 @@ fn resolvers_of_two_families_on_one_socket_are_told_apart() {
 
 #[test]
 fn a_resolver_on_loopback_and_one_elsewhere_are_told_apart() {
-    for scene in both() {
+    for scene in all() {
         for asked in [["127.0.0.53", "10.96.0.10"], ["10.96.0.10", "127.0.0.53"], ["127.0.0.1", "127.0.0.53"]]
         {
             let asked = asked.map(|ip| ip.parse().unwrap());
@@ -64,11 +64,11 @@ fn a_resolver_on_loopback_and_one_elsewhere_are_told_apart() {
     }
 }
 
-/// The limits: what is bound to an address has no source to tell by, and IPv6 has no 127/8. The reply is
+/// The limits of eBPF, which NAT does not have: what is bound to an address has no source to tell by, and IPv6 has no 127/8. The reply is
 /// there, and seems to come from whom was asked last.
 #[test]
 fn where_they_cannot_be_told_apart_the_last_one_asked_is_shown() {
-    let scene = Scene::new(By::Veer);
+    let scene = Scene::new(EBPF);
     let pod = scene.pod();
     let asked = resolvers(2);
     let socket = bound(pod.app(), (pod.v4(), 5353));

@@ -7,11 +7,11 @@ use veer_tests::dns::question;
 use veer_tests::monitor::Monitor;
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6};
 
-use super::{By, CLUSTER_DNS, Scene, at, hear, tcp, udp};
+use super::{CLUSTER_DNS, EBPF, NFTABLES, Scene, at, hear, tcp, udp};
 
 #[test]
 fn each_question_is_counted_and_shown_and_its_line_is_explained() {
-    let scene = Scene::new(By::Veer);
+    let scene = Scene::new(EBPF);
     let pod = scene.pod();
     let monitor = Monitor::start(&scene.mesh.agent, &["--json"]).unwrap();
     let connected = udp(pod.app(), CLUSTER_DNS.into());
@@ -53,7 +53,10 @@ fn each_question_is_counted_and_shown_and_its_line_is_explained() {
 
 #[test]
 fn a_question_that_might_be_asked_is_explained() {
-    let scene = Scene::new(By::Veer);
+    [EBPF, NFTABLES].map(Scene::new).iter().for_each(questions_are_explained);
+}
+
+fn questions_are_explained(scene: &Scene) {
     let explain = |arguments: &[&str]| {
         let output =
             scene.mesh.agent.command(&[&["explain", "test/pod"], arguments].concat()).output().unwrap();
@@ -88,7 +91,7 @@ looked at before, none of which matched:
 
 #[test]
 fn the_kernel_and_the_explanation_agree_on_all_questions() {
-    let scene = Scene::new(By::Veer);
+    let scene = Scene::new(EBPF);
     let pod = scene.pod();
     let monitor = Monitor::start(&scene.mesh.agent, &["--json"]).unwrap();
     let mut sent = 0;

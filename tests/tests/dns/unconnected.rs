@@ -10,11 +10,11 @@ use nix::sys::socket::{
 use veer_tests::dns::{question, told};
 use veer_tests::mesh::dual_stack;
 
-use super::{By, CLUSTER_DNS, CLUSTER_DNS_V6, at, both, bound, by_proxy, hear, in_all_forms, mapped, udp};
+use super::{By, CLUSTER_DNS, CLUSTER_DNS_V6, all, at, bound, by_proxy, hear, in_all_forms, mapped, udp};
 
 #[test]
 fn a_reply_comes_from_the_resolver_that_was_asked() {
-    for scene in both() {
+    for scene in all() {
         for resolver in in_all_forms(scene.resolvers()) {
             for maker in [scene.pod().app(), scene.pod().root()] {
                 let socket = udp(maker, resolver);
@@ -32,7 +32,7 @@ fn a_reply_comes_from_the_resolver_that_was_asked() {
 
 #[test]
 fn a_bound_socket_keeps_its_address_and_port() {
-    for scene in both() {
+    for scene in all() {
         let pod = scene.pod();
         for (source, resolver) in [
             ("0.0.0.0".parse().unwrap(), IpAddr::from(CLUSTER_DNS)),
@@ -57,7 +57,7 @@ fn a_bound_socket_keeps_its_address_and_port() {
 
 #[test]
 fn many_messages_at_once_are_told_apart() {
-    for scene in both() {
+    for scene in all() {
         for resolver in [IpAddr::from(CLUSTER_DNS), mapped(CLUSTER_DNS), CLUSTER_DNS_V6.into()] {
             let socket = udp(scene.pod().app(), resolver);
             let questions = [question(0), question(1)];
@@ -95,11 +95,11 @@ fn many_messages_at_once_are_told_apart() {
 /// To an address of its own a host sends from that address.
 #[test]
 fn a_resolver_at_another_address_of_the_pods_is_asked_from_there() {
-    for scene in both() {
+    for scene in all() {
         let pod = scene.pod();
         veer_tests::veth::ip(pod.netns(), ["address add 192.168.9.5/24 dev eth0"]).unwrap();
         veer_tests::veth::ip(pod.netns(), ["address add fd77::200/64 dev eth0 nodad"]).unwrap();
-        if scene.by == By::Veer {
+        if scene.by != By::Istio {
             scene
                 .mesh
                 .agent
@@ -122,7 +122,7 @@ fn a_resolver_at_another_address_of_the_pods_is_asked_from_there() {
 /// `IP_PKTINFO`: what answers from several addresses asks from one of them.
 #[test]
 fn a_source_that_the_sender_names_is_kept() {
-    for scene in both() {
+    for scene in all() {
         let pod = scene.pod();
         veer_tests::veth::ip(pod.netns(), ["address add 10.77.0.200/24 dev eth0"]).unwrap();
         let second = Ipv4Addr::new(10, 77, 0, 200);

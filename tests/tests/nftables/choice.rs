@@ -12,7 +12,7 @@ use veer_tests::launch::{Launch, veer_binary};
 use veer_tests::mesh::{Mesh, dual_stack};
 use veer_tests::scratch;
 
-use super::{CAPTURED, DIRECT, ends, listeners, view};
+use super::{CAPTURED, DIRECT, ends, listeners, listeners_of_two, view};
 
 fn text(mut command: Command) -> (i32, String) {
     let output = command.output().unwrap();
@@ -127,8 +127,8 @@ fn a_pod_stays_with_the_backend_that_has_enrolled_it() {
     assert_eq!(backends, ["nftables", "ebpf"]);
     // A second ADD, as when an interface is added, changes nothing of that.
     mesh.agent.enrol_as(&mesh.pod, &dual_stack(&mesh.pod)).unwrap();
+    let listeners = listeners_of_two(&mesh, &young);
     for pod in [&mesh.pod, &young] {
-        let listeners = listeners(&mesh, pod);
         assert_eq!(ends(&mesh, pod, &listeners), CAPTURED, "{}", pod.name());
         mesh.agent.unenrol(pod).unwrap();
         assert_eq!(ends(&mesh, pod, &listeners), DIRECT, "{}", pod.name());
@@ -145,5 +145,6 @@ fn with_pods_of_ebpf_on_the_node_auto_does_not_change_over_in_silence() {
     mesh.agent.use_launch(Launch::new().before_bpf_gate(&gate));
     let refused = format!("{:#}", mesh.agent.start_again().unwrap_err());
     assert!(refused.contains("Operation not permitted"), "{refused}");
+    assert!(refused.contains("so nftables does not take its place"), "{refused}");
     assert_eq!(ends(&mesh, &mesh.pod, &listeners), CAPTURED, "the pod does not notice");
 }

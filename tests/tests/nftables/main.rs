@@ -29,6 +29,14 @@ fn listeners(mesh: &Mesh, pod: &TestPod) -> Listeners {
     listeners
 }
 
+/// The same, and those of another pod.
+fn listeners_of_two(mesh: &Mesh, other: &TestPod) -> Listeners {
+    let mut listeners = listeners(mesh, &mesh.pod);
+    listeners.extend(proxy_listeners(other).unwrap());
+    listeners.add("app", other.app(), (Ipv4Addr::UNSPECIFIED, APP)).unwrap();
+    listeners
+}
+
 /// Where connections of the pod and to the pod end.
 fn ends(mesh: &Mesh, pod: &TestPod, listeners: &Listeners) -> (&'static str, &'static str) {
     let (outbound, ..) = dial(pod.app(), REMOTE, listeners).unwrap();

@@ -8,7 +8,7 @@ use veer_tests::backend::Backend;
 use veer_tests::mesh::Mesh;
 use veer_tests::pod::TestPod;
 
-use super::{CAPTURED, DIRECT, dump, ends, listeners, said, view, with_everything};
+use super::{CAPTURED, DIRECT, dump, ends, listeners, listeners_of_two, said, view, with_everything};
 
 fn records(mesh: &Mesh) -> PathBuf {
     mesh.agent.run_dir().join("nftables")
@@ -83,8 +83,8 @@ fn a_record_that_is_lost_or_broken_does_not_let_the_pods_traffic_through() {
     fs::write(records(&mesh).join(".7.draft"), "what a crash leaves").unwrap();
     mesh.agent.start_again().unwrap();
     assert!(mesh.agent.log().contains("decode "), "{}", mesh.agent.log());
+    let listeners = &listeners_of_two(&mesh, &other);
     for pod in [&mesh.pod, &other] {
-        let listeners = &listeners(&mesh, pod);
         assert_eq!(ends(&mesh, pod, listeners), CAPTURED);
         // The next ADD makes it whole again, as if nothing had been.
         mesh.agent.enrol_as(pod, &veer_tests::mesh::dual_stack(pod)).unwrap();

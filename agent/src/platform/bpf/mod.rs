@@ -87,7 +87,7 @@ pub enum BpfError {
         source: io::Error,
     },
     /// A map operation failed.
-    #[error("{attempt} map {map}: {source}")]
+    #[error("{attempt} map {map}: {}", chain(source))]
     Map {
         /// What was tried.
         attempt: &'static str,
