@@ -17,6 +17,7 @@ use crate::cni::answer::Answerer;
 use crate::cni::server;
 use crate::config::{AgentConfig, HealConfig, Place};
 use crate::control::{AgentStatus, Control};
+use crate::enrol::versions::OtherVersions;
 use crate::enrol::{EnrolError, Node, NodeHandle, follow};
 use crate::lock::{self, LockError};
 use crate::lookup::Lookup;
@@ -115,7 +116,8 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     });
     let netns = NetnsThread::start()?;
     let netns_thread = netns.clone();
-    let node = Node::take_over(choice::backends(loaded, &config.place, &netns)?, netns)?;
+    let others = OtherVersions::below(&config.place.bpffs);
+    let node = Node::take_over(choice::backends(loaded, &config.place, &netns)?, netns, others)?;
     let enrolled = node.registry().len();
     release_memory();
 

@@ -201,6 +201,7 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
         "faults",
         "handingOver",
         "listening",
+        "otherVersions",
         "pins",
         "programs",
         "sharedCgroups",

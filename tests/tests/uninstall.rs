@@ -339,6 +339,25 @@ fn a_proxy_that_does_not_accept_does_not_hold_it_up() {
 }
 
 #[test]
+fn what_other_abi_versions_have_pinned_goes_too() {
+    let mut mesh = Mesh::new().unwrap();
+    let listeners = listeners(&mesh);
+    mesh.agent.stop().unwrap();
+    let pins = |version| mesh.agent.bpffs().join(format!("v{version}"));
+    fs::rename(pins(ABI_VERSION), pins(ABI_VERSION + 1)).unwrap();
+    mesh.agent.start_again().unwrap();
+    let another = mesh.another_pod("another").unwrap();
+    mesh.agent.stop().unwrap();
+
+    let report = uninstall(&mesh.agent, &[]);
+
+    assert_eq!((names(&report, "policies").len(), names(&report, "netns-link").len()), (2, 2));
+    assert_eq!(ends(&mesh, &listeners), DIRECT);
+    assert_nothing_is_left(&mesh.agent);
+    drop(another);
+}
+
+#[test]
 fn files_of_others_stay_and_so_do_their_directories() {
     let mut mesh = Mesh::new().unwrap();
     mesh.agent.stop().unwrap();

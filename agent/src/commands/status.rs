@@ -9,6 +9,7 @@ use super::view::{self, PodView, ProgramView};
 use super::{Failure, ask, broken_off, enrolments, place, print_json};
 use crate::cli::ReadFlags;
 use crate::control::{AgentStatus, Question};
+use crate::enrol::versions::{OtherVersion, OtherVersions};
 use crate::platform::bpf::load::build_text;
 use crate::platform::bpf::maps::Maps;
 use crate::reconcile::Unrepaired;
@@ -22,6 +23,8 @@ struct NodeStatus {
     /// The build whose programs are attached; absent while another one replaces them, or that was interrupted.
     build: Option<String>,
     programs: Vec<ProgramView>,
+    /// Other ABI versions whose programs redirect pods.
+    other_versions: Vec<OtherVersion>,
     enrolled: usize,
     listening: usize,
     handing_over: usize,
@@ -50,6 +53,7 @@ pub fn run(flags: &ReadFlags) -> Result<(), Failure> {
         pins: maps.map(|_maps| enrolments.pins.root().display().to_string()),
         build: maps.and_then(|maps| maps.build().ok()).filter(|build| *build != 0).map(build_text),
         programs: maps.map(|_maps| view::programs(&enrolments.pins)).unwrap_or_default(),
+        other_versions: OtherVersions::below(&place.bpffs).alive()?,
         enrolled: pods.len(),
         listening: pods.iter().filter(|pod| listens(pod)).count(),
         handing_over: maps.map_or(0, Maps::hand_offs),
@@ -129,6 +133,7 @@ fn render(status: &NodeStatus) -> String {
         "pods       {} enrolled, {} with a listening proxy",
         status.enrolled, status.listening
     ));
+    lines.extend(status.other_versions.iter().map(|version| format!("warning    {version}")));
     if status.shared_cgroups > 0 {
         lines.push(format!(
             "warning    in {} pods the proxy's cgroup is the one that veer is attached to, and holds other containers, \

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,6 +18,7 @@ use super::ebpf::DEFAULT_PORTS;
 use super::error::EnrolError;
 use super::registry::{Enrolled, Registry, main_attachment};
 use super::steps;
+use super::versions::OtherVersions;
 use crate::capture::{InterfaceAddress, MapEntries};
 use crate::model::{BackendName, Capture, Origins};
 use crate::platform::netlink::changes::NetnsNumber;
@@ -78,6 +79,8 @@ pub struct Node {
     pub(super) registry: Registry,
     /// Who is reported by which number.
     pub(super) numbers: HashMap<NetnsNumber, NetnsCookie>,
+    /// Who is redirected by programs that are none of this release's.
+    others: OtherVersions,
 }
 
 /// What is read inside of a pod's netns, in one visit.
@@ -92,8 +95,17 @@ impl Node {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn take_over(backends: Backends, netns: NetnsThread) -> Result<Self, EnrolError> {
-        let mut node = Self { backends, netns, registry: Registry::default(), numbers: HashMap::new() };
+    pub fn take_over(
+        backends: Backends,
+        netns: NetnsThread,
+        others: OtherVersions,
+    ) -> Result<Self, EnrolError> {
+        let (registry, numbers) = (Registry::default(), HashMap::new());
+        let mut node = Self { backends, netns, registry, numbers, others };
+        node.tend_other_versions();
+        for version in node.others.alive()? {
+            tracing::warn!("{version}");
+        }
         let mut recalled = Vec::new();
         for backend in node.backends.all() {
             recalled.extend(backend.recall()?);
@@ -119,6 +131,21 @@ impl Node {
             self.forget(cookie);
         }
         Ok(())
+    }
+
+    /// Removes what other ABI versions have pinned for no pod any more.
+    pub fn tend_other_versions(&self) {
+        self.others.remove_dead();
+    }
+
+    /// The ABI version whose programs, none of this release's, redirect a netns.
+    ///
+    /// # Errors
+    /// If that cannot be told.
+    pub fn other_version_of(&self, netns: BorrowedFd<'_>) -> Result<Option<u32>, EnrolError> {
+        let id = NetnsId::of(netns)
+            .map_err(|source| EnrolError::Inspect { attempt: "read the inode number", source })?;
+        Ok(self.others.of_netns(id.inode)?)
     }
 
     /// Starts the thread.
@@ -165,6 +192,11 @@ impl Node {
     /// Whatever stands in the way; then nothing of it is left.
     pub fn add(&mut self, enrolling: &Enrolling) -> Result<(), EnrolError> {
         let id = self.netns.identify(enrolling.netns.as_fd())?;
+        if let Some(abi) = self.others.of_netns(id.inode)? {
+            let (namespace, name) = (&enrolling.pod.namespace, &enrolling.pod.name);
+            tracing::info!(pod = %format!("{namespace}/{name}"), abi, "left to the programs of the ABI version it has");
+            return Ok(());
+        }
         // Before the addresses are read, so that no change is missed in between.
         let number = netlink::changes::number_of(enrolling.netns.as_fd());
         let inspection = self.inspect(&enrolling.netns, id)?;
@@ -238,10 +270,16 @@ impl Node {
     /// # Errors
     /// `NotEnrolled` with what is missing.
     pub fn check(&self, attachment: &Attachment) -> Result<(), EnrolError> {
-        let pod = self.registry.of_container(&attachment.container_id).ok_or_else(|| {
-            EnrolError::NotEnrolled(format!("container {} is not enrolled", attachment.container_id))
-        })?;
-        self.backends.get(pod.backend).check(pod)
+        if let Some(pod) = self.registry.of_container(&attachment.container_id) {
+            return self.backends.get(pod.backend).check(pod);
+        }
+        let netns = steps::open_file(&attachment.netns);
+        match netns.map(|netns| self.other_version_of(netns.as_fd())).transpose()?.flatten() {
+            Some(_abi) => Ok(()),
+            None => {
+                Err(EnrolError::NotEnrolled(format!("container {} is not enrolled", attachment.container_id)))
+            }
+        }
     }
 
     fn forget(&mut self, cookie: NetnsCookie) {

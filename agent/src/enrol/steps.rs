@@ -180,9 +180,13 @@ fn inside(netns: &NetnsThread, of: BorrowedFd<'_>, change: fn() -> io::Result<()
 
 /// The pod's netns, if it is still where the runtime had it.
 pub fn open_netns(pod: &Enrolled) -> Option<File> {
-    // Whatever is there now must not be able to hold us up, as a FIFO would.
-    let netns = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&pod.netns_path).ok()?;
+    let netns = open_file(&pod.netns_path)?;
     NetnsId::of(netns.as_fd()).is_ok_and(|id| id == pod.netns).then_some(netns)
+}
+
+/// What is at a path that a runtime has named, which must not be able to hold us up, as a FIFO would.
+pub(super) fn open_file(path: &str) -> Option<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()
 }
 
 /// The ports whose listeners are registered, that of DNS only where it is captured.

@@ -59,6 +59,8 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
     }
 
     async fn pass(&self, backoff: &mut Backoff) {
+        // If the node's thread has ended, so does all else.
+        drop(self.answerer.node.run(|node| node.tend_other_versions()).await);
         let missing = self.missing().await;
         let mut problems = Vec::new();
         if !missing.is_empty()

@@ -77,6 +77,9 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
         };
         // It ended while it was looked for.
         let Some(netns) = runtime::open(&located) else { return Ok(()) };
+        if self.is_of_another_version(&netns).await? {
+            return Ok(());
+        }
         self.is_untouched(&netns).await?;
         let is_gone = || runtime::open(&located).is_none();
         match self.answerer.add(located.attachment.clone(), Some(netns), is_gone).await {
@@ -87,6 +90,14 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
             Reply::Passed { .. } => Ok(()),
             Reply::Failed { msg, .. } => Err(msg),
         }
+    }
+
+    /// Whether programs of another ABI version redirect it, which it is left to.
+    async fn is_of_another_version(&self, netns: &OwnedFd) -> Result<bool, String> {
+        let netns = netns.try_clone().map_err(|error| error.to_string())?;
+        let version = self.answerer.node.run(move |node| node.other_version_of(netns.as_fd())).await;
+        let version = version.and_then(|version| version).map_err(|error| error.to_string())?;
+        Ok(version.is_some())
     }
 
     /// Two redirections in one netns would send each other's connections in circles.

@@ -5,8 +5,9 @@
 //! PODS with an entry for each enrolled pod; a map `HAND_OFFS` with one for each connection on its way; and pins in
 //! `netns` that are links to namespaces. Nothing else of another version is read.
 //!
-//! Owns: that common part. Never does: decide what is to go. Called by: `uninstall`.
+//! Owns: that common part. Never does: decide what is to go. Called by: `uninstall` and `enrol`.
 
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,44 @@ impl Generation {
         let mut all: Vec<_> = list(bpffs)?.into_iter().filter_map(version).collect();
         all.sort_unstable_by_key(|generation| generation.abi);
         Ok(all)
+    }
+
+    /// Inode numbers of the namespaces that its links still hang on: its pods that are alive.
+    ///
+    /// # Errors
+    /// As the file system and the kernel say; one that cannot be looked at must not be taken for dead.
+    pub fn living(&self) -> Result<Vec<u64>, BpfError> {
+        let mut inodes = Vec::new();
+        for path in self.netns_links()? {
+            let failed = |source| BpfError::Pin { attempt: "ask", path: path.clone(), source };
+            match sys::get(&path).and_then(|link| sys::link_target(link.as_fd())) {
+                Ok(target) => inodes.extend((target.object != 0).then_some(target.object)),
+                // It has gone since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(inodes)
+    }
+
+    /// Removes all of it, links first, maps last. For one without a pod that is alive.
+    ///
+    /// # Errors
+    /// The first failure, after all was tried.
+    pub fn remove(&self) -> Result<(), BpfError> {
+        let mut outcome = Ok(());
+        for link in self.cgroup_links()?.iter().chain(&self.netns_links()?) {
+            outcome = outcome.and(detach(link));
+        }
+        for pin in self.programs()?.iter().chain(&self.maps()?) {
+            outcome = outcome.and(unpin(pin));
+        }
+        for directory in self.directories() {
+            let removed = fs::remove_dir(&directory);
+            let failed = |source| BpfError::Pin { attempt: "remove", path: directory.clone(), source };
+            outcome = outcome.and(removed.map_err(failed));
+        }
+        outcome
     }
 
     /// Links to cgroups, and what an agent that was killed has left halfway.
