@@ -1,9 +1,10 @@
 //! Pods from a directory of manifests, as a kubelet's static pods are.
 //!
 //! Every `*.json`, `*.yaml` and `*.yml` is one pod; hidden files are not looked at, so the `..data` of a
-//! mounted `ConfigMap` works. Each lookup lists the directory and reads only files that have changed: the
-//! directory may change while the agent runs. Write a file aside and rename it: half of a manifest can
-//! be a valid manifest.
+//! mounted `ConfigMap` works. The directory may change while the agent runs: a lookup looks at the pod's own file
+//! and at the directory's time stamp, lists the directory if either is new or young, and reads only files that
+//! have changed. Write a file aside and rename it: half of a manifest can be a valid manifest, and a file that is
+//! written to in place is looked at again only when its own pod is asked for, or one that is in no file.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -26,15 +27,26 @@ use crate::model::manifest::MAX_MANIFEST_BYTES;
 #[derive(Clone, Debug)]
 pub struct Directory {
     path: Arc<Path>,
-    files: Arc<Mutex<Files>>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// What is known of the directory.
+#[derive(Debug, Default)]
+struct Known {
+    files: Files,
+    /// The files that each pod is in, by the pod's full name: one, as it should be.
+    of_pods: BTreeMap<String, Vec<OsString>>,
+    /// The directory's own stamp at the last listing; `None` if it was so young that it may have changed again
+    /// without a change of its stamp.
+    directory: Option<Stamp>,
 }
 
 /// What is known of the directory's files, by name.
-type Files = BTreeMap<OsString, Known>;
+type Files = BTreeMap<OsString, KnownFile>;
 
 /// A file as it was when it was read.
 #[derive(Debug)]
-struct Known {
+struct KnownFile {
     stamp: Stamp,
     /// It was so young that it may have changed again without a change of its stamp.
     racy: bool,
@@ -61,7 +73,7 @@ impl Directory {
         if let Err(source) = fs::read_dir(&path) {
             return Err(SourceError::Directory { path, source });
         }
-        Ok(Self { path: path.into(), files: Arc::default() })
+        Ok(Self { path: path.into(), known: Arc::default() })
     }
 }
 
@@ -72,33 +84,100 @@ impl PodSource for Directory {
 
     async fn pod(&self, reference: &PodReference) -> Result<Option<Pod>, SourceError> {
         let reference = reference.clone();
-        self.look(move |path, files| find(path, files, &reference)).await
+        self.look(move |path, known| known.pod(path, &reference)).await
     }
 
     async fn pods(&self) -> Result<Vec<Pod>, SourceError> {
-        self.look(|_path, files| Ok(unambiguous(files))).await
+        self.look(|path, known| {
+            known.list(path)?;
+            Ok(unambiguous(&known.files))
+        })
+        .await
     }
 }
 
 impl Directory {
-    /// Looks at the directory as it is now.
+    /// Looks at the directory on a thread that may wait for it.
     async fn look<T: Send + 'static>(
         &self,
-        at: impl FnOnce(&Path, &Files) -> Result<T, SourceError> + Send + 'static,
+        at: impl FnOnce(&Path, &mut Known) -> Result<T, SourceError> + Send + 'static,
     ) -> Result<T, SourceError> {
-        let Self { path, files } = self.clone();
-        let look = move || {
-            let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
-            match refresh(&path, &mut files) {
-                Ok(notices) => {
-                    notices.iter().for_each(log);
-                    at(&path, &files)
-                }
-                Err(source) => Err(SourceError::Directory { path: path.to_path_buf(), source }),
-            }
-        };
+        let Self { path, known } = self.clone();
+        let look = move || at(&path, &mut known.lock().unwrap_or_else(PoisonError::into_inner));
         tokio::task::spawn_blocking(look).await.map_err(SourceError::Interrupted)?
     }
+}
+
+impl Known {
+    /// The pod, out of what is known if that is still so. A node of a thousand pods has a thousand files: to
+    /// ask for the stamps of all of them takes longer than all the rest of an ADD.
+    fn pod(&mut self, path: &Path, reference: &PodReference) -> Result<Option<Pod>, SourceError> {
+        let is_listed = self.directory.is_some() && directory_stamp(path)? == self.directory;
+        let wanted = format!("{}/{}", reference.namespace, reference.name);
+        if !is_listed || !self.is_current(path, &wanted) {
+            self.list(path)?;
+        }
+        self.find(path, wanted, reference)
+    }
+
+    /// Whether one file has the pod, and is as it was when it was read.
+    fn is_current(&self, directory: &Path, wanted: &str) -> bool {
+        let Some([name]) = self.of_pods.get(wanted).map(Vec::as_slice) else { return false };
+        let now = fs::metadata(directory.join(name));
+        let is_as_it_was = |known: &KnownFile| now.is_ok_and(|now| Stamp::of(&now) == known.stamp);
+        self.files.get(name).is_some_and(|known| !known.racy && is_as_it_was(known))
+    }
+
+    /// The one pod of this name.
+    fn find(
+        &self,
+        directory: &Path,
+        wanted: String,
+        reference: &PodReference,
+    ) -> Result<Option<Pod>, SourceError> {
+        let names = self.of_pods.get(&wanted).map(Vec::as_slice).unwrap_or_default();
+        let mut found = names.iter().filter_map(|name| {
+            let pod = self.files.get(name)?.content.as_ref().ok()?;
+            Some((directory.join(name), pod))
+        });
+        match (found.next(), found.next()) {
+            (Some((path, pod)), None) => same_uid(wanted, path, pod, reference).map(Some),
+            (Some((first, _)), Some((second, _))) => {
+                Err(SourceError::Ambiguous { pod: wanted, first, second })
+            }
+            (None, _) => {
+                let unreadable = unreadable(directory, &self.files);
+                if unreadable.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(SourceError::Unreadable { pod: wanted, unreadable })
+                }
+            }
+        }
+    }
+
+    /// Brings what is known up to date.
+    fn list(&mut self, path: &Path) -> Result<(), SourceError> {
+        // Taken before the listing: what changes meanwhile is newer.
+        self.directory = directory_stamp(path)?;
+        let notices = refresh(path, &mut self.files)
+            .map_err(|source| SourceError::Directory { path: path.to_path_buf(), source })?;
+        notices.iter().for_each(log);
+        self.of_pods.clear();
+        for (name, known) in &self.files {
+            if let Ok(pod) = &known.content {
+                self.of_pods.entry(pod.full_name()).or_default().push(name.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The directory's stamp, unless it is too young to be believed.
+fn directory_stamp(path: &Path) -> Result<Option<Stamp>, SourceError> {
+    let metadata =
+        fs::metadata(path).map_err(|source| SourceError::Directory { path: path.to_path_buf(), source })?;
+    Ok((!is_young(&metadata)).then(|| Stamp::of(&metadata)))
 }
 
 /// What the log is told of a file.
@@ -157,7 +236,7 @@ fn is_manifest(name: &OsStr) -> bool {
 }
 
 /// What is known of a file, read again only where it may have changed.
-fn look_again(path: &Path, known: Option<Known>) -> (Known, Option<Notice>) {
+fn look_again(path: &Path, known: Option<KnownFile>) -> (KnownFile, Option<Notice>) {
     let stamp = fs::metadata(path).as_ref().map(Stamp::of).unwrap_or_default();
     let known = match known {
         Some(known) if known.stamp == stamp && !known.racy => return (known, None),
@@ -169,7 +248,7 @@ fn look_again(path: &Path, known: Option<Known>) -> (Known, Option<Notice>) {
 }
 
 /// Says once that a file is unreadable, and once that it is not any more.
-fn notice(path: &Path, before: Option<&Known>, now: &Known) -> Option<Notice> {
+fn notice(path: &Path, before: Option<&KnownFile>, now: &KnownFile) -> Option<Notice> {
     let was = before.and_then(|known| known.content.as_ref().err());
     match (&now.content, was) {
         (Err(problem), Some(same)) if problem == same && before.is_some_and(|b| b.stamp == now.stamp) => None,
@@ -180,12 +259,12 @@ fn notice(path: &Path, before: Option<&Known>, now: &Known) -> Option<Notice> {
 }
 
 /// Reads a file. Its stamp is taken from the open file, so that it belongs to what was read.
-fn read(path: &Path) -> Known {
+fn read(path: &Path) -> KnownFile {
     let opened = open(path);
     let stamp = opened.as_ref().map(|(_, metadata)| Stamp::of(metadata)).unwrap_or_default();
     let racy = opened.as_ref().is_ok_and(|(_, metadata)| is_young(metadata));
     let content = opened.and_then(|(file, _)| parse(file));
-    Known { stamp, racy, content: content.map(Arc::new).map_err(|error| error.to_string()) }
+    KnownFile { stamp, racy, content: content.map(Arc::new).map_err(|error| error.to_string()) }
 }
 
 fn open(path: &Path) -> Result<(File, Metadata), FileError> {
@@ -205,27 +284,6 @@ fn is_young(metadata: &Metadata) -> bool {
     // A time in the future is as doubtful.
     let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
     age.is_none_or(|age| age < RACY)
-}
-
-/// The one pod of this name.
-fn find(directory: &Path, files: &Files, reference: &PodReference) -> Result<Option<Pod>, SourceError> {
-    let wanted = format!("{}/{}", reference.namespace, reference.name);
-    let mut found = files.iter().filter_map(|(name, known)| match &known.content {
-        Ok(pod) if pod.full_name() == wanted => Some((directory.join(name), pod)),
-        Ok(_) | Err(_) => None,
-    });
-    match (found.next(), found.next()) {
-        (Some((path, pod)), None) => same_uid(wanted, path, pod, reference).map(Some),
-        (Some((first, _)), Some((second, _))) => Err(SourceError::Ambiguous { pod: wanted, first, second }),
-        (None, _) => {
-            let unreadable = unreadable(directory, files);
-            if unreadable.is_empty() {
-                Ok(None)
-            } else {
-                Err(SourceError::Unreadable { pod: wanted, unreadable })
-            }
-        }
-    }
 }
 
 /// All pods but those whose name several files claim.
@@ -251,7 +309,7 @@ fn same_uid(wanted: String, path: PathBuf, pod: &Pod, reference: &PodReference) 
 }
 
 fn unreadable(directory: &Path, files: &Files) -> Vec<UnreadableManifest> {
-    let of = |(name, known): (&OsString, &Known)| {
+    let of = |(name, known): (&OsString, &KnownFile)| {
         let problem = known.content.as_ref().err()?.clone();
         Some(UnreadableManifest { path: directory.join(name), problem })
     };

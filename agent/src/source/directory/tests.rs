@@ -248,3 +248,20 @@ fn a_broken_file_is_reported_once_for_each_change() {
     assert_eq!(look(), [mended]);
     assert_eq!(look(), []);
 }
+
+#[tokio::test]
+async fn a_settled_directory_is_not_listed_for_a_pod_whose_file_is_as_it_was() {
+    let scene = Scene::new();
+    for (file, pod) in [("a.yaml", "a"), ("b.yaml", "b")] {
+        scene.write(file, &manifest("shop", pod, "1"));
+        scene.age(file);
+    }
+    let long_ago = SystemTime::now() - Duration::from_mins(1);
+    File::open(scene.directory.path()).unwrap().set_modified(long_ago).unwrap();
+    assert_eq!(scene.label("shop", "a").await.unwrap(), "1");
+    // Written to in place, which the directory's stamp does not tell: nobody looks, until its own pod is asked for.
+    scene.write("b.yaml", &manifest("shop", "a", "2"));
+    assert_eq!(scene.label("shop", "a").await.unwrap(), "1");
+    assert_eq!(scene.label("shop", "b").await, None);
+    assert!(scene.error("shop", "a").await.contains("b.yaml"));
+}
