@@ -93,7 +93,8 @@ pub(crate) fn announce(agent: &Agent, pods: usize) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn memory(pid: u32, pods: usize) -> Result<Memory> {
+/// Looks at a process.
+pub(crate) fn memory(pid: u32, pods: usize) -> Result<Memory> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let field = |name: &str| {

@@ -11,6 +11,8 @@
 //! agent and by whole processes ([`joining`]), and the agent is looked at ([`footprint`]). Numbers become
 //! medians and ratios in [`statistics`] and [`report`], which are pure, as are [`table`] and [`plot`].
 //!
+//! `bench scale` is another run ([`scale`]): a node with very many pods.
+//!
 //! The process that is started ([`supervise`]) runs another one, which does all of this, and removes what
 //! that one leaves, however it ends.
 
@@ -24,6 +26,7 @@ mod plot;
 mod progress;
 mod report;
 mod run;
+mod scale;
 mod scene;
 mod server;
 mod statistics;
@@ -54,9 +57,12 @@ struct Options {
     role: Option<Role>,
 }
 
-/// What a process of the bench is, besides the one that was started.
+/// What else there is to measure, and what a process of the bench is besides the one that was started.
 #[derive(Subcommand)]
 enum Role {
+    /// A node with very many pods: enrolment, memory, restart, and whether a connection costs more; writes
+    /// scale.json, and ends with 1 if a target is missed
+    Scale(scale::Options),
     /// Measures
     #[command(hide = true)]
     Run,
@@ -71,7 +77,9 @@ enum Role {
 fn main() -> ExitCode {
     let options = Options::parse();
     let outcome = match &options.role {
-        None => supervise::supervise(),
+        None => supervise::supervise("run"),
+        Some(Role::Scale(scale)) if !scale.measures => supervise::supervise("--measures"),
+        Some(Role::Scale(scale)) => scale::run(*scale, &options.out),
         Some(Role::Run) => run::run(&options).map(|()| ExitCode::SUCCESS),
         Some(Role::Server(server)) => server::serve(server).map(|()| ExitCode::SUCCESS),
         Some(Role::Client(client)) => client::obey(client).map(|()| ExitCode::SUCCESS),

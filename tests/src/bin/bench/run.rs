@@ -5,13 +5,13 @@ use std::io::{ErrorKind, Write, stdout};
 
 use anyhow::{Context, Result};
 use nix::sys::utsname::uname;
-use rustix::process::{Signal, set_parent_process_death_signal, setpriority_process};
+use rustix::process::setpriority_process;
 
 use crate::order::Cpus;
 use crate::progress::Progress;
 use crate::report::{Machine, Report};
 use crate::scene::Scene;
-use crate::{Options, footprint, joining, paths, plot, table};
+use crate::{Options, footprint, joining, paths, plot, supervise, table};
 
 /// The strongest.
 const PRIORITY: i32 = -20;
@@ -34,7 +34,7 @@ impl Extent {
 
 /// Measures, prints the table, and writes the files.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL)).context("ask to die with the supervisor")?;
+    supervise::be_supervised()?;
     // The ends, the agent and the plugins inherit it: what else the machine does waits for the bench, and
     // not the other way round. It favours none.
     setpriority_process(None, PRIORITY).context("raise the priority")?;
@@ -77,7 +77,8 @@ fn load() -> Result<f64> {
     text.split(' ').next().and_then(|load| load.parse().ok()).context("/proc/loadavg has no load")
 }
 
-fn write(text: &str) -> Result<()> {
+/// To standard output.
+pub(crate) fn write(text: &str) -> Result<()> {
     match stdout().write_all(text.as_bytes()) {
         // Whoever reads has seen enough; the files are still wanted.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::geteuid;
+use rustix::process::{self, set_parent_process_death_signal};
 use veer_tests::scratch;
 
 /// Held while a bench runs: two would measure each other.
@@ -18,18 +19,25 @@ const LOCK: &str = "/run/veer-bench.lock";
 /// What a shell says of a process that was interrupted: 128 and the signal.
 const INTERRUPTED: u8 = 128;
 
-/// Runs the bench and removes what it leaves.
-pub(crate) fn supervise() -> Result<ExitCode> {
+/// Runs the bench and removes what it leaves. `measures` is the argument that has the process measure.
+pub(crate) fn supervise(measures: &str) -> Result<ExitCode> {
     let _lock = be_the_only_one()?;
-    // Blocked before the bench starts, so that none is missed; the bench starts with none blocked.
+    // Blocked before the bench starts, so that none is missed.
     let signals = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     signals.thread_block().context("block signals")?;
     let mut command = Command::new(std::env::current_exe().context("find the running executable")?);
     let mut bench =
-        command.args(std::env::args_os().skip(1)).arg("run").spawn().context("start the bench")?;
+        command.args(std::env::args_os().skip(1)).arg(measures).spawn().context("start the bench")?;
     let outcome = wait(&mut bench, &signals);
     scratch::remove_leftovers();
     outcome
+}
+
+/// For the process that measures: it ends with the one that waits, and does not inherit that signals are blocked,
+/// nor do those that it starts. An agent would not hear that it is to end.
+pub(crate) fn be_supervised() -> Result<()> {
+    set_parent_process_death_signal(Some(process::Signal::KILL)).context("ask to die with the supervisor")?;
+    SigSet::empty().thread_set_mask().context("unblock signals")
 }
 
 fn be_the_only_one() -> Result<Flock<File>> {
