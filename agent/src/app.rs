@@ -139,6 +139,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         identity_problem: problem,
         // Looked at when it is asked for.
         runs_before: Vec::new(),
+        looked_at: None,
         unrepaired: Vec::new(),
     };
     let settings = settings(config, proxy_identity);

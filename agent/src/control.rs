@@ -28,7 +28,7 @@ use crate::lookup::Lookup;
 use crate::model::BackendName;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::order::{Neighbours, RunsBefore};
-use crate::reconcile::{Report, Unrepaired};
+use crate::reconcile::{Look, Report, Unrepaired};
 use crate::socket;
 use crate::source::PodSource;
 
@@ -89,7 +89,9 @@ pub struct AgentStatus {
     pub identity_problem: Option<String>,
     /// Foreign programs that see a connection before veer's.
     pub runs_before: Vec<RunsBefore>,
-    /// Pods that run, are to be redirected, and are not.
+    /// When the last look at everything ended, in seconds since the epoch; `None` before the first.
+    pub looked_at: Option<u64>,
+    /// Pods that have lost something, or run without redirection, and could not be repaired by that look.
     pub unrepaired: Vec<Unrepaired>,
 }
 
@@ -216,8 +218,9 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
     async fn status(&self) -> AgentStatus {
         let enrolled = self.node.run(|node| node.registry().len()).await.unwrap_or_default();
         let runs_before = self.neighbours.as_ref().map(Neighbours::before_ours).unwrap_or_default();
-        let unrepaired = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        AgentStatus { enrolled, runs_before, unrepaired, ..self.status.clone() }
+        let Look { ended_at: looked_at, unrepaired } =
+            self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        AgentStatus { enrolled, runs_before, looked_at, unrepaired, ..self.status.clone() }
     }
 
     async fn silent(&self) -> Option<Line> {

@@ -18,6 +18,7 @@ use crate::manifest::Manifest;
 use crate::pod::TestPod;
 use crate::process::Process;
 use crate::scratch::{self, BpfFs};
+use crate::wait;
 
 /// A running agent. Its links and maps go with the guard: they are pinned in a bpffs of its own.
 #[derive(Debug)]
@@ -151,6 +152,15 @@ impl Agent {
         // The first one is the cgroup.
         self.setup.arguments.truncate(1);
         self.setup.arguments.extend(arguments.iter().map(ToString::to_string));
+    }
+
+    /// Waits until it has looked at everything once since it started, and so does nothing that nobody has asked for.
+    pub fn wait_settled(&self) -> Result<()> {
+        let has_looked = || {
+            let log = self.log();
+            log.rfind("looked at everything") > log.rfind(" ready ")
+        };
+        wait::until("the agent to look at everything", wait::LIMIT, has_looked)
     }
 
     /// Sends it a signal.

@@ -1,13 +1,15 @@
 //! bpf(2), for what aya has no way to.
 //!
-//! Owns: the one call. Never does: know a command. Used by: the load balancer that stands for others' programs
+//! Owns: the one call. Never does: know a command, but for the sabotage that aya would not do. Used by: the load balancer that stands for others' programs
 //! ([`socket_lb`](crate::socket_lb)), and the count of what the kernel holds ([`objects`](crate::objects)).
 
 #![expect(unsafe_code, reason = "bpf(2) takes pointers; this is the room where they are made")]
 
-use std::ffi::c_int;
+use std::ffi::{CString, c_int};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Calls bpf(2); gives back what the kernel says.
 pub(crate) fn call<T>(command: c_int, attribute: &mut T) -> io::Result<c_int> {
@@ -17,6 +19,23 @@ pub(crate) fn call<T>(command: c_int, attribute: &mut T) -> io::Result<c_int> {
     let result = unsafe { nix::libc::syscall(nix::libc::SYS_bpf, command, attribute, size_of::<T>()) };
     let result = c_int::try_from(result).map_err(io::Error::other)?;
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Detaches what a pinned link holds.
+pub(crate) fn detach(pin: &Path) -> io::Result<()> {
+    const OBJ_GET: c_int = 7;
+    const LINK_DETACH: c_int = 34;
+    /// What `BPF_OBJ_GET` takes.
+    #[repr(C)]
+    struct Pinned {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut pinned = Pinned { path: path.as_ptr().expose_provenance() as u64, fd: 0, flags: 0 };
+    let link = open(OBJ_GET, &mut pinned)?;
+    call(LINK_DETACH, &mut u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?).map(drop)
 }
 
 /// Calls bpf(2) for a command that gives back a descriptor.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData};
 use veer_common::ABI_VERSION;
@@ -20,6 +20,7 @@ use veer_common::maps::{
 use zerocopy::IntoBytes;
 
 use crate::agent::Agent;
+use crate::bpf;
 
 /// The name that counts of links to a netns have, beside those of the maps.
 pub const NETNS_LINKS: &str = "netns links";
@@ -66,7 +67,50 @@ impl Pinned {
         pods.remove(&cookie).context("remove a policy")
     }
 
-    /// Removes the pin of the link to a pod's netns, as nobody should: the link goes with it.
+    /// Takes what a map has of a pod, as nobody should; says how many entries that were.
+    pub fn lose(&self, map: &'static str, cookie: NetnsCookie) -> Result<usize> {
+        match map {
+            name::PODS => self.lose_of::<NetnsCookie, PodPolicy>(map, cookie),
+            name::ENROLMENTS => self.lose_of::<NetnsCookie, Enrolment>(map, cookie),
+            name::COUNTERS => self.lose_of::<NetnsCookie, Counters>(map, cookie),
+            name::PORTS => self.lose_of::<PortListKey, PortSet>(map, cookie),
+            name::OWN_ADDRESSES => self.lose_of::<OwnAddressKey, u32>(map, cookie),
+            name::LISTENERS => self.lose_of::<ListenerKey, u64>(map, cookie),
+            name::RANGES => {
+                let mut trie: LpmTrie<_, RangeMatch, u32> = Map::LpmTrie(self.map(map)?).try_into()?;
+                let keys: Vec<_> = trie.keys().filter_map(Result::ok).collect();
+                let of_pod = keys.iter().filter(|key| key.data().cookie == cookie.to_ne_bytes());
+                let removed = of_pod.map(|key| trie.remove(key).context("remove a range"));
+                removed.collect::<Result<Vec<()>>>().map(|lost| lost.len())
+            }
+            other => bail!("nobody has taught this how to lose entries of {other}"),
+        }
+    }
+
+    fn lose_of<K: aya::Pod + IntoBytes + zerocopy::Immutable, V: aya::Pod>(
+        &self,
+        map: &'static str,
+        cookie: NetnsCookie,
+    ) -> Result<usize> {
+        let mut entries: HashMap<_, K, V> = Map::HashMap(self.map(map)?).try_into()?;
+        let keys: Vec<K> = entries.keys().filter_map(Result::ok).collect();
+        let mut lost = 0;
+        for key in keys {
+            if self::cookie(key.as_bytes())? == cookie {
+                entries.remove(&key).with_context(|| format!("remove from {map}"))?;
+                lost += 1;
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Detaches a program from its cgroup, as nobody should: the link stays, and hangs on nothing.
+    pub fn detach(&self, program: &str) -> Result<()> {
+        let path = self.root.join("links").join(program);
+        bpf::detach(&path).with_context(|| format!("detach {}", path.display()))
+    }
+
+    /// Removes the pin of the link to a pod's netns, as nobody should: without an agent, the link goes with it.
     pub fn remove_netns_link(&self, cookie: NetnsCookie) -> Result<()> {
         fs::remove_file(self.netns_link(cookie)).context("remove the link to a netns")
     }

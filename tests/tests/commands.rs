@@ -214,6 +214,7 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
         "cgroup",
         "enrolled",
         "excludeNamespaces",
+        "lookedAt",
         "pid",
         "podsFrom",
         "proxyIdentity",

@@ -154,14 +154,18 @@ fn a_pod_that_another_mesh_redirects_is_left_to_it_and_told_of() {
     assert!(problem.contains("istio-init or istio-cni redirects it already; delete the pod"), "{problem}");
     let text = node.agent.command(&["status"]).output().unwrap();
     let text = String::from_utf8(text.stdout).unwrap();
-    assert!(text.contains(&format!("test/{} runs without redirection", node.pod.name())), "{text}");
+    assert!(
+        text.contains(&format!("test/{}: istio-init or istio-cni redirects it", node.pod.name())),
+        "{text}"
+    );
 }
 
 #[test]
 fn processes_in_two_namespaces_are_told_of_and_a_note_of_the_runtime_decides() {
     let node = Node::new();
     let other = NetNs::new().unwrap();
-    let _elsewhere = Maker::start(&other, node.pod.cgroup(), Identity::app()).unwrap();
+    let elsewhere = Maker::start(&other, node.pod.cgroup(), Identity::app()).unwrap();
+    elsewhere.tcp4().expect("it is where it should be once it answers");
     node.agent.write_manifest(&node.manifest()).unwrap();
     let problem = node.problem();
     assert!(problem.contains("its processes are in 2 network namespaces"), "{problem}");
@@ -192,7 +196,8 @@ fn the_nodes_own_netns_is_never_redirected() {
 fn a_netns_that_two_pods_are_in_is_left_alone() {
     let (node, other) = (Node::new(), unique_uid());
     let cgroup = node.cgroup.child(&format!("pod{other}")).unwrap();
-    let _inside = Maker::start(node.pod.netns(), &cgroup, Identity::app()).unwrap();
+    let inside = Maker::start(node.pod.netns(), &cgroup, Identity::app()).unwrap();
+    inside.tcp4().expect("it is where it should be once it answers");
     node.agent.write_manifest(&node.manifest()).unwrap();
     let problem = node.problem();
     assert!(problem.contains(&format!("a process of another pod ({other}) is in its netns")), "{problem}");

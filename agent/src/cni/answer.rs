@@ -101,6 +101,18 @@ impl<S: PodSource> Answerer<S> {
         }
     }
 
+    /// How a pod is to be captured.
+    ///
+    /// # Errors
+    /// Why it is not, in words.
+    pub async fn capture(&self, reference: &PodReference) -> Result<Capture, String> {
+        self.decide(reference).await.map(|(capture, _)| capture).map_err(|reply| match reply {
+            Reply::Passed { reason } => reason,
+            Reply::Failed { msg, .. } => msg,
+            Reply::Done => String::new(),
+        })
+    }
+
     /// How a pod is to be captured and what says so, or the reply that ends its ADD.
     async fn decide(&self, reference: &PodReference) -> Result<(Capture, Box<Origins>), Reply> {
         let name = full_name(reference);

@@ -109,9 +109,12 @@ fn render(status: &NodeStatus) -> String {
             lines.extend(agent.cgroup.iter().map(|cgroup| format!("cgroup     {cgroup}")));
             lines.push(format!("identity   the proxy is known by its {}", agent.proxy_identity));
             lines.extend(agent.identity_problem.iter().map(|problem| format!("warning    {problem}")));
-            lines.extend(agent.unrepaired.iter().map(|Unrepaired { pod, problem }| {
-                format!("warning    pod {pod} runs without redirection: {problem}")
-            }));
+            lines.extend(
+                agent
+                    .unrepaired
+                    .iter()
+                    .map(|Unrepaired { pod, problem }| format!("warning    {pod}: {problem}")),
+            );
             lines.extend(agent.runs_before.iter().map(|program| format!("warning    {program}")));
         }
         None => lines

@@ -11,10 +11,13 @@ use veer_common::maps::NetnsCookie;
 
 use super::ebpf::Ebpf;
 use super::error::EnrolError;
+use super::heal::Lists;
 use super::nftables::Nftables;
 use super::registry::Enrolled;
 use crate::capture::{InterfaceAddress, MapEntries};
 use crate::model::{BackendName, Capture};
+use crate::plan::{Action, Observed};
+use crate::platform::bpf::maps::ListEntries;
 use crate::platform::netlink::Listener;
 use crate::platform::netns::{self, NetnsError, NetnsThread};
 
@@ -97,6 +100,41 @@ pub(super) trait Backend: Debug + Send {
     /// # Errors
     /// As the kernel says.
     fn map_entries(&self, pod: &Enrolled) -> Result<Option<MapEntries>, EnrolError>;
+
+    /// Brings back what is lost of what all pods share; says what that was.
+    ///
+    /// # Errors
+    /// What cannot be brought back.
+    fn heal_shared(&mut self) -> Result<Vec<String>, EnrolError>;
+
+    /// What there is of the lists of each pod.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn lists(&self) -> Result<Lists, EnrolError>;
+
+    /// A pod as it is, with what there is of its lists, and who listens on the proxy's ports in its netns.
+    ///
+    /// # Errors
+    /// If it cannot be looked at.
+    fn observe(
+        &self,
+        pod: &Enrolled,
+        lists: &ListEntries,
+        listeners: &[Listener],
+    ) -> Result<Observed, EnrolError>;
+
+    /// Brings back what a pod has lost, as far as no manifest is needed for it.
+    ///
+    /// # Errors
+    /// The first thing that cannot be brought back.
+    fn heal(
+        &mut self,
+        pod: &Enrolled,
+        actions: &[Action],
+        netns: BorrowedFd<'_>,
+        listeners: &[Listener],
+    ) -> Result<(), EnrolError>;
 
     /// Turns events on or off.
     ///

@@ -3,6 +3,7 @@
 //! Owns: the datapath and what [`steps`] do not: taking over, repairing, renewing. Never does: know of other
 //! pods than the one that it is asked about. Called by: `node`, through [`Backend`].
 
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -12,6 +13,7 @@ use veer_common::maps::{NetnsCookie, PodPolicy, PortListKey, PortSet, flag};
 use super::backend::{Backend, Found, Joining};
 use super::error::EnrolError;
 use super::follow::with_passthrough;
+use super::heal::{Lists, netns_of};
 use super::identity::in_ids_of_node;
 use super::registry::Enrolled;
 use super::steps::{self, Hands, Target};
@@ -20,23 +22,28 @@ use crate::capture::{
     policy_of_addresses,
 };
 use crate::model::Capture;
+use crate::plan::{Action, Netns, Observed};
 use crate::platform::bpf::load::{Datapath, Instance};
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::listeners::{self, Borrowed};
 use crate::platform::netlink::{self, Listener};
 use crate::platform::netns::NetnsThread;
 
+mod losses;
+
 /// The datapath, and the way into a netns.
 #[derive(Debug)]
 pub struct Ebpf {
     datapath: Datapath,
     netns: NetnsThread,
+    /// Listeners by their cookies that cannot be registered, so that it is not tried for ever.
+    unfit: HashMap<NetnsCookie, HashSet<u64>>,
 }
 
 impl Ebpf {
     /// With what was loaded.
     pub fn new(datapath: Datapath, netns: NetnsThread) -> Self {
-        Self { datapath, netns }
+        Self { datapath, netns, unfit: HashMap::new() }
     }
 
     /// The cookie of a netns.
@@ -65,7 +72,8 @@ impl Ebpf {
     ) -> Result<(), EnrolError> {
         let instance = Instance::of(pod.cookie, policy);
         let before = self.datapath.maps.policy(pod.cookie)?.map(|policy| Instance::of(pod.cookie, &policy));
-        let is_lost = self.datapath.netns_of_link(pod.cookie) != Some(pod.netns.inode);
+        let is_lost = self.datapath.netns_of_link(pod.cookie) != Some(pod.netns.inode)
+            || !self.datapath.is_pinned(pod.cookie);
         if is_lost || before.is_some_and(|before| before != instance) {
             self.datapath.attach_netns(instance, netns.as_fd())?;
         }
@@ -161,8 +169,13 @@ impl Backend for Ebpf {
     fn take_over(&mut self, pod: &Enrolled) -> Result<Found, EnrolError> {
         let (cookie, name) = (pod.cookie, pod.full_name());
         let Some(policy) = self.datapath.maps.policy(cookie)? else {
-            tracing::warn!(pod = %name, cookie, "removed what was left of an enrolment");
-            return Ok(Found::Leftover);
+            if netns_of(pod, self.datapath.netns_of_link(cookie)) == Netns::Gone {
+                tracing::warn!(pod = %name, cookie, "removed what was left of an enrolment");
+                return Ok(Found::Leftover);
+            }
+            // An enrolment that was broken off, or a policy that was lost: either is brought to its end.
+            tracing::warn!(pod = %name, cookie, "it is not wholly enrolled");
+            return Ok(Found::Kept);
         };
         match self.datapath.refresh_netns(Instance::of(cookie, &policy)) {
             Ok(true) => tracing::info!(pod = %name, cookie, "took over"),
@@ -214,7 +227,7 @@ impl Backend for Ebpf {
             return Err(EnrolError::NotEnrolled(format!("pod {} has no policy any more", pod.full_name())));
         }
         match self.datapath.netns_of_link(pod.cookie) {
-            Some(inode) if inode == pod.netns.inode => Ok(()),
+            Some(inode) if inode == pod.netns.inode && self.datapath.is_pinned(pod.cookie) => Ok(()),
             Some(_) | None => Err(EnrolError::NotEnrolled(format!(
                 "the inbound program of pod {} is not attached to its netns any more",
                 pod.full_name()
@@ -251,12 +264,40 @@ impl Backend for Ebpf {
 
     fn unenrol(&mut self, pod: &Enrolled) -> Vec<EnrolError> {
         let policy = self.datapath.maps.policy(pod.cookie).ok().flatten().unwrap_or(DEFAULT_PORTS);
+        self.unfit.remove(&pod.cookie);
         steps::unenrol(&mut self.hands(), pod, &policy)
     }
 
     fn map_entries(&self, pod: &Enrolled) -> Result<Option<MapEntries>, EnrolError> {
         let Some(policy) = self.datapath.maps.policy(pod.cookie)? else { return Ok(None) };
         Ok(Some(self.datapath.maps.entries(policy, pod.lists.clone())?))
+    }
+
+    fn heal_shared(&mut self) -> Result<Vec<String>, EnrolError> {
+        Ok(self.datapath.heal()?)
+    }
+
+    fn lists(&self) -> Result<Lists, EnrolError> {
+        Ok(self.datapath.maps.list_entries()?)
+    }
+
+    fn observe(
+        &self,
+        pod: &Enrolled,
+        lists: &ListEntries,
+        listeners: &[Listener],
+    ) -> Result<Observed, EnrolError> {
+        self.losses(pod, lists, listeners)
+    }
+
+    fn heal(
+        &mut self,
+        pod: &Enrolled,
+        actions: &[Action],
+        netns: BorrowedFd<'_>,
+        listeners: &[Listener],
+    ) -> Result<(), EnrolError> {
+        self.bring_back(pod, actions, netns, listeners)
     }
 
     fn set_watched(&mut self, watched: bool) -> Result<(), EnrolError> {

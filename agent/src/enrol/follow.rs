@@ -81,7 +81,7 @@ impl Node {
     }
 
     /// A pod that cannot be looked at keeps what it has.
-    fn refresh_or_report(&mut self, cookie: NetnsCookie) {
+    pub fn refresh_or_report(&mut self, cookie: NetnsCookie) {
         if let Err(error) = self.refresh(cookie) {
             let pod = self.registry.get(cookie).map(super::Enrolled::full_name).unwrap_or_default();
             tracing::error!(%pod, %error, "bring its addresses up to date");

@@ -10,6 +10,7 @@ mod backend;
 mod ebpf;
 pub mod error;
 pub mod follow;
+pub mod heal;
 mod identity;
 mod nftables;
 pub mod node;

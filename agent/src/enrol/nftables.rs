@@ -18,6 +18,7 @@ use veer_common::maps::NetnsCookie;
 
 use super::backend::{Backend, Found, Joining};
 use super::error::EnrolError;
+use super::heal::{Lists, netns_of};
 use super::identity::in_ids_of_node;
 use super::record::{Families, Record};
 use super::registry::Enrolled;
@@ -25,7 +26,9 @@ use super::steps;
 use crate::capture::nft::{Family, Ruleset};
 use crate::capture::{InterfaceAddress, MapEntries, OwnAddresses};
 use crate::model::ProxyIdentity;
-use crate::platform::netlink::{self, marks};
+use crate::plan::{Action, Observed};
+use crate::platform::bpf::maps::ListEntries;
+use crate::platform::netlink::{self, Listener, marks};
 use crate::platform::netns::NetnsThread;
 use crate::platform::nft::{self, NftError};
 use crate::platform::records::Records;
@@ -249,6 +252,56 @@ impl Backend for Nftables {
         let addresses = addresses.map_err(failed("read the addresses"))?;
         let links = links.map_err(failed("read the interfaces and routes"))?;
         Ok(Some(self.record(pod)?.map_entries(pod.cookie, addresses, &links)))
+    }
+
+    fn heal_shared(&mut self) -> Result<Vec<String>, EnrolError> {
+        Ok(Vec::new())
+    }
+
+    fn lists(&self) -> Result<Lists, EnrolError> {
+        Ok(Lists::new())
+    }
+
+    fn observe(
+        &self,
+        pod: &Enrolled,
+        _lists: &ListEntries,
+        _listeners: &[Listener],
+    ) -> Result<Observed, EnrolError> {
+        let netns = netns_of(pod, None);
+        let record = self.records.read::<Record>(pod.cookie)?;
+        // Rules that cannot be looked at are taken to be there: nothing could be done about them.
+        let rules = match (&record, steps::open_netns(pod)) {
+            (Some(record), Some(netns)) => {
+                let ruleset = record.ruleset();
+                self.in_nft(netns.as_fd(), move || nft::has_tables_of(&ruleset))?
+            }
+            (_, _) => true,
+        };
+        // Without its record nobody knows its rules: both come from the manifest, as its policy.
+        Ok(Observed {
+            netns,
+            record: true,
+            counters: true,
+            lists: true,
+            inbound: rules,
+            policy: record.is_some(),
+            missing_listeners: 0,
+        })
+    }
+
+    fn heal(
+        &mut self,
+        pod: &Enrolled,
+        actions: &[Action],
+        netns: BorrowedFd<'_>,
+        _listeners: &[Listener],
+    ) -> Result<(), EnrolError> {
+        if actions.contains(&Action::Inbound) {
+            let record = self.record(pod)?;
+            self.bring_in(pod.cookie, &record, netns, None)?;
+        }
+        Ok(())
     }
 
     fn set_watched(&mut self, _watched: bool) -> Result<(), EnrolError> {

@@ -84,10 +84,10 @@ pub struct Node {
 }
 
 /// What is read inside of a pod's netns, in one visit.
-struct Inspection {
+pub(super) struct Inspection {
     cookie: NetnsCookie,
-    addresses: Vec<InterfaceAddress>,
-    listeners: Vec<Listener>,
+    pub(super) addresses: Vec<InterfaceAddress>,
+    pub(super) listeners: Vec<Listener>,
 }
 
 impl Node {
@@ -282,7 +282,7 @@ impl Node {
         }
     }
 
-    fn forget(&mut self, cookie: NetnsCookie) {
+    pub(super) fn forget(&mut self, cookie: NetnsCookie) {
         let Some(pod) = self.registry.remove(cookie) else { return };
         self.numbers.retain(|_, other| *other != cookie);
         for problem in &self.backends.get_mut(pod.backend).unenrol(&pod) {
@@ -301,7 +301,7 @@ impl Node {
         }
     }
 
-    fn inspect(&self, netns: &OwnedFd, id: NetnsId) -> Result<Inspection, EnrolError> {
+    pub(super) fn inspect(&self, netns: &OwnedFd, id: NetnsId) -> Result<Inspection, EnrolError> {
         let failed = |attempt| move |source| EnrolError::Inspect { attempt, source };
         let ports = steps::proxy_ports(&DEFAULT_PORTS);
         let cookie = self.backends.cookie_of(&self.netns, netns.as_fd());

@@ -7,11 +7,12 @@
 //! Nothing is polled for: a full pass is for events that nobody has sent or heard.
 
 pub mod backoff;
+mod heal;
 mod repair;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
@@ -22,8 +23,17 @@ use crate::cni::answer::Answerer;
 use crate::platform::netns::NetnsThread;
 use crate::source::PodSource;
 
-/// What could not be repaired, for whoever asks.
-pub type Report = Arc<Mutex<Vec<Unrepaired>>>;
+/// What the last look at everything has come to, for whoever asks.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// When it ended, in seconds since the epoch; `None` before the first.
+    pub ended_at: Option<u64>,
+    /// What could not be repaired.
+    pub unrepaired: Vec<Unrepaired>,
+}
+
+/// Where the last look is found.
+pub type Report = Arc<Mutex<Look>>;
 
 /// Brings the node to what it ought to be.
 #[derive(Debug)]
@@ -44,10 +54,15 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
     /// Passes until `stop`.
     pub async fn serve(self, stop: CancellationToken) {
         let mut backoff = Backoff::new(self.interval);
+        let mut looks = 0_u64;
         loop {
             let full_pass = Instant::now() + self.interval.mul_f64(0.9 + fastrand::f64() / 5.0);
             if stop.run_until_cancelled(self.pass(&mut backoff)).await.is_none() {
                 return;
+            }
+            looks += 1;
+            if looks == 1 {
+                tracing::info!("looked at everything");
             }
             let now = Instant::now();
             let next = backoff.next(now).map_or(full_pass, |due| due.min(full_pass));
@@ -61,8 +76,10 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
     async fn pass(&self, backoff: &mut Backoff) {
         // If the node's thread has ended, so does all else.
         drop(self.answerer.node.run(|node| node.tend_other_versions()).await);
-        let missing = self.missing().await;
         let mut problems = Vec::new();
+        // First, because a pod whose netns was replaced is forgotten here and found again below.
+        self.heal(backoff, &mut problems).await;
+        let missing = self.missing().await;
         if !missing.is_empty()
             && let Some(seen) = self.seen().await
         {
@@ -81,12 +98,13 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
             }
         }
         backoff.keep_only(|name| problems.iter().any(|unrepaired| unrepaired.pod == name));
-        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+        let ended_at = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Look { ended_at, unrepaired: problems };
     }
 
     /// What the last look said of a pod that is not due.
     fn known(&self, name: &str) -> Option<Unrepaired> {
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        report.iter().find(|unrepaired| unrepaired.pod == name).cloned()
+        report.unrepaired.iter().find(|unrepaired| unrepaired.pod == name).cloned()
     }
 }

@@ -134,7 +134,8 @@ impl<'a> Stage<'a> {
         self.agent.stop()?;
         self.is_odd = true;
         self.agent.use_launch(launch);
-        self.agent.start_again()
+        self.agent.start_again()?;
+        self.agent.wait_settled()
     }
 
     /// Has the agent run and serve as at first, whatever the fault has left.

@@ -5,6 +5,7 @@
 //! Never does: leave a moment without a program. A link that exists is updated in place; a new one is
 //! attached before an old one goes.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -18,6 +19,7 @@ use veer_common::maps::{NetnsCookie, PodPolicy, flag, name};
 
 use super::BpfError;
 use super::cookie::{self, COOKIE_PROGRAM, CookieProgram};
+use super::held::{self, Held};
 use super::maps::Maps;
 use super::pins::{Pins, unpin};
 use super::replace::{self, Target};
@@ -109,6 +111,9 @@ pub struct Datapath {
     origin: Origin,
     /// Whether each pod that was taken over has this build's program.
     is_whole: bool,
+    held: Held,
+    /// The links of the pods' namespaces, which would be gone with their pins else.
+    links: HashMap<NetnsCookie, OwnedFd>,
 }
 
 /// Where the programs are from that an agent finds attached.
@@ -163,7 +168,8 @@ impl Datapath {
         let netns = loader(&pins);
         let cookies =
             if cookie::kernel_tells() { None } else { Some(cookie_program(&mut node_object(&pins)?)?) };
-        Ok(Self { pins, maps, netns, cookies, origin, is_whole: true })
+        let held = Held::open(&pins, cgroup, cgroup_id)?;
+        Ok(Self { pins, maps, netns, cookies, origin, is_whole: true, held, links: HashMap::new() })
     }
 
     /// Where the programs are from that were attached when this agent came.
@@ -193,6 +199,14 @@ impl Datapath {
         }
     }
 
+    /// Brings back what is not pinned, or not attached to the cgroup, any more; says what that was.
+    ///
+    /// # Errors
+    /// What cannot be brought back.
+    pub fn heal(&mut self) -> Result<Vec<String>, BpfError> {
+        self.held.heal(&self.pins)
+    }
+
     /// Where everything is pinned.
     pub fn pins(&self) -> &Pins {
         &self.pins
@@ -206,15 +220,24 @@ impl Datapath {
         let cookie = instance.cookie;
         let program = self.netns_instance(instance)?;
         let pin = self.pins.netns(cookie);
-        if let Ok(link) = sys::get(&pin)
+        let before = self.links.remove(&cookie).or_else(|| sys::get(&pin).ok());
+        if let Some(link) = before
             && sys::link_update(link.as_fd(), program.as_fd()).is_ok()
         {
+            if !held::is_there(&pin) {
+                self.pins.create()?;
+                held::repin(&pin, link.as_fd())?;
+            }
+            self.links.insert(cookie, link);
             return Ok(());
         }
         let target = || format!("the netns with cookie {cookie}");
         let link = sys::link_create(program.as_fd(), netns, AttachType::SkLookup)
             .map_err(|source| BpfError::Attach { program: NETNS_PROGRAM, target: target(), source })?;
-        self.pins.replace(&pin, link.as_fd())
+        self.pins.create()?;
+        self.pins.replace(&pin, link.as_fd())?;
+        self.links.insert(cookie, link);
+        Ok(())
     }
 
     /// Replaces the program of a netns that has a link already; false when the netns is gone.
@@ -230,6 +253,7 @@ impl Datapath {
             return Ok(false);
         }
         if self.origin == Origin::Same {
+            self.links.insert(cookie, link);
             return Ok(true);
         }
         // Whatever goes wrong from here on, another agent is to try it again.
@@ -241,6 +265,9 @@ impl Datapath {
             Err(source) => Err(pin_error("update", source)),
         };
         self.is_whole = was_whole && outcome.is_ok();
+        if matches!(outcome, Ok(true)) {
+            self.links.insert(cookie, link);
+        }
         outcome
     }
 
@@ -248,14 +275,23 @@ impl Datapath {
     ///
     /// # Errors
     /// As the file system says.
-    pub fn detach_netns(&self, cookie: NetnsCookie) -> Result<(), BpfError> {
+    pub fn detach_netns(&mut self, cookie: NetnsCookie) -> Result<(), BpfError> {
+        self.links.remove(&cookie);
         unpin(&self.pins.netns(cookie))
     }
 
     /// The inode of the netns that a pod's link hangs on; `None` without a link, 0 once the netns is gone.
     pub fn netns_of_link(&self, cookie: NetnsCookie) -> Option<u64> {
-        let link = sys::get(&self.pins.netns(cookie)).ok()?;
-        Some(sys::link_target(link.as_fd()).ok()?.object)
+        let target = |link: BorrowedFd<'_>| Some(sys::link_target(link).ok()?.object);
+        match self.links.get(&cookie) {
+            Some(link) => target(link.as_fd()),
+            None => target(sys::get(&self.pins.netns(cookie)).ok()?.as_fd()),
+        }
+    }
+
+    /// Whether the link of a netns outlives the agent.
+    pub fn is_pinned(&self, cookie: NetnsCookie) -> bool {
+        held::is_there(&self.pins.netns(cookie))
     }
 
     fn netns_instance(&mut self, instance: Instance) -> Result<OwnedFd, BpfError> {

@@ -3,9 +3,8 @@
 //! Owns: the map handles. Never does: build a policy (that is `capture`), or know the order in which
 //! entries must appear (that is `enrol`).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::Hash;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -23,11 +22,13 @@ use veer_common::maps::{
 use veer_common::reason::COUNTERS;
 
 use self::interfaces::InterfaceMaps;
+pub use self::lists::ListEntries;
 use super::pins::Pins;
 use super::{BpfError, sys};
-use crate::capture::{InterfaceEntries, MapEntries};
+use crate::capture::MapEntries;
 
 mod interfaces;
+mod lists;
 mod proxies;
 
 mod settings;
@@ -56,38 +57,6 @@ impl fmt::Debug for Maps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Maps").finish_non_exhaustive()
     }
-}
-
-/// The keys of all list entries of a pod, as they are in the maps.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct ListEntries {
-    /// The port lists. Only which there are: the sets are 8 KiB each, and are kept in the map alone.
-    pub ports: Vec<PortListKey>,
-    /// Entries of the range lists, each with its prefix length in bits.
-    pub ranges: Vec<(u32, RangeMatch)>,
-    /// Addresses of the netns.
-    pub own_addresses: Vec<OwnAddressKey>,
-    /// Interfaces that annotations name.
-    pub interfaces: InterfaceEntries,
-}
-
-impl ListEntries {
-    /// What is in these and not in `other`. Interfaces are left as they are: their entries have values, and are
-    /// written all or not at all.
-    #[must_use]
-    pub fn without(&self, other: &Self) -> Self {
-        Self {
-            ports: difference(&self.ports, &other.ports),
-            ranges: difference(&self.ranges, &other.ranges),
-            own_addresses: difference(&self.own_addresses, &other.own_addresses),
-            interfaces: self.interfaces.clone(),
-        }
-    }
-}
-
-fn difference<T: Copy + Eq + Hash>(these: &[T], others: &[T]) -> Vec<T> {
-    let others: HashSet<&T> = others.iter().collect();
-    these.iter().filter(|entry| !others.contains(entry)).copied().collect()
 }
 
 macro_rules! open {
@@ -214,6 +183,23 @@ impl Maps {
         none_if_missing(self.counters.get(&cookie, 0))
             .map(|counters| counters.unwrap_or(Counters([0; COUNTERS])))
             .map_err(failed("read", name::COUNTERS))
+    }
+
+    /// Whether the pod has counters.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn has_counters(&self, cookie: NetnsCookie) -> Result<bool, BpfError> {
+        let found = none_if_missing(self.counters.get(&cookie, 0)).map_err(failed("read", name::COUNTERS))?;
+        Ok(found.is_some())
+    }
+
+    /// Who the pod is.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn enrolment(&self, cookie: NetnsCookie) -> Result<Option<Enrolment>, BpfError> {
+        none_if_missing(self.enrolments.get(&cookie, 0)).map_err(failed("read", name::ENROLMENTS))
     }
 
     /// How many redirected connections have not reached the proxy yet.
@@ -382,9 +368,17 @@ impl Maps {
 
     /// Socket cookies of the listeners that are registered for a port.
     pub fn listeners(&self, cookie: NetnsCookie, port: Port) -> Vec<u64> {
-        (0..MAX_LISTENER_SLOTS)
-            .filter_map(|slot| sys::lookup_u64(self.listeners_fd(), &listener_key(cookie, port, slot)).ok())
-            .collect()
+        self.slots(cookie, port).collect()
+    }
+
+    /// Whether a listener is registered, by its socket's cookie; mostly it is in one of the first slots.
+    pub fn has_listener(&self, cookie: NetnsCookie, port: Port, socket: u64) -> bool {
+        self.slots(cookie, port).any(|registered| registered == socket)
+    }
+
+    fn slots(&self, cookie: NetnsCookie, port: Port) -> impl Iterator<Item = u64> {
+        let lookup = move |slot| sys::lookup_u64(self.listeners_fd(), &listener_key(cookie, port, slot)).ok();
+        (0..MAX_LISTENER_SLOTS).filter_map(lookup)
     }
 
     /// Registers a listener that is older than the agent: its record, so that what it accepts can be

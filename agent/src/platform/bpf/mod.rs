@@ -1,8 +1,8 @@
 //! The eBPF side of the node: objects, pins, links and maps.
 //!
 //! Owns: [`sys`] (bpf(2)), [`cookie`] (how a netns is known), [`pins`] (where things are pinned), [`load`] (objects into
-//! the kernel and onto their hooks, in place of others), [`maps`] (typed access to what is pinned), [`events`] (the ring
-//! buffer), [`query`] (whose
+//! the kernel and onto their hooks, in place of others), `held` (what would be gone with its pin), [`maps`] (typed access
+//! to what is pinned), [`events`] (the ring buffer), [`query`] (whose
 //! programs are at a hook), [`order`] (who runs before ours), [`trial`] (whether the kernel takes it all),
 //! [`generation`] (what one ABI version has pinned, whichever it is).
 //! Never does: know what a pod is beyond its netns cookie.
@@ -11,6 +11,7 @@
 pub mod cookie;
 pub mod events;
 pub mod generation;
+mod held;
 pub mod load;
 pub mod maps;
 pub mod order;
