@@ -15,6 +15,7 @@ use crate::ctx::{IPPROTO_TCP, SockOps};
 use crate::maps::{self, Filed};
 use crate::proxy;
 use crate::rules::PodRules;
+use crate::sk_lookup::is_counted_here;
 
 /// `TCP_CLOSE` as a state.
 const TCP_CLOSE: u32 = 7;
@@ -118,8 +119,10 @@ pub fn accepted(context: SockOps) {
 #[inline(always)]
 fn from_network(context: SockOps, cookie: NetnsCookie) {
     let Some(pod) = maps::pod(cookie) else { return };
-    // The interface is not to be had here. It is not needed: what arrived on an excluded one is not at the
-    // proxy, unless it dialled 15006 itself.
+    // The interface is not to be had here, nor is it needed: what arrived on an excluded one is not at the proxy.
+    if is_counted_here(pod, context.local_port()) {
+        return;
+    }
     let connection = Inbound {
         remote: context.remote(),
         local: context.local(),
@@ -127,8 +130,7 @@ fn from_network(context: SockOps, cookie: NetnsCookie) {
         interface: 0,
     };
     let reason = verdict::inbound(pod, &PodRules(cookie), &connection);
-    // Anything else reached the proxy by being dialled there, from within the pod, which connect() counted, or
-    // on an excluded interface, which sk_lookup counted.
+    // Anything else reached the proxy by being dialled there from within the pod, which connect() counted.
     if reason.action() == Action::ToInbound {
         let facts = Facts {
             protocol: IPPROTO_TCP,

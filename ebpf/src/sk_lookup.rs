@@ -6,7 +6,7 @@
 use veer_common::address::Port;
 use veer_common::event::NO_ID;
 use veer_common::interface::Arrival;
-use veer_common::maps::{HandOffKey, NetnsCookie};
+use veer_common::maps::{HandOffKey, NetnsCookie, PodPolicy, flag};
 use veer_common::reason::{Action, Fault, Reason};
 use veer_common::verdict::{self, Inbound};
 
@@ -47,7 +47,13 @@ pub fn sk_lookup(context: SkLookup, arrival: &Arrival) -> Answer {
         return Answer::Pass;
     }
     match reason.action() {
-        Action::ToInbound => to_proxy(context, cookie, &connection, pod.inbound_port),
+        Action::ToInbound => {
+            let answer = to_proxy(context, cookie, &connection, pod.inbound_port);
+            if answer == Answer::Pass && is_counted_here(pod, connection.port) {
+                count::decision(cookie, reason, &facts(context, &connection));
+            }
+            answer
+        }
         Action::Direct => {
             count::decision(cookie, reason, &facts(context, &connection));
             Answer::Pass
@@ -55,6 +61,13 @@ pub fn sk_lookup(context: SkLookup, arrival: &Arrival) -> Answer {
         // No inbound rule gives ToDns, and ToOutbound only one on pods that nftables redirects.
         Action::ToOutbound | Action::ToDns | Action::Drop => Answer::Drop,
     }
+}
+
+/// What dials a port of the proxy's is at the proxy whether it arrives on an excluded interface or not, and only here
+/// it is known on which. A repeated SYN is counted again.
+#[inline(always)]
+pub fn is_counted_here(pod: &PodPolicy, port: Port) -> bool {
+    pod.flags & flag::EXCLUDES_INTERFACES != 0 && is_proxys(pod, port)
 }
 
 /// connect() sends some sockets to the pod's own address instead of to 127.0.0.1. The proxy may listen on

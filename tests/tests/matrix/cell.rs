@@ -12,6 +12,10 @@ pub(crate) const OWN_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 pub(crate) const OWN_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
 /// Of a second interface, as Multus adds one.
 pub(crate) const SECOND_V4: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+pub(crate) const SECOND_V6: Ipv6Addr = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 2);
+/// The world on that interface's network.
+pub(crate) const NEIGHBOUR_V4: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+pub(crate) const NEIGHBOUR_V6: Ipv6Addr = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1);
 /// Further services outside.
 pub(crate) const OTHER_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 pub(crate) const OTHER_V6: Ipv6Addr = Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 1);
@@ -19,6 +23,8 @@ pub(crate) const TUNNEL: u16 = 15008;
 /// Where the app and the services outside listen.
 pub(crate) const PORTS: [u16; 9] = [22, 53, 80, 443, APP, TUNNEL, 15020, 15021, 15090];
 
+/// What is dialled in the pod.
+const CONNECTED_PORTS: [u16; 6] = [53, 80, 443, APP, TUNNEL, OUTBOUND];
 /// Where the app and the services outside take datagrams.
 pub(crate) const DATAGRAM_PORTS: [u16; 2] = [53, 80];
 /// Where the proxy answers for resolvers.
@@ -92,15 +98,31 @@ impl fmt::Display for Cell {
 
 /// All datagrams to resolvers, and to others.
 pub(crate) fn datagrams() -> Vec<Cell> {
-    [By::ConnectedUdp, By::Udp].into_iter().flat_map(|by| outbound(by, &DATAGRAM_PORTS)).collect()
+    [By::ConnectedUdp, By::Udp]
+        .into_iter()
+        .flat_map(|by| outbound(by, &destinations(), &DATAGRAM_PORTS))
+        .collect()
+}
+
+/// What leaves by the second interface, for pods that leave that alone: with others the proxy sees the pod's main
+/// address as the client, where iptables shows that of the route.
+pub(crate) fn by_second_interface() -> Vec<Cell> {
+    let neighbours: [IpAddr; 3] =
+        [NEIGHBOUR_V4.into(), NEIGHBOUR_V6.into(), NEIGHBOUR_V4.to_ipv6_mapped().into()];
+    let mut cells = outbound(By::Tcp, &neighbours, &CONNECTED_PORTS);
+    cells.extend(outbound(By::ConnectedUdp, &neighbours, &DATAGRAM_PORTS));
+    cells.extend(outbound(By::Udp, &neighbours, &DATAGRAM_PORTS));
+    cells
 }
 
 /// All connections that make sense on any pod: the whole product.
 pub(crate) fn connections() -> Vec<Cell> {
-    let mut cells = outbound(By::Tcp, &[53, 80, 443, APP, TUNNEL, OUTBOUND]);
+    let mut cells = outbound(By::Tcp, &destinations(), &CONNECTED_PORTS);
     for (sources, own) in [
-        ([IpAddr::V4(ROUTER_V4), REMOTE_V4.into()], IpAddr::V4(OWN_V4)),
-        ([ROUTER_V6.into(), REMOTE_V6.into()], OWN_V6.into()),
+        (vec![IpAddr::V4(ROUTER_V4), REMOTE_V4.into()], IpAddr::V4(OWN_V4)),
+        (vec![ROUTER_V6.into(), REMOTE_V6.into()], OWN_V6.into()),
+        (vec![NEIGHBOUR_V4.into()], SECOND_V4.into()),
+        (vec![NEIGHBOUR_V6.into()], SECOND_V6.into()),
     ] {
         for source in sources {
             for port in PORTS.into_iter().chain([OUTBOUND, INBOUND]) {
@@ -111,9 +133,9 @@ pub(crate) fn connections() -> Vec<Cell> {
     cells
 }
 
-fn outbound(by: By, ports: &[u16]) -> Vec<Cell> {
+fn outbound(by: By, destinations: &[IpAddr], ports: &[u16]) -> Vec<Cell> {
     let mut cells = Vec::new();
-    for destination in destinations() {
+    for destination in destinations.iter().copied() {
         for source in sources(destination) {
             for who in 0..identities().len() {
                 for port in ports {
@@ -161,6 +183,10 @@ fn sources(destination: IpAddr) -> Vec<Option<IpAddr>> {
             (OWN_V6.into(), Ipv6Addr::LOCALHOST.into(), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into())
         }
     };
+    // It would come from the second interface with the first one's address.
+    if [IpAddr::from(NEIGHBOUR_V4), NEIGHBOUR_V6.into()].contains(&destination) {
+        return vec![None];
+    }
     let mut sources = vec![None, Some(own)];
     // What leaves the pod with a loopback source never arrives, so there would be nothing to see.
     if is_local(destination) {
@@ -171,6 +197,6 @@ fn sources(destination: IpAddr) -> Vec<Option<IpAddr>> {
 
 /// Whether it stays in the pod.
 pub(crate) fn is_local(address: IpAddr) -> bool {
-    let own: [IpAddr; 3] = [OWN_V4.into(), OWN_V6.into(), SECOND_V4.into()];
+    let own: [IpAddr; 4] = [OWN_V4.into(), OWN_V6.into(), SECOND_V4.into(), SECOND_V6.into()];
     address.is_loopback() || address.is_unspecified() || own.contains(&address)
 }

@@ -17,7 +17,10 @@ use veer_tests::pod::{TestPod, World};
 use veer_tests::socket_maker::Maker;
 use veer_tests::veth::{self, ip};
 
-use crate::cell::{By, Cell, DATAGRAM_PORTS, DNS, From, OTHER_V4, OTHER_V6, PORTS, SECOND_V4, identities};
+use crate::cell::{
+    By, Cell, DATAGRAM_PORTS, DNS, From, NEIGHBOUR_V4, NEIGHBOUR_V6, OTHER_V4, OTHER_V6, PORTS, SECOND_V4,
+    SECOND_V6, identities,
+};
 use crate::datagrams::Datagrams;
 use crate::policy::Policy;
 
@@ -120,8 +123,16 @@ impl Place {
         }
         let pod = TestPod::new(&world, cgroup, "pod")?;
         veth::pair(
-            veth::End { netns: pod.netns(), name: "net1", addresses: &[&format!("{SECOND_V4}/24")] },
-            veth::End { netns: world.netns(), name: "net1", addresses: &[] },
+            veth::End {
+                netns: pod.netns(),
+                name: "net1",
+                addresses: &[&format!("{SECOND_V4}/24"), &format!("{SECOND_V6}/64")],
+            },
+            veth::End {
+                netns: world.netns(),
+                name: "net1",
+                addresses: &[&format!("{NEIGHBOUR_V4}/24"), &format!("{NEIGHBOUR_V6}/64")],
+            },
         )?;
         // Istio-init adds it; under veer an app may bind to it where it is.
         ip(pod.netns(), ["address replace ::6/128 dev lo nodad"])?;

@@ -14,6 +14,9 @@ pub(crate) struct Policy {
     pub(crate) exclude_outbound: Option<String>,
     pub(crate) include_inbound: Option<String>,
     pub(crate) exclude_inbound: Option<String>,
+    pub(crate) exclude_interfaces: Option<String>,
+    /// Behind which virtual machines are said to be.
+    pub(crate) reroute: Option<String>,
     pub(crate) tproxy: bool,
     pub(crate) v4_only: bool,
     pub(crate) dns: bool,
@@ -48,6 +51,9 @@ impl Policy {
         if self.dns {
             manifest = manifest.with_proxy_env("ISTIO_META_DNS_CAPTURE", "true");
         }
+        if let Some(interfaces) = &self.reroute {
+            manifest = manifest.with_annotation("istio.io/reroute-virtual-interfaces", interfaces);
+        }
         match self.proxy_user {
             Some(uid) => manifest.with_proxy_user(uid),
             None => manifest,
@@ -62,6 +68,7 @@ impl Policy {
             ("excludeOutboundPorts", &self.exclude_outbound),
             ("includeInboundPorts", &self.include_inbound),
             ("excludeInboundPorts", &self.exclude_inbound),
+            ("excludeInterfaces", &self.exclude_interfaces),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)))
     }
@@ -77,11 +84,15 @@ impl Policy {
                 "includeOutboundPorts" => flag("-q", value),
                 "excludeOutboundPorts" => flag("-o", value),
                 "includeInboundPorts" => flag("-b", value),
+                "excludeInterfaces" => flag("-c", value),
                 _ => flag("-d", &format!("15090,15021,15020,{value}")),
             }
         }
         if self.tproxy {
             flag("-m", "TPROXY");
+        }
+        if let Some(interfaces) = &self.reroute {
+            flag("-k", interfaces);
         }
         if let Some(uid) = self.proxy_user {
             flag("-u", &uid.to_string());
@@ -129,7 +140,42 @@ fn named(name: &str, change: impl FnOnce(&mut Policy)) -> Policy {
 pub(crate) fn all() -> Vec<Policy> {
     let mut policies = of_connections();
     policies.extend(of_resolvers());
+    policies.extend(of_interfaces());
     policies
+}
+
+fn of_interfaces() -> Vec<Policy> {
+    let excluding = |interfaces: &str| Some(interfaces.to_owned());
+    vec![
+        named("net1 excluded", |pod| pod.exclude_interfaces = excluding("net1")),
+        named("net1 excluded, DNS", |pod| {
+            pod.exclude_interfaces = excluding("net1,net9");
+            pod.dns = true;
+        }),
+        named("net1 excluded, TPROXY", |pod| {
+            pod.exclude_interfaces = excluding("net1");
+            pod.tproxy = true;
+        }),
+        named("net1 excluded, lists", |pod| {
+            pod.exclude_interfaces = excluding("net1");
+            pod.include_ranges = Some("10.99.0.0/16,fd99::/64,192.0.2.0/24".to_owned());
+            pod.include_inbound = Some("80,8080,15006".to_owned());
+        }),
+        named("eth0 excluded, DNS", |pod| {
+            pod.exclude_interfaces = excluding("eth0");
+            pod.dns = true;
+        }),
+        named("lo excluded, DNS", |pod| {
+            pod.exclude_interfaces = excluding("lo");
+            pod.dns = true;
+        }),
+        named("net1 rerouted", |pod| pod.reroute = excluding("net1")),
+        named("net1 rerouted, lists", |pod| {
+            pod.reroute = excluding("net1");
+            pod.exclude_interfaces = excluding("net1");
+            pod.include_ranges = Some("10.99.0.0/16".to_owned());
+        }),
+    ]
 }
 
 fn of_resolvers() -> Vec<Policy> {
@@ -247,6 +293,9 @@ pub(crate) fn random(number: usize, random: &mut fastrand::Rng) -> Policy {
     policy.v4_only = random.u8(0..5) == 0;
     policy.dns = random.u8(0..3) == 0;
     policy.proxy_is_away = random.u8(0..12) == 0;
+    let interfaces = ["net1", "eth0", "lo", "net1,lo"];
+    policy.exclude_interfaces =
+        (random.u8(0..4) == 0).then(|| random.choice(interfaces).unwrap_or_default().to_owned());
     policy.proxy_user = (random.u8(0..5) == 0).then_some(2102);
     policy.node = match random.u8(0..12) {
         0 => Node::IncludesGroups("1000,3000"),
