@@ -139,6 +139,7 @@ struct ObjectInfo {
     info: u64,
 }
 
+/// Whole, up to what is never asked for: some kernels (6.18) write the revision whatever length they were told.
 #[repr(C)]
 #[derive(Default)]
 struct ProgramQuery {
@@ -149,7 +150,13 @@ struct ProgramQuery {
     ids: u64,
     count: u32,
     _padding: u32,
+    _program_flags: u64,
+    _link_ids: u64,
+    _link_flags: u64,
+    _revision: u64,
 }
+
+const _: () = assert!(std::mem::offset_of!(ProgramQuery, _revision) == 56 && size_of::<ProgramQuery>() == 64);
 
 #[repr(C)]
 #[derive(Default)]
