@@ -19,8 +19,8 @@ use crate::exec;
 /// Memory of the guest: the archive, unpacked, is half a gigabyte, and each Envoy takes 60 MB.
 const MEMORY: &str = "3G";
 const PROCESSORS: &str = "2";
-/// What a kernel may say at most, and the first process as much as it wants: `quiet` is for the console.
-const PARAMETERS: &str = "console=ttyS1 panic=-1 quiet loglevel=5 oops=panic";
+/// All that a kernel says is kept: the segmentation fault of a program is one line of it.
+const PARAMETERS: &str = "console=ttyS1 loglevel=7 panic=-1 oops=panic";
 /// A kernel that says one of these is not well, whatever the tests say.
 const SPLATS: [&str; 6] =
     ["BUG: ", "WARNING: ", "Call Trace:", "Kernel panic", "Oops: ", "general protection fault"];
