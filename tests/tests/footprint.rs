@@ -12,9 +12,13 @@ use veer_tests::dst_server::{self, DstServer};
 use veer_tests::mesh::{Mesh, OUTBOUND};
 use veer_tests::pinned::Pinned;
 use veer_tests::pod::REMOTE_V4;
+use veer_tests::wait;
 
 /// How long an agent is watched that has nothing to do.
 const IDLE: Duration = Duration::from_secs(3);
+
+/// The runtime's, the node's, and that which enters namespaces.
+const LASTING_THREADS: usize = 3;
 
 fn proc(agent: &Agent) -> PathBuf {
     Path::new("/proc").join(agent.process().pid().to_string())
@@ -24,6 +28,11 @@ fn proc(agent: &Agent) -> PathBuf {
 fn number(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// How many threads the agent has.
+fn threads(agent: &Agent) -> usize {
+    fs::read_dir(proc(agent).join("task")).unwrap().count()
 }
 
 /// How often the agent's threads were given a CPU. A thread that sleeps is given none, so this tells a
@@ -57,9 +66,12 @@ fn with_two_pods_the_agent_has_less_than_30_mb_resident() {
 #[test]
 fn an_agent_with_nothing_to_do_does_nothing() {
     let mut mesh = Mesh::new().unwrap();
-    // A thread that read manifests would end within the time, and be missed in the sum.
     mesh.agent.stop().unwrap();
     mesh.agent.start_again().unwrap();
+    mesh.agent.wait_settled().unwrap();
+    // The thread that has read the manifests ends after a while, and would be missed in the sum.
+    wait::until("its helping threads to end", wait::LIMIT, || threads(&mesh.agent) == LASTING_THREADS)
+        .unwrap();
     let _proxy = DstServer::start(mesh.pod.proxy(), (Ipv4Addr::UNSPECIFIED, OUTBOUND)).unwrap();
     let before = (switches(&mesh.agent), ticks(&mesh.agent));
     // The pods' connections are none of its work, as long as nobody watches them.
