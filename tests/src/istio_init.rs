@@ -2,12 +2,14 @@
 //!
 //! It is Istio's own program that does it, of the version in `tests/istio/go.mod`.
 
+use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::launch::executable;
 use crate::netns::NetNs;
+use crate::wait;
 
 /// What the injector always writes as istio-init's arguments, for a pod without annotations. A flag that comes
 /// twice counts as it comes last.
@@ -46,7 +48,24 @@ pub fn apply_in(netns: &NetNs, environment: &[(&str, &str)], arguments: &[&str])
             String::from_utf8_lossy(&output.stdout)
         );
     }
-    Ok(())
+    wait::until("::6 to be usable", wait::LIMIT, || is_usable(netns))
+}
+
+/// Whether the ::6 that istio-init puts on `lo` can be bound to, if it has. It asks the kernel to look for another who has
+/// the address first (DAD), and on a busy machine the kernel takes its time to find that `lo` has no neighbours.
+fn is_usable(netns: &NetNs) -> bool {
+    /// `IFA_F_TENTATIVE`, in the fifth field of `/proc/net/if_inet6`.
+    const TENTATIVE: u8 = 0x40;
+    let addresses = netns.run(|| fs::read_to_string("/proc/thread-self/net/if_inet6"));
+    let Ok(Ok(addresses)) = addresses else { return true };
+    let is_tentative = |line: &&str| {
+        let mut fields = line.split_ascii_whitespace();
+        let address = fields.next();
+        let flags = fields.nth(3).and_then(|flags| u8::from_str_radix(flags, 16).ok());
+        address == Some("00000000000000000000000000000006")
+            && flags.is_some_and(|flags| flags & TENTATIVE != 0)
+    };
+    addresses.lines().find(is_tentative).is_none()
 }
 
 /// The rules for one family, as `iptables-restore` reads them.

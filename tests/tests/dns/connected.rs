@@ -134,12 +134,13 @@ fn a_socket_bound_to_an_address_keeps_it_and_its_port() {
 fn a_socket_bound_to_a_port_alone_is_answered() {
     for scene in all() {
         let pod = scene.pod();
-        for (any, resolver, own) in [
-            ("0.0.0.0", IpAddr::from(CLUSTER_DNS), IpAddr::from(pod.v4())),
-            ("::", mapped(CLUSTER_DNS), pod.v4().into()),
-            ("::", CLUSTER_DNS_V6.into(), pod.v6().into()),
+        // Each has a port of its own: whoever made the socket may hold it for a moment after it is closed here.
+        for (any, port, resolver, own) in [
+            ("0.0.0.0", 5353, IpAddr::from(CLUSTER_DNS), IpAddr::from(pod.v4())),
+            ("::", 5354, mapped(CLUSTER_DNS), pod.v4().into()),
+            ("::", 5355, CLUSTER_DNS_V6.into(), pod.v6().into()),
         ] {
-            let socket = bound(pod.app(), (any.parse::<IpAddr>().unwrap(), 5353));
+            let socket = bound(pod.app(), (any.parse::<IpAddr>().unwrap(), port));
             socket.connect(at(resolver)).unwrap();
             let localhost = if own.is_ipv4() { "127.0.0.1" } else { "::1" };
             let client = if scene.by.is_nat() { own } else { localhost.parse().unwrap() };

@@ -13,7 +13,7 @@ mod unconnected;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use socket2::{Domain, Protocol, SockRef, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 use veer_tests::backend::Backend;
 use veer_tests::dns::{self, DNS, Responder};
 use veer_tests::istio_init;
@@ -21,6 +21,7 @@ use veer_tests::manifest::Manifest;
 use veer_tests::mesh::{Listeners, Mesh, PATIENCE, proxy_listeners};
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6, TestPod};
 use veer_tests::socket_maker::Maker;
+use veer_tests::wait;
 
 /// A service address: no interface has it, and nobody answers there.
 const CLUSTER_DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -134,7 +135,9 @@ fn udp(maker: &Maker, address: IpAddr) -> UdpSocket {
 fn bound(maker: &Maker, source: impl Into<SocketAddr>) -> UdpSocket {
     let source = source.into();
     let socket = udp(maker, source.ip());
-    SockRef::from(&socket).bind(&source.into()).unwrap();
+    let source = SockAddr::from(source);
+    // Whoever made an earlier socket of this port may hold it for a moment after it was closed here.
+    wait::until_ok("the port to be free", wait::LIMIT, || SockRef::from(&socket).bind(&source)).unwrap();
     socket
 }
 
