@@ -6,6 +6,7 @@
 mod connected;
 mod identity;
 mod others;
+mod resolvers;
 mod several;
 mod tcp;
 mod told;
