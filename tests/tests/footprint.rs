@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use veer_tests::agent::Agent;
 use veer_tests::dst_server::{self, DstServer};
+use veer_tests::launch::Launch;
 use veer_tests::mesh::{Mesh, OUTBOUND};
+use veer_tests::netns::NetNs;
 use veer_tests::pinned::Pinned;
 use veer_tests::pod::REMOTE_V4;
 use veer_tests::wait;
@@ -67,6 +69,9 @@ fn with_two_pods_the_agent_has_less_than_30_mb_resident() {
 fn an_agent_with_nothing_to_do_does_nothing() {
     let mut mesh = Mesh::new().unwrap();
     mesh.agent.stop().unwrap();
+    // In a netns of its own it does not hear of what comes and goes in those of other tests.
+    let netns = NetNs::new().unwrap();
+    mesh.agent.use_launch(Launch::new().in_netns(&netns));
     mesh.agent.start_again().unwrap();
     mesh.agent.wait_settled().unwrap();
     // The thread that has read the manifests ends after a while, and would be missed in the sum.
