@@ -101,7 +101,7 @@ fn run_all(policies: &[Policy]) -> Result<Vec<Vec<Tally>>> {
             scope.spawn(|| {
                 while let Some(policy) = policies.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = run::policy(policy, &connections, &datagrams);
-                    say!("  {} {}", policy.name, if result.is_ok() { "done" } else { "failed" });
+                    say!("  {} {}", policy.name, outcome(&result));
                     results.lock().unwrap_or_else(PoisonError::into_inner).push((&policy.name, result));
                 }
             });
@@ -114,6 +114,17 @@ fn run_all(policies: &[Policy]) -> Result<Vec<Vec<Tally>>> {
             .map_or_else(|| bail!("policy {} was not run", policy.name), |index| results.swap_remove(index).1)
     });
     ordered.collect()
+}
+
+/// What became of a policy, for the line that says that it is done.
+fn outcome(result: &Result<Vec<Tally>>) -> String {
+    match result {
+        Err(_told_later) => "failed".to_owned(),
+        Ok(tallies) => match tallies.iter().map(|tally| tally.differences.len()).sum::<usize>() {
+            0 => "done".to_owned(),
+            differ => format!("done, {differ} differ"),
+        },
+    }
 }
 
 /// Prints the table and what differs; returns how many policies failed.
