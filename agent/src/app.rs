@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -103,6 +104,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let choice::Chosen { loaded, reason } = choice::choose(config)?;
     let backend = if loaded.is_some() { BackendName::Ebpf } else { BackendName::Nftables };
     tracing::info!(backend = backend.name(), %reason, "backend");
+    raise_descriptor_limit();
     let of = loaded.as_ref();
     let cgroup = of.map(|loaded| loaded.cgroup.clone());
     let neighbours = of.map(|loaded| Neighbours { pins: loaded.pins.clone(), cgroup: loaded.cgroup.clone() });
@@ -115,9 +117,8 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         tracing::warn!(%error, "addresses that pods gain or lose later are not followed: CAP_NET_BROADCAST?");
     });
     let netns = NetnsThread::start()?;
-    let netns_thread = netns.clone();
     let others = OtherVersions::below(&config.place.bpffs);
-    let node = Node::take_over(choice::backends(loaded, &config.place, &netns)?, netns, others)?;
+    let node = Node::take_over(choice::backends(loaded, &config.place, &netns)?, netns.clone(), others)?;
     let enrolled = node.registry().len();
     release_memory();
 
@@ -149,8 +150,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let follower = changes.ok().map(|changes| (changes, handle.clone()));
     let answerer = Arc::new(Answerer { source, settings, node: handle });
     let HealConfig { cni_cache, interval } = config.heal.clone();
-    let reconciler =
-        Reconciler { answerer: Arc::clone(&answerer), netns: netns_thread, cni_cache, interval, report };
+    let reconciler = Reconciler { answerer: Arc::clone(&answerer), netns, cni_cache, interval, report };
     let parts = Parts { pins, control, answerer, follower, reconciler };
 
     // One thread is plenty: requests are a few a second, and the work is on the node's thread.
@@ -226,6 +226,14 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
     tasks.close();
     tasks.wait().await;
     Ok(())
+}
+
+/// Lets the agent hold as many descriptors as it may: it has one for each pod, and systems begin with 1,024.
+fn raise_descriptor_limit() {
+    let most = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }) {
+        tracing::warn!(%error, "raise the number of descriptors");
+    }
 }
 
 /// Gives back what loading took: aya parses the kernel's own types when a loader is made, some 20 MB in
