@@ -137,7 +137,7 @@ pub fn trace_outbound<R: Rules, T: Trace>(
     let to_localhost = is_localhost(pod, &destination);
     let dns = is_captured_dns(pod, &destination, port);
     if stays_in_pod(rules, &destination) {
-        if let Some(reason) = within_pod(pod, connection, &destination, to_localhost, dns, trace) {
+        if let Some(reason) = within_pod(pod, rules, connection, to_localhost, dns, trace) {
             return reason;
         }
     } else {
@@ -275,10 +275,10 @@ fn is_of_other_owner<R: Rules>(pod: &PodPolicy, rules: &R, gid: u32) -> bool {
 
 /// The rules on what does not leave the pod; `None` where a later rule decides.
 #[inline(always)]
-fn within_pod<T: Trace>(
+fn within_pod<R: Rules, T: Trace>(
     pod: &PodPolicy,
+    rules: &R,
     connection: &Outbound,
-    destination: &Address,
     to_localhost: bool,
     dns: bool,
     trace: &mut T,
@@ -290,10 +290,13 @@ fn within_pod<T: Trace>(
     let to_own_service = !to_localhost
         && !dns
         && connection.port.get() != pod.tunnel_port.get()
-        && (destination.is_v4() || has(pod, flag::CAPTURES_V6));
+        && (connection.effective_destination().is_v4() || has(pod, flag::CAPTURES_V6));
 
-    // With TPROXY the proxy runs as uid 0, so its gid says who it is.
-    let proxy_by_group = has(pod, flag::TPROXY) && connection.is_proxy_by_gid(pod);
+    // With TPROXY the proxy runs as uid 0, so its gid says who it is; and what it sends to its own pod meets
+    // the lists of inbound ports as if it came from the network.
+    let proxy_by_group = has(pod, flag::TPROXY)
+        && connection.is_proxy_by_gid(pod)
+        && captures_inbound(pod, rules, connection.port);
     let proxy = connection.is_proxy_by_uid(pod) || proxy_by_group;
     if trace.looked_at(Rule::ProxyToOwnAddress, proxy && to_own_service) {
         return Some(Rule::ProxyToOwnAddress.reason());
@@ -406,6 +409,16 @@ pub fn trace_inbound<R: Rules, T: Trace>(
     }
     trace.looked_at(Rule::NotIncludedInbound, true);
     Rule::NotIncludedInbound.reason()
+}
+
+/// Whether the lists of inbound ports have this one captured.
+#[inline(always)]
+fn captures_inbound<R: Rules>(pod: &PodPolicy, rules: &R, port: Port) -> bool {
+    if has(pod, flag::INBOUND_ALL) {
+        !rules.port_listed(PortList::ExcludedInbound, port)
+    } else {
+        rules.port_listed(PortList::IncludedInbound, port)
+    }
 }
 
 /// Of what virtual machines dial the address alone counts: neither excluded ranges nor any list of ports, which

@@ -33,6 +33,12 @@ impl Facts<'_> {
             Connection::Inbound(inbound) => inbound.port.get(),
         }
     }
+
+    fn captures_inbound(&self) -> bool {
+        let all = self.has(flag::INBOUND_ALL);
+        let list = if all { PortList::ExcludedInbound } else { PortList::IncludedInbound };
+        self.lists.has_port(list, self.port()) != all
+    }
 }
 
 /// What a rule compared, as a statement that is true of the connection.
@@ -224,7 +230,14 @@ fn other(id: u32, proxy: u32) -> String {
 fn proxy_within_pod(facts: &Facts<'_>, connection: &Outbound, matched: bool) -> String {
     let by_uid = connection.is_proxy_by_uid(facts.policy);
     let by_gid = facts.has(flag::TPROXY) && connection.is_proxy_by_gid(facts.policy);
-    if (by_uid || by_gid) && !matched {
+    if by_gid && !by_uid && !facts.captures_inbound() {
+        let port = facts.port();
+        format!(
+            "{}; {}, but inbound port {port} is not captured",
+            uid(facts, connection),
+            gid(facts, connection)
+        )
+    } else if (by_uid || by_gid) && !matched {
         not_own_service(facts, connection)
     } else if !by_uid && facts.has(flag::TPROXY) {
         format!("{}; {}", uid(facts, connection), gid(facts, connection))

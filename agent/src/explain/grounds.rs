@@ -50,6 +50,7 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
         Rule::AppToOwnAddress => {
             let mut grounds = stays(facts);
             grounds.push(Ground::Setting(Setting::IncludedRanges));
+            grounds.extend(by_inbound_ports(facts));
             grounds
         }
         Rule::Proxy => by_id(Setting::ProxyUid, facts),
@@ -110,6 +111,22 @@ fn proxys(facts: &Facts<'_>) -> Vec<Ground> {
         grounds.push(Ground::Setting(Setting::Mode));
         grounds
     }
+}
+
+/// What kept the gid of a TPROXY pod's proxy from being the proxy's.
+fn by_inbound_ports(facts: &Facts<'_>) -> Vec<Ground> {
+    let is_by_gid = match facts.connection {
+        Connection::Outbound(outbound) | Connection::Datagram(outbound) => {
+            outbound.is_proxy_by_gid(facts.policy)
+        }
+        Connection::Inbound(_) => false,
+    };
+    if !is_by_gid || !facts.has(flag::TPROXY) {
+        return vec![];
+    }
+    let all = facts.has(flag::INBOUND_ALL);
+    let list = if all { Setting::ExcludedInboundPorts } else { Setting::IncludedInboundPorts };
+    vec![Ground::Setting(Setting::Mode), Ground::Setting(list)]
 }
 
 /// Why the connection does not leave the pod.

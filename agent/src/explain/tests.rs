@@ -136,3 +136,26 @@ fn long_lists_are_told_as_far_as_a_person_reads() {
         "1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23 and 29 more"
     );
 }
+
+#[test]
+fn with_tproxy_the_proxys_group_is_told_which_inbound_port_is_not_captured() {
+    let mode = crate::model::InterceptionMode::Tproxy;
+    let capture = crate::model::Capture { mode, ..default_capture() };
+    let entries = map_entries(COOKIE, &capture, &own_addresses(&["10.0.0.5"]));
+    let connection = Connection::Outbound(Outbound {
+        uid: 0,
+        gid: 1337,
+        is_impostor: false,
+        source: address("0.0.0.0"),
+        destination: address("10.0.0.5"),
+        port: Port::new(15021),
+        interface: 0,
+    });
+    let explanation = explain(COOKIE, &entries, &connection);
+    assert_eq!(explanation.reason, Reason::AppToOwnAddress);
+    let told = explanation.before.iter().find(|looked| looked.rule == Rule::ProxyToOwnAddress).unwrap();
+    assert_eq!(
+        told.compared,
+        "uid 0 is not the proxy's, 1337; gid 1337 is the proxy's, but inbound port 15021 is not captured"
+    );
+}

@@ -1,8 +1,8 @@
 //! The differential matrix: every connection under istio-init's own rules, under each backend of veer, and
 //! explained. Every cell must agree, but for the improvements that are named; and the backends must count the same.
 //!
-//! A program of its own rather than tests, because its table is for people. It takes a part of a policy's
-//! name, as a test does, and ends like one. With `VEER_LONG` set (`cargo xtask test --long`) it makes up
+//! A program of its own rather than tests, because its table is for people. It takes a policy's name, or a
+//! part of names as a test does, and ends like one. With `VEER_LONG` set (`cargo xtask test --long`) it makes up
 //! further policies; `VEER_SEED` makes it the same ones again.
 
 mod cell;
@@ -53,10 +53,14 @@ fn perform() -> Result<bool> {
         return Ok(true);
     }
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let is_asked = |policy: &Policy| {
-        filter.is_none_or(|part| "matrix".contains(part.as_str()) || policy.name.contains(part.as_str()))
-    };
     let known = all_policies()?;
+    let is_name = known.iter().any(|policy| Some(&policy.name) == filter);
+    let is_asked = |policy: &Policy| {
+        filter.is_none_or(|part| {
+            let is_part = "matrix".contains(part.as_str()) || policy.name.contains(part.as_str());
+            if is_name { policy.name == *part } else { is_part }
+        })
+    };
     let count = known.len();
     let policies: Vec<Policy> = known.into_iter().filter(is_asked).collect();
     let started = Instant::now();
@@ -116,15 +120,18 @@ fn run_all(policies: &[Policy]) -> Result<Vec<Vec<Tally>>> {
     ordered.collect()
 }
 
-/// What became of a policy, for the line that says that it is done.
+/// What became of a policy, for the line that says that it is done: with the first difference, because a long run's
+/// report is far away.
 fn outcome(result: &Result<Vec<Tally>>) -> String {
-    match result {
-        Err(_told_later) => "failed".to_owned(),
-        Ok(tallies) => match tallies.iter().map(|tally| tally.differences.len()).sum::<usize>() {
-            0 => "done".to_owned(),
-            differ => format!("done, {differ} differ"),
-        },
-    }
+    let tallies = match result {
+        Ok(tallies) => tallies,
+        Err(error) => return format!("failed: {error:#}"),
+    };
+    let differ: usize = tallies.iter().map(|tally| tally.differences.len()).sum();
+    let first = tallies.iter().find_map(|tally| {
+        tally.differences.first().map(|first| format!("{}: {first}", tally.backend.name()))
+    });
+    first.map_or_else(|| "done".to_owned(), |first| format!("done, {differ} differ, the first under {first}"))
 }
 
 /// Prints the table and what differs; returns how many policies failed.

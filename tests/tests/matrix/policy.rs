@@ -241,8 +241,12 @@ fn of_connections() -> Vec<Policy> {
         named("TPROXY, lists", |pod| {
             pod.tproxy = true;
             pod.include_ranges = Some("192.0.2.0/24,fd77::/64".to_owned());
-            pod.exclude_inbound = Some("22".to_owned());
+            pod.exclude_inbound = Some("22,8080".to_owned());
             pod.exclude_outbound = Some("443".to_owned());
+        }),
+        named("TPROXY, included inbound ports", |pod| {
+            pod.tproxy = true;
+            pod.include_inbound = Some("80,15021".to_owned());
         }),
         named("proxy of another user", |pod| pod.proxy_user = Some(2102)),
         named("owner groups included", |pod| pod.node = Node::IncludesGroups("1000,3000")),

@@ -215,7 +215,7 @@ pub enum Match {
     /// A port of a protocol.
     Port(Protocol, Side, Is, u16),
     /// The destination port is in a set.
-    PortIn(Protocol, &'static str),
+    PortIn(Protocol, Is, &'static str),
     /// The uid of the socket's creator.
     Uid(u32),
     /// The primary gid of the socket's creator.

@@ -122,7 +122,7 @@ fn match_text(condition: &Match, family: Family) -> String {
         Match::Port(protocol, side, is, port) => {
             format!("{} {}port {}{port}", protocol.name(), side.letter(), is.text())
         }
-        Match::PortIn(protocol, set) => format!("{} dport @{set}", protocol.name()),
+        Match::PortIn(protocol, is, set) => format!("{} dport {}@{set}", protocol.name(), is.text()),
         Match::Uid(uid) => format!("meta skuid {uid}"),
         Match::Gid(gid) => format!("meta skgid {gid}"),
         Match::GidIn(set) => format!("meta skgid @{set}"),

@@ -87,15 +87,15 @@ impl List<'_> {
             Match::Address(side, is, range) => self.address(*side, *is, range),
             Match::DestinationIn(set) => {
                 self.load_address(Side::Destination);
-                self.lookup(set);
+                self.lookup(Is::So, set);
             }
             Match::Port(protocol, side, is, port) => {
                 self.load_port(*protocol, *side);
                 self.compare(*is, &port.to_be_bytes());
             }
-            Match::PortIn(protocol, set) => {
+            Match::PortIn(protocol, is, set) => {
                 self.load_port(*protocol, Side::Destination);
-                self.lookup(set);
+                self.lookup(*is, set);
             }
             Match::Uid(uid) => {
                 self.meta(meta::UID);
@@ -107,7 +107,7 @@ impl List<'_> {
             }
             Match::GidIn(set) => {
                 self.meta(meta::GID);
-                self.lookup(set);
+                self.lookup(Is::So, set);
             }
             Match::Mark(mark) => {
                 self.meta(meta::MARK);
@@ -248,8 +248,10 @@ impl List<'_> {
         self.compare(is, &octets(range.network()));
     }
 
-    fn lookup(&mut self, set: &str) {
+    fn lookup(&mut self, is: Is, set: &str) {
         let looked_up = Attributes::new().text(1, set).number(2, REGISTER).number(4, (self.set_id)(set));
+        // `NFT_LOOKUP_F_INV`, since 4.7.
+        let looked_up = if is == Is::Not { looked_up.number(5, 1) } else { looked_up };
         self.push("lookup", &looked_up);
     }
 

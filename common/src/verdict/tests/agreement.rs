@@ -145,15 +145,10 @@ pub(super) fn expected(scene: &Scene, iptables: &Iptables, dial: &Dial) -> Optio
         return None;
     }
     // TPROXY marks the proxy's connections to its own pod in the mangle table, which knows neither the
-    // excluded outbound ports nor the tunnel port, and applies the lists of inbound ports. The contract
-    // has O6, O7 and O11 hold in both modes alike.
+    // excluded outbound ports nor the tunnel port nor DNS. The contract has O11 hold in both modes alike.
     if scene.tproxy && stays && (by_uid || dial.gid == scene.proxy_gid) {
-        let captured_inbound = match &scene.included_inbound {
-            None => !scene.excluded_inbound.contains(&dial.port),
-            Some(included) => included.contains(&dial.port),
-        };
         let excluded_outbound = dial.port == 15008 || dns || scene.excluded_outbound.contains(&dial.port);
-        if excluded_outbound || !(by_uid || captured_inbound) {
+        if excluded_outbound {
             return None;
         }
     }

@@ -430,6 +430,24 @@ fn with_tproxy_the_proxys_group_is_the_proxy_within_its_pod() {
 }
 
 #[test]
+fn with_tproxy_what_the_proxys_group_sends_to_its_pod_meets_the_lists_of_inbound_ports() {
+    let proxy = Dial { uid: ROOT, gid: PROXY, source: None };
+    let excluding = Scene { tproxy: true, excluded_inbound: vec![3306], ..Scene::default_pod() };
+    let including = Scene { included_inbound: Some(vec![80]), ..excluding.clone() };
+    for family in FAMILIES {
+        for scene in [&excluding, &including] {
+            assert_eq!(proxy.to(scene, family.pod, 3306), Reason::AppToOwnAddress);
+            assert_eq!(proxy.to(scene, family.pod, 80), Reason::ProxyToOwnAddress);
+            assert_eq!(
+                AS_PROXY.to(scene, family.pod, 3306),
+                Reason::ProxyToOwnAddress,
+                "by its uid, it does not"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_pod_without_addresses_of_a_family_is_left_to_the_kernel() {
     let v4_only = Scene { own: addresses(&["10.0.0.5", "fe80::5"]), ..Scene::default_pod() };
     assert_eq!(AS_APP.to(&v4_only, "2001:db8:9::9", 80), Reason::NoAddressOfFamily);

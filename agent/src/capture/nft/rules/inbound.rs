@@ -51,7 +51,7 @@ fn interfaces(scene: &Scene<'_>) -> Vec<Rule> {
 /// The lists, for what is redirected by NAT.
 fn redirected(scene: &Scene<'_>) -> Vec<Rule> {
     let tunnel = Match::Port(Protocol::Tcp, Side::Destination, Is::So, TUNNEL_PORT);
-    let listed = || Match::PortIn(Protocol::Tcp, set::INBOUND_PORTS);
+    let listed = || Match::PortIn(Protocol::Tcp, Is::So, set::INBOUND_PORTS);
     let mut rules = vec![direct([tunnel], Reason::TunnelPort)];
     match &scene.capture.inbound {
         InboundPorts::All { excluded } => {
@@ -104,7 +104,7 @@ fn tproxy(scene: &Scene<'_>) -> Vec<Chain> {
 
 /// The lists, where the tunnel port is a port as any other.
 fn tproxy_lists(scene: &Scene<'_>) -> Vec<Rule> {
-    let listed = || Match::PortIn(Protocol::Tcp, set::INBOUND_PORTS);
+    let listed = || Match::PortIn(Protocol::Tcp, Is::So, set::INBOUND_PORTS);
     let new = Match::State(State::New);
     match &scene.capture.inbound {
         InboundPorts::All { excluded } => {

@@ -9,7 +9,7 @@ use super::{
 use crate::capture::nft::ruleset::{
     Chain, Hook, Is, Kind, Match, Protocol, Rule, Side, Statement, Way, route,
 };
-use crate::model::{InterceptionMode, OutboundRanges, OwnerGroups};
+use crate::model::{Capture, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups};
 
 /// Conntrack's zone of the proxy's own DNS, and that of everybody else's: as with istio-init, so that the two, which
 /// may have the same addresses and ports, are never taken for one.
@@ -54,10 +54,7 @@ fn tcp(scene: &Scene<'_>) -> Vec<Rule> {
     let capture = scene.capture;
     let mut rules = before_identity(scene, Protocol::Tcp);
     rules.push(rule([Match::Uid(capture.proxy_uid)], [Statement::Goto("proxy")]));
-    if capture.mode == InterceptionMode::Tproxy {
-        // There the proxy runs as uid 0, so its gid says who it is.
-        rules.push(rule([LO, Match::Gid(capture.proxy_gid)], [Statement::Goto("proxy")]));
-    }
+    rules.extend(by_gid_within_pod(capture));
     if !includes_loopback(scene) {
         let other_than_dns = Match::Port(Protocol::Tcp, Side::Destination, Is::Not, DNS);
         rules.push(if capture.dns_capture {
@@ -71,11 +68,26 @@ fn tcp(scene: &Scene<'_>) -> Vec<Rule> {
     rules
 }
 
+/// With TPROXY the proxy runs as uid 0, so within the pod its gid says who it is; there istio-init does to its
+/// connections what it does to those of the network, by the lists of inbound ports.
+fn by_gid_within_pod(capture: &Capture) -> Option<Rule> {
+    let listed = |is| Match::PortIn(Protocol::Tcp, is, set::INBOUND_PORTS);
+    let mut matches = vec![LO, Match::Gid(capture.proxy_gid)];
+    match &capture.inbound {
+        InboundPorts::All { excluded } if excluded.is_empty() => {}
+        InboundPorts::All { .. } => matches.push(listed(Is::Not)),
+        InboundPorts::Only(included) if included.is_empty() => return None,
+        InboundPorts::Only(_) => matches.push(listed(Is::So)),
+    }
+    let statements = vec![Statement::Goto("proxy")];
+    (capture.mode == InterceptionMode::Tproxy).then_some(Rule { matches, statements })
+}
+
 /// Excluded ports bind the proxy, too; then what the proxy hands to its app.
 fn before_identity(scene: &Scene<'_>, protocol: Protocol) -> Vec<Rule> {
     let mut rules = Vec::new();
     if !scene.capture.excluded_outbound_ports.is_empty() {
-        let listed = Match::PortIn(protocol, set::EXCLUDED_OUTBOUND_PORTS);
+        let listed = Match::PortIn(protocol, Is::So, set::EXCLUDED_OUTBOUND_PORTS);
         rules.push(direct([listed], Reason::ExcludedPort));
     }
     let source = Match::Address(Side::Source, Is::So, scene.passthrough);
@@ -123,7 +135,7 @@ fn destinations(scene: &Scene<'_>) -> Vec<Rule> {
         rules.push(direct([Match::DestinationIn(set::EXCLUDED_RANGES)], Reason::ExcludedRange));
     }
     if !capture.included_outbound_ports.is_empty() {
-        let listed = Match::PortIn(Protocol::Tcp, set::INCLUDED_OUTBOUND_PORTS);
+        let listed = Match::PortIn(Protocol::Tcp, Is::So, set::INCLUDED_OUTBOUND_PORTS);
         rules.push(redirect([listed], Reason::IncludedPort, OUTBOUND_PORT));
     }
     match &capture.outbound {
