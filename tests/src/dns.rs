@@ -138,27 +138,49 @@ fn answer_datagrams(label: &str, socket: &UdpSocket, stop: &AtomicBool, asked: &
 }
 
 fn answer_connections(label: &str, listener: &TcpListener, stop: &AtomicBool, asked: &AtomicU64) {
-    while !stop.load(Ordering::SeqCst) {
-        match listener.accept() {
-            Ok((mut stream, client)) => {
-                asked.fetch_add(1, Ordering::SeqCst);
-                if let Err(error) = answer_connection(label, &mut stream, client) {
-                    eprintln!("the DNS responder, to {client}: {error:#}");
+    // A thread each, because who keeps a connection for the next question must not keep the others waiting.
+    thread::scope(|scope| {
+        while !stop.load(Ordering::SeqCst) {
+            match listener.accept() {
+                Ok((mut stream, client)) => {
+                    scope.spawn(move || {
+                        if let Err(error) = answer_connection(label, &mut stream, client, stop, asked) {
+                            eprintln!("the DNS responder, to {client}: {error:#}");
+                        }
+                    });
                 }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => eprintln!("the DNS responder cannot accept: {error}"),
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => eprintln!("the DNS responder cannot accept: {error}"),
         }
-    }
+    });
 }
 
-fn answer_connection(label: &str, stream: &mut TcpStream, client: SocketAddr) -> Result<()> {
-    stream.set_read_timeout(Some(crate::wait::scaled(crate::mesh::PATIENCE)))?;
+/// Answers until the client has no more questions.
+fn answer_connection(
+    label: &str,
+    stream: &mut TcpStream,
+    client: SocketAddr,
+    stop: &AtomicBool,
+    asked: &AtomicU64,
+) -> Result<()> {
     let original = if client.is_ipv4() { original_dst::v4(stream) } else { original_dst::v6(stream) };
     let original = original.map_or_else(|error| error.to_string(), |address| address.to_string());
-    let question = receive_framed(stream)?;
-    let reply = reply(&question, &format!("{label} tcp {client} for {original}")).context("no question")?;
-    send_framed(stream, &reply)
+    while !stop.load(Ordering::SeqCst) {
+        stream.set_read_timeout(Some(TICK))?;
+        match stream.peek(&mut [0]) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error).context("wait for a question"),
+        }
+        stream.set_read_timeout(Some(crate::wait::scaled(crate::mesh::PATIENCE)))?;
+        let question = receive_framed(stream)?;
+        asked.fetch_add(1, Ordering::SeqCst);
+        let told = format!("{label} tcp {client} for {original}");
+        send_framed(stream, &reply(&question, &told).context("no question")?)?;
+    }
+    Ok(())
 }
 
 /// The reply to a message with one question; TXT is answered with `told`.

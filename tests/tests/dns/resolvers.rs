@@ -44,9 +44,12 @@ fn the_c_librarys_resolver_is_answered_by_the_proxy() {
         "nameserver 127.0.0.53\n",
         "nameserver fd00:96::10\n",
         "nameserver 10.96.0.10\nnameserver 10.96.0.11\noptions rotate\n",
-        // A socket for each question; both questions one after the other.
+        // A socket for each question; both questions one after the other; TCP.
         "nameserver 10.96.0.10\noptions single-request-reopen\n",
         "nameserver 10.96.0.10\noptions single-request edns0\n",
+        "nameserver 10.96.0.10\noptions use-vc\n",
+        "nameserver 127.0.0.53\noptions use-vc\n",
+        "nameserver fd00:96::10\noptions use-vc\n",
     ];
     for scene in all() {
         for file in files {
