@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 
 use crate::exec::{self, say};
-use crate::{FAILED, laws, setup, workspace};
+use crate::{FAILED, chart, laws, setup, workspace};
 
 /// What to check.
 #[derive(clap::Args)]
@@ -25,6 +25,8 @@ enum Part {
     Laws,
     /// Licences, sources and advisories of the dependencies
     Deny,
+    /// The Helm chart: its schema, its rendered manifests, and Kubernetes' own types
+    Chart,
     /// Lints, in all targets of all crates
     Clippy,
     /// The documentation's links and form
@@ -33,13 +35,14 @@ enum Part {
 
 impl Part {
     /// The quick ones first.
-    const ALL: [Self; 5] = [Self::Fmt, Self::Laws, Self::Deny, Self::Clippy, Self::Doc];
+    const ALL: [Self; 6] = [Self::Fmt, Self::Laws, Self::Deny, Self::Chart, Self::Clippy, Self::Doc];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Fmt => "fmt",
             Self::Laws => "laws",
             Self::Deny => "deny",
+            Self::Chart => "chart",
             Self::Clippy => "clippy",
             Self::Doc => "doc",
         }
@@ -76,6 +79,7 @@ fn carry_out(part: Part, root: &Path) -> Result<()> {
         Part::Fmt => exec::run(cargo.args(["fmt", "--all", "--check"])),
         Part::Laws => laws::uphold(root),
         Part::Deny => deny(root),
+        Part::Chart => chart::check(root),
         Part::Clippy => {
             exec::run(cargo.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
         }

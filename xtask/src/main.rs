@@ -8,6 +8,7 @@
 
 mod bench;
 mod build;
+mod chart;
 mod check;
 mod demo;
 mod exec;
@@ -54,7 +55,9 @@ enum Verb {
     Vm(vm::Options),
     /// libFuzzer on everything that comes from outside, ten minutes each
     Fuzz(fuzz::Options),
-    /// Form, lints, documentation, licences and the laws of the source
+    /// Renders the Helm chart into deploy/manifests, for each platform
+    Manifests,
+    /// Form, lints, documentation, licences, the chart and the laws of the source
     Check(check::Options),
 }
 
@@ -87,6 +90,7 @@ fn main() -> ExitCode {
         Verb::Test(options) => test::run(&options),
         Verb::Vm(options) => vm::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
+        Verb::Manifests => chart::write(),
         Verb::Check(options) => check::run(&options),
     };
     match done {

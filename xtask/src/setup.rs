@@ -4,6 +4,7 @@
 //! met when it is seen to be, not when its installer ended well. Installs as root on Debian; elsewhere
 //! it prints the commands and ends with exit code 69. Two at once are safe: the second waits for the first.
 
+mod chart;
 mod kernels;
 mod machine;
 mod needs;
@@ -18,7 +19,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::exec::{print, say};
-use crate::{FAILED, Unavailable};
+use crate::{FAILED, Unavailable, workspace};
+pub(crate) use chart::{ChartTools, KUBERNETES_VERSION};
 use machine::Machine;
 use needs::{Need, State};
 pub(crate) use vm::VmTools;
@@ -87,6 +89,17 @@ pub(crate) fn vm_tools(wanted: &[String], debians: bool) -> Result<VmTools> {
     let machine = install_missing()?;
     let directory = machine.tools.clone();
     vm::look(tools_of(machine)?, &directory, &series)
+}
+
+/// For `check chart`: what it needs, which is installed now if it is missing. Nothing of the rest is.
+pub(crate) fn chart_tools() -> Result<ChartTools> {
+    let tools = workspace::tools(is_root())?;
+    if !missing(&chart::needs(&tools)).is_empty() {
+        let machine = Machine::look()?;
+        let _turn = wait_for_turn(&machine)?;
+        chart::install(&machine)?;
+    }
+    Ok(chart::look(&tools))
 }
 
 fn tools_of(machine: Machine) -> Result<Tools> {

@@ -19,6 +19,9 @@ const PLACES: [&str; 9] = [
     concat!("deb.debian", ".org"),
 ];
 
+/// What begins as such a place and is one of a whole platform: where GKE has the CNI plugins.
+const PLATFORMS: [&str; 1] = [concat!("/ho", "me/kubernetes/bin")];
+
 const PREFIX: &str = concat!("VEER", "_");
 
 /// Where a variable counts as documented.
@@ -50,7 +53,9 @@ pub(super) fn no_place_of_one_machine(source: &Source) -> Vec<Violation> {
 fn begins_in(line: &str, place: &str) -> bool {
     line.match_indices(place).any(|(at, _)| {
         let before = line.get(..at).and_then(|text| text.chars().next_back());
-        !before.is_some_and(|before| before.is_alphanumeric() || "_-.}".contains(before))
+        let is_platforms =
+            PLATFORMS.iter().any(|known| line.get(at..).is_some_and(|text| text.starts_with(known)));
+        !is_platforms && !before.is_some_and(|before| before.is_alphanumeric() || "_-.}".contains(before))
     })
 }
 

@@ -247,7 +247,7 @@ pub(super) fn istio_in(tools: &Path) -> PathBuf {
 }
 
 /// One that fetches the version that a module asks for, as each does since 1.21.
-fn look_for_go(tools: &Path) -> Option<PathBuf> {
+pub(super) fn look_for_go(tools: &Path) -> Option<PathBuf> {
     let candidates = workspace::program("go").into_iter().chain([go_in(tools)]);
     candidates
         .into_iter()
@@ -264,7 +264,7 @@ fn go_minor(text: &str) -> Option<u32> {
     text.split_once("go1.")?.1.split(['.', ' ', 'r', 'b']).next()?.parse().ok()
 }
 
-fn look_for_pip() -> Option<PathBuf> {
+pub(super) fn look_for_pip() -> Option<PathBuf> {
     let candidates = workspace::program("python3").into_iter().chain([PathBuf::from(DEBIAN_PYTHON)]);
     candidates
         .into_iter()

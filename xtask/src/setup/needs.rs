@@ -53,12 +53,14 @@ pub(super) enum Step {
     Istio,
     /// A kernel for `vm`, by apt.
     Kernel,
+    /// A part of what checks the chart, by Go.
+    Chart,
 }
 
 /// Debian's compiler and the sources of its `core`.
 pub(super) const DEBIAN_COMPILER: &[&str] = &["rustc-web", "rust-web-src"];
 const LINKER_LIBRARIES: &[&str] = &["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev"];
-const PIP: &[&str] = &["python3-pip"];
+pub(super) const PIP: &[&str] = &["python3-pip"];
 
 /// A program of the system: its name, its package, and what it is for.
 const PROGRAMS: [(&str, &[&str], &str); 4] = [
