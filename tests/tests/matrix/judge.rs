@@ -1,5 +1,6 @@
 //! Whether two backends agree on a cell, and where veer is allowed to be better.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::Value;
@@ -13,7 +14,7 @@ const EBPF: &[Backend] = &[Backend::Ebpf];
 const BOTH: &[Backend] = &[Backend::Ebpf, Backend::Nftables];
 
 /// Where veer and istio-init may differ, and why. Whatever differs and is not named here is a bug.
-pub(crate) const IMPROVEMENTS: [Improvement; 5] = [
+pub(crate) const IMPROVEMENTS: [Improvement; 6] = [
     Improvement {
         name: "the proxy sees the dialled address as its own",
         by: EBPF,
@@ -44,7 +45,9 @@ pub(crate) const IMPROVEMENTS: [Improvement; 5] = [
             let is_dns = policy.dns && port == 53;
             let is_excluded =
                 is_dns || port == TUNNEL || excluded.split(',').any(|one| one == port.to_string());
-            policy.tproxy && is_excluded && istio.at() == Some("inbound") && veer.at() == Some("app")
+            let is_direct = veer.at().is_some_and(|at| arrives_as("direct", cell).contains(&at));
+            let is_brought_back = istio.at() == Some("inbound") || is_lost(policy, istio);
+            policy.tproxy && is_excluded && is_brought_back && is_direct
         },
     },
     Improvement {
@@ -67,7 +70,22 @@ pub(crate) const IMPROVEMENTS: [Improvement; 5] = [
             policy.tproxy && dialled && ours.port() == 15006 && istio.with_local(ours) == *veer
         },
     },
+    Improvement {
+        name: "with TPROXY, who comes while the proxy is away is refused at once",
+        by: EBPF,
+        why: "as with REDIRECT; istio-init's rules drop the packets, and the client waits for its time-out",
+        holds: |policy, _, istio, veer| {
+            policy.tproxy
+                && is_lost(policy, istio)
+                && matches!(veer, Outcome::Failed(ErrorKind::ConnectionRefused))
+        },
+    },
 ];
+
+/// Whether it came to the proxy that is away, by rules that do not refuse.
+fn is_lost(policy: &Policy, istio: &Outcome) -> bool {
+    policy.proxy_is_away && matches!(istio, Outcome::Failed(ErrorKind::TimedOut))
+}
 
 /// A difference that is wanted.
 pub(crate) struct Improvement {

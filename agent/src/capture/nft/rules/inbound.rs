@@ -8,7 +8,7 @@ use super::{
 use crate::capture::nft::ruleset::{
     Chain, Hook, Is, Kind, Match, Protocol, Rule, Side, State, Statement, Way, route,
 };
-use crate::model::{InboundPorts, OutboundRanges};
+use crate::model::{InboundPorts, InterceptionMode, OutboundRanges};
 
 pub(super) fn chains(scene: &Scene<'_>) -> Vec<Chain> {
     let nat = if marks(scene.capture) { vec![] } else { vec![rule([TCP], [Statement::Goto("inbound")])] };
@@ -52,7 +52,9 @@ fn interfaces(scene: &Scene<'_>) -> Vec<Rule> {
 fn redirected(scene: &Scene<'_>) -> Vec<Rule> {
     let tunnel = Match::Port(Protocol::Tcp, Side::Destination, Is::So, TUNNEL_PORT);
     let listed = || Match::PortIn(Protocol::Tcp, Is::So, set::INBOUND_PORTS);
-    let mut rules = vec![direct([tunnel], Reason::TunnelPort)];
+    // A TPROXY pod is here if it captures nothing, and the tunnel port is a port as any other for it.
+    let is_tproxy = scene.capture.mode == InterceptionMode::Tproxy;
+    let mut rules = if is_tproxy { vec![] } else { vec![direct([tunnel], Reason::TunnelPort)] };
     match &scene.capture.inbound {
         InboundPorts::All { excluded } => {
             if !excluded.is_empty() {
