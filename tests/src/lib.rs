@@ -6,8 +6,8 @@
 //! ([`pinned`], [`filling`]), what the kernel holds of it
 //! ([`objects`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real plugin ([`plugin`]) and Envoy
 //! ([`envoy`]), an app ([`http`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), a gate
-//! before bpf(2) ([`bpf_gate`], [`seccomp`]), and load ([`load`],
-//! [`dst_server`], [`jam`]).
+//! before bpf(2) ([`bpf_gate`], [`seccomp`]), load ([`load`],
+//! [`dst_server`], [`jam`]), and a real Kubernetes ([`kube`]).
 //! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
 //! Used by: the tests in `tests/`, the demo and the benchmarks. All of it needs root.
 //!
@@ -31,6 +31,7 @@ pub mod filling;
 pub mod http;
 pub mod istio_init;
 pub mod jam;
+pub mod kube;
 pub mod launch;
 pub mod load;
 pub mod manifest;

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
@@ -84,6 +85,26 @@ impl NetNs {
             Ok(inside())
         };
         thread::scope(|scope| scope.spawn(on_thread).join()).unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Starts a thread in this namespace, for whoever stays there.
+    pub fn spawn(&self, inside: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>> {
+        let file = self.file.try_clone().context("duplicate the netns's descriptor")?;
+        let (entered, has_entered) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let entry = setns(file.as_fd(), CloneFlags::CLONE_NEWNET);
+            let is_in = entry.is_ok();
+            // Whoever waits for it is there: this function.
+            entered.send(entry).ok();
+            if is_in {
+                inside();
+            }
+        });
+        has_entered
+            .recv()
+            .context("the thread has ended")?
+            .with_context(|| format!("enter netns {}", self.name))?;
+        Ok(thread)
     }
 
     /// Sets a sysctl of this namespace; `name` has slashes: `net/ipv4/ip_forward`.

@@ -58,8 +58,10 @@ impl Process {
         });
         match (outcome, ended) {
             (Ok(Some(value)), _) => Ok(value),
-            (_, Some(status)) => bail!("{} ended with {status}; its log:\n{}", self.name, self.log()),
-            (Err(late), None) => bail!("{late:#}; its log:\n{}", self.log()),
+            (_, Some(status)) => {
+                bail!("{} ended with {status}; its log:\n{}", self.name, last_of(&self.log()))
+            }
+            (Err(late), None) => bail!("{late:#}; its log:\n{}", last_of(&self.log())),
             (Ok(None), None) => bail!("{} ended", self.name),
         }
     }
@@ -95,10 +97,17 @@ impl Process {
     }
 }
 
+/// Enough to see why; an API server's whole log is megabytes.
+fn last_of(log: &str) -> &str {
+    const LINES: usize = 300;
+    let start = log.rmatch_indices('\n').nth(LINES).map_or(0, |(newline, _)| newline + 1);
+    log.get(start..).unwrap_or(log)
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("--- {} said:\n{}---", self.name, self.log());
+            eprintln!("--- {} said:\n{}---", self.name, last_of(&self.log()));
         }
         // It may have ended already, which is what is wanted here.
         self.child

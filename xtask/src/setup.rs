@@ -6,6 +6,7 @@
 
 mod chart;
 mod kernels;
+mod kube;
 mod machine;
 mod needs;
 mod steps;
@@ -21,11 +22,13 @@ use serde::Serialize;
 use crate::exec::{print, say};
 use crate::{FAILED, Unavailable, workspace};
 pub(crate) use chart::{ChartTools, KUBERNETES_VERSION};
+pub(crate) use kube::KubeTools;
 use machine::Machine;
 use needs::{Need, State};
 pub(crate) use vm::VmTools;
 
 /// How to set up.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Only report; exit 1 if something is missing
@@ -37,6 +40,9 @@ pub(crate) struct Options {
     /// What `vm` needs, too: QEMU, and Debian's kernels (170 MB)
     #[arg(long)]
     vm: bool,
+    /// What `test kube` needs, too: Kubernetes, which is built (10 to 20 minutes, 600 MB), and containerd
+    #[arg(long)]
+    kube: bool,
 }
 
 /// What the other verbs need to know of a machine that has everything.
@@ -49,12 +55,18 @@ pub(crate) struct Tools {
     pub(crate) istio_iptables: PathBuf,
 }
 
+/// Of what only some verbs need.
+type Install = fn(&Machine) -> Result<()>;
+
 /// The verb.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let needs = |machine: &Machine| {
         let mut needs = needs::of(machine);
         if options.vm {
             needs.extend(vm::needs(&machine.tools, &kernels::SERIES));
+        }
+        if options.kube {
+            needs.extend(kube::needs(&machine.tools));
         }
         needs
     };
@@ -64,10 +76,15 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::from(if missing(&needs).is_empty() { 0 } else { FAILED }));
     }
     let mut done = install_missing();
-    if let (true, Ok(machine)) = (options.vm, &done)
-        && let Err(error) = wait_for_turn(machine).and_then(|_turn| vm::install(machine))
+    for (_, install) in [(options.vm, vm::install as Install), (options.kube, kube::install)]
+        .into_iter()
+        .filter(|(is_wanted, _)| *is_wanted)
     {
-        done = Err(error);
+        if let Ok(machine) = &done
+            && let Err(error) = wait_for_turn(machine).and_then(|_turn| install(machine))
+        {
+            done = Err(error);
+        }
     }
     let told = done.as_ref().is_err_and(anyhow::Error::is::<Unavailable>) && !options.json;
     if !told {
@@ -100,6 +117,13 @@ pub(crate) fn chart_tools() -> Result<ChartTools> {
         chart::install(&machine)?;
     }
     Ok(chart::look(&tools))
+}
+
+/// For `test kube`: the same, and a cluster's programs, which it does not install.
+pub(crate) fn kube_tools() -> Result<KubeTools> {
+    let machine = install_missing()?;
+    let directory = machine.tools.clone();
+    kube::look(tools_of(machine)?, &directory)
 }
 
 fn tools_of(machine: Machine) -> Result<Tools> {

@@ -55,6 +55,8 @@ pub(super) enum Step {
     Kernel,
     /// A part of what checks the chart, by Go.
     Chart,
+    /// A part of a Kubernetes node for `test kube`, by Go or by apt.
+    Kube,
 }
 
 /// Debian's compiler and the sources of its `core`.

@@ -107,8 +107,9 @@ fn acts_after_packages(machine: &Machine, need: &Need) -> Vec<Act> {
     let mut acts = Vec::new();
     for step in steps_of(need) {
         match step {
-            // Kernels are `vm`'s to fetch: which, is only known once apt has read its lists. Chart's are `chart`'s.
-            Step::Packages(_) | Step::RustSource | Step::Kernel | Step::Chart => {}
+            // Kernels are `vm`'s to fetch: which, is only known once apt has read its lists. Chart's are `chart`'s, and
+            // Kubernetes is `kube`'s.
+            Step::Packages(_) | Step::RustSource | Step::Kernel | Step::Chart | Step::Kube => {}
             Step::Linker => acts.push(linker()),
             Step::Envoy => acts.extend(envoy(machine)),
             Step::Go => acts.push(go(machine)),

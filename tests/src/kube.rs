@@ -1,0 +1,13 @@
+//! A real Kubernetes: its own programs, on this machine, for as long as a test lasts.
+//!
+//! Owns: where the programs are ([`programs`]), who is who ([`certificates`]), etcd and the API server
+//! ([`control_plane`]) and talking to it ([`client`]).
+//! Never does: stand in for a part of Kubernetes, listen where another machine reaches it, or write outside of a
+//! directory of its own. Used by: the tests that need an API server, and the suite of `cargo xtask test kube`.
+//!
+//! `cargo xtask setup --kube` installs the programs; without them everything here fails and says so.
+
+pub mod certificates;
+pub mod client;
+pub mod control_plane;
+pub mod programs;
