@@ -1,81 +1,12 @@
 //! Which configuration the runtime uses, and whether veer is in it.
 //!
-//! Runtimes sort the files whose names end in `.conf`, `.conflist` and `.json` by name and use the first: go-cni
-//! (containerd) `loadFromConfDir`, ocicni (CRI-O) `loadNetworks`. So `10-a.conf` comes before `10-a.conflist`.
-//! containerd stops at a first file that is broken, CRI-O takes the next.
-
-use serde_json::Value;
+//! What runtimes make of the files is told in [`conflist`](crate::conflist), which reads them.
 
 use super::facts::{Cni, ConfigFile, Problem};
 use super::{Area, Finding};
+use crate::conflist::{Delegate, ENDINGS, MOVED_BY_CILIUM, Network, VEER, parse};
 
 const AREA: Area = Area::Cni;
-/// What the runtimes read.
-const ENDINGS: [&str; 3] = [".conf", ".conflist", ".json"];
-/// Our plugin.
-const VEER: &str = "veer-cni";
-/// Where Cilium moves what others wrote, if it is exclusive.
-const MOVED_BY_CILIUM: &str = ".cilium_bak";
-
-/// A network configuration.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Network {
-    /// Types of its plugins, in the order of ADD.
-    pub plugins: Vec<String>,
-    /// The configurations that a meta plugin (Multus) delegates to: lists of types, or names.
-    pub delegates: Vec<Delegate>,
-}
-
-/// What a meta plugin delegates to.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Delegate {
-    /// A copy of another configuration.
-    Copy(Vec<String>),
-    /// Another configuration by its name or file.
-    Named(String),
-}
-
-/// Parses a file as a runtime does.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse(file_name: &str, content: &str) -> Result<Network, String> {
-    let value: Value = serde_json::from_str(content).map_err(|error| format!("is no JSON: {error}"))?;
-    let is_list = file_name.ends_with(".conflist");
-    let plugins = if is_list {
-        let list = value.get("plugins").and_then(Value::as_array);
-        list.ok_or("has no list \"plugins\", which a .conflist has")?.iter().collect()
-    } else if value.get("type").is_some() {
-        vec![&value]
-    } else if value.get("plugins").is_some() {
-        return Err("holds a list of plugins: its name must end in .conflist".to_owned());
-    } else {
-        return Err("has no \"type\", which a configuration of one plugin has".to_owned());
-    };
-    if plugins.is_empty() {
-        return Err("has no plugin".to_owned());
-    }
-    let delegates = plugins.iter().flat_map(|plugin| delegates(plugin)).collect();
-    let types = plugins.into_iter().map(type_of).collect::<Option<Vec<_>>>();
-    Ok(Network { plugins: types.ok_or("has a plugin without a \"type\"")?, delegates })
-}
-
-fn type_of(plugin: &Value) -> Option<String> {
-    plugin.get("type")?.as_str().map(str::to_owned)
-}
-
-/// Multus: `delegates` holds copies, `clusterNetwork` names another configuration.
-fn delegates(plugin: &Value) -> Vec<Delegate> {
-    let copies = plugin.get("delegates").and_then(Value::as_array).into_iter().flatten().map(|delegate| {
-        let list = delegate.get("plugins").and_then(Value::as_array);
-        Delegate::Copy(list.map_or_else(
-            || type_of(delegate).into_iter().collect(),
-            |list| list.iter().filter_map(type_of).collect(),
-        ))
-    });
-    let named = plugin.get("clusterNetwork").and_then(Value::as_str).map(|name| Delegate::Named(name.into()));
-    copies.chain(named).collect()
-}
 
 /// The runtime's configuration.
 pub fn examine(cni: &Cni, looks_on: bool) -> Vec<Finding> {
@@ -216,7 +147,7 @@ fn delegated(name: &str, network: &Network, rest: &[&ConfigFile]) -> Option<Find
     const NAME: &str = "cni-chain";
     let delegate = network.delegates.first()?;
     let (there, whose) = match delegate {
-        Delegate::Copy(plugins) => {
+        Delegate::Copy { plugins, .. } => {
             (plugins.iter().any(|plugin| plugin == VEER), format!("the copy that {name} holds"))
         }
         Delegate::Named(named) => {
@@ -247,8 +178,7 @@ fn delegated(name: &str, network: &Network, rest: &[&ConfigFile]) -> Option<Find
 }
 
 fn network_name(file: &ConfigFile) -> Option<String> {
-    let value: Value = serde_json::from_str(file.content.as_ref().ok()?).ok()?;
-    Some(value.get("name")?.as_str()?.to_owned())
+    parse(&file.name, file.content.as_ref().ok()?).ok()?.name
 }
 
 /// Plugins of other meshes in the same chain.
@@ -256,7 +186,7 @@ fn meshes(first: &ConfigFile, network: &Network) -> Vec<Finding> {
     const NAME: &str = "cni-meshes";
     let with_us = network.plugins.iter().any(|plugin| plugin == VEER);
     let copies = network.delegates.iter().filter_map(|delegate| match delegate {
-        Delegate::Copy(plugins) => Some(plugins),
+        Delegate::Copy { plugins, .. } => Some(plugins),
         Delegate::Named(_) => None,
     });
     let all: Vec<&String> = network.plugins.iter().chain(copies.flatten()).collect();

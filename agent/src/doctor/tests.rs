@@ -1,11 +1,11 @@
 use std::time::Duration;
 
-use super::cni::parse;
 use super::facts::{
     Agent, Answer, Cgroups, Chain, ChosenBy, Cni, ConfigFile, CookieFrom, Ebpf, Facts, Hook, HookProgram,
     KernelSettings, Netns, PinsProblem, Places, PodProcesses, Problem, Process, Redirections, Tried,
 };
 use super::{Level, Report, examine, text};
+use crate::conflist::parse;
 use crate::model::BackendName;
 
 const ALL_CAPABILITIES: u64 = 0x1ff_ffff_ffff;

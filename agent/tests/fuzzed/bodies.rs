@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 
 use veer::explain::line;
+use veer::install::{self, Directory, Entry, File, Mode, Wish};
 use veer::model::annotation::{self, ValueError};
 use veer::model::{Decision, NodeSettings, Origins, Pod, decide};
 use veer_common::cni::{Request, encode, read_message};
@@ -64,6 +65,48 @@ pub(crate) fn monitor_line(data: &[u8]) {
         Ok(shown) => assert!(shown.pod.contains('/')),
         Err(error) => assert_readable(&error),
     }
+}
+
+/// Files of a CNI directory: whatever can be installed into is as it was when that is taken back. The first byte chooses
+/// what the file is called and the mode.
+pub(crate) fn conflist(data: &[u8]) {
+    let Some((choice, text)) = data.split_first() else { return };
+    let name = match choice % 4 {
+        0 => "10-a.conflist",
+        1 => "10-a.conf",
+        2 => "00-multus.conf",
+        _ => "10-a.json",
+    };
+    let mode = match choice / 4 % 4 {
+        0 => None,
+        1 => Some(Mode::Chained),
+        2 => Some(Mode::Owned),
+        _ => Some(Mode::Dropin),
+    };
+    let entry = Entry {
+        run_dir: "/run/veer".into(),
+        log_level: "info".to_owned(),
+        exclude_namespaces: BTreeSet::default(),
+    };
+    let wish =
+        Wish { mode, entry, primary: None, reads_dropins: choice & 16 != 0, passes_broken: choice & 32 != 0 };
+    // Without what is left of an earlier installation, which goes, too.
+    let files = [(name.to_owned(), File::new(text.to_vec()))].into();
+    let before = Directory { files }.cleaned();
+    let planned = match install::plan(&before, &wish) {
+        Ok(planned) => planned,
+        Err(error) => return assert_readable(&error),
+    };
+    let mut state = before.clone();
+    for step in &planned.steps {
+        state.take(step);
+    }
+    let again = install::plan(&state, &wish).map(|planned| planned.steps);
+    assert_eq!(again, Ok(Vec::new()), "the second time");
+    for step in install::removal(&state) {
+        state.take(&step);
+    }
+    assert_eq!(state, before);
 }
 
 /// What was taken is taken again as it is printed, and is the same then.

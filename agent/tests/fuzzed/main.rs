@@ -41,3 +41,8 @@ fn every_message_of_the_corpus_is_refused_or_read_as_it_was_meant() {
 fn every_monitor_line_of_the_corpus_is_read_or_refused_in_words() {
     replay("monitor_line", bodies::monitor_line);
 }
+
+#[test]
+fn every_conflist_of_the_corpus_is_as_it_was_when_veer_is_gone() {
+    replay("conflist", bodies::conflist);
+}

@@ -4,10 +4,12 @@ use super::rust::{self, Named, Names};
 use super::{Source, Violation};
 
 /// Where decisions are made: these take facts and give plans, and open nothing.
-const PURE: [&str; 8] = [
+const PURE: [&str; 10] = [
     "agent/src/model",
     "agent/src/capture",
+    "agent/src/conflist",
     "agent/src/doctor",
+    "agent/src/install",
     "agent/src/locate",
     "agent/src/explain",
     "agent/src/plan",
