@@ -14,9 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cluster::client::{ApiServer, ConnectError};
 use crate::cni::answer::Answerer;
 use crate::cni::server;
-use crate::config::{AgentConfig, HealConfig, Place};
+use crate::config::{AgentConfig, HealConfig, KubeConfig, Place, PodsFrom};
 use crate::control::{AgentStatus, Control};
 use crate::enrol::versions::OtherVersions;
 use crate::enrol::{EnrolError, Node, NodeHandle, follow};
@@ -34,7 +35,7 @@ use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::platform::records::RecordError;
 use crate::reconcile::{Reconciler, Report};
 use crate::socket;
-use crate::source::{Directory, PodSource, SourceError};
+use crate::source::{Directory, Kube, PodSource, Source, SourceError};
 
 mod choice;
 
@@ -83,6 +84,9 @@ pub enum AppError {
     /// The pods' source.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// Where the API server is, or who the agent is to it.
+    #[error(transparent)]
+    Cluster(#[from] ConnectError),
 }
 
 impl From<LockError> for AppError {
@@ -100,7 +104,10 @@ impl From<LockError> for AppError {
 /// Whatever keeps it from starting.
 pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let lock = lock::take(&config.place)?;
-    let source = Directory::open(&config.pods_from)?;
+    // One thread is plenty: requests are a few a second, and the work is on the node's thread.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| AppError::System { attempt: "start the runtime", source })?;
+    let source = runtime.block_on(source(&config.pods_from))?;
     let choice::Chosen { loaded, reason } = choice::choose(config)?;
     let backend = if loaded.is_some() { BackendName::Ebpf } else { BackendName::Nftables };
     tracing::info!(backend = backend.name(), %reason, "backend");
@@ -131,6 +138,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         pid: std::process::id(),
         started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         pods_from: source.name(),
+        source: None,
         backend,
         backend_reason: reason,
         cgroup: cgroup.map(|path| path.display().to_string()),
@@ -153,9 +161,6 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let reconciler = Reconciler { answerer: Arc::clone(&answerer), netns, cni_cache, interval, report };
     let parts = Parts { pins, control, answerer, follower, reconciler };
 
-    // One thread is plenty: requests are a few a second, and the work is on the node's thread.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(system("start the runtime"))?;
     runtime.block_on(serve(&config.place, parts))?;
     drop(runtime);
     // Every handle is gone with the runtime's tasks, so the thread's queue has ended.
@@ -164,6 +169,17 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     }
     drop(lock);
     Ok(())
+}
+
+/// Where pods are read from. Of the API server nothing is asked yet: it may be away.
+async fn source(from: &PodsFrom) -> Result<Source, AppError> {
+    Ok(match from {
+        PodsFrom::Directory(path) => Source::Directory(Directory::open(path)?),
+        PodsFrom::Kube(KubeConfig { node, kubeconfig }) => {
+            let server = Arc::new(ApiServer::new(kubeconfig.clone()).await?);
+            Source::Kube(Kube::new(node.clone(), server))
+        }
+    })
 }
 
 /// What holds for all pods of the node.
@@ -180,10 +196,10 @@ fn settings(config: &AgentConfig, proxy_identity: ProxyIdentity) -> NodeSettings
 struct Parts {
     /// Of the eBPF programs, if there are any.
     pins: Option<Pins>,
-    control: Arc<Control<Directory>>,
-    answerer: Arc<Answerer<Directory>>,
+    control: Arc<Control<Source>>,
+    answerer: Arc<Answerer<Source>>,
     follower: Option<(AddressChanges, NodeHandle)>,
-    reconciler: Reconciler<Directory>,
+    reconciler: Reconciler<Source>,
 }
 
 async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
@@ -206,6 +222,9 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
     }
     if let Some((changes, node)) = follower {
         tasks.spawn(follow::serve(changes, node, stop.clone()));
+    }
+    if let Source::Kube(kube) = &answerer.source {
+        tasks.spawn(kube.clone().follow(stop.clone()));
     }
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));

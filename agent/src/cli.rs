@@ -58,9 +58,12 @@ pub struct PlaceFlags {
 /// Flags of `veer agent`.
 #[derive(Debug, Clone, Args)]
 pub struct AgentFlags {
-    /// Where pods are read from: a directory with one Pod manifest (YAML or JSON) in each file
-    #[arg(long, env = "VEER_PODS_FROM", value_name = "DIR")]
+    /// Where pods are read from: the API server, or a directory with one Pod manifest (YAML or JSON) in each file
+    #[arg(long, env = "VEER_PODS_FROM", value_name = "kube|DIR")]
     pub pods_from: Option<String>,
+    /// With --pods-from kube.
+    #[command(flatten)]
+    pub kube: KubeFlags,
     /// Where things are.
     #[command(flatten)]
     pub place: PlaceFlags,
@@ -85,6 +88,17 @@ pub struct AgentFlags {
     /// Form of the log on stderr: text or json
     #[arg(long, env = "VEER_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: String,
+}
+
+/// How the API server is found, and who this node is to it.
+#[derive(Debug, Clone, Args)]
+pub struct KubeFlags {
+    /// This node's name in the cluster; --pods-from kube needs it
+    #[arg(long, env = "VEER_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Kubeconfig to find the API server with; absent: the service account of the agent's pod
+    #[arg(long, env = "VEER_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<String>,
 }
 
 /// Settings of what is captured, for all pods of the node; Istio's plugin has all but the last.

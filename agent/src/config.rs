@@ -14,10 +14,12 @@ use crate::model::{BackendName, OwnerGroups, ProxyIdentity};
 
 mod doctor;
 mod heal;
+mod kube;
 mod node;
 
 pub use doctor::DoctorConfig;
 pub use heal::HealConfig;
+pub use kube::{KubeConfig, PodsFrom};
 
 /// Where things are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,8 +33,8 @@ pub struct Place {
 /// The agent's settings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AgentConfig {
-    /// Directory of pod manifests.
-    pub pods_from: PathBuf,
+    /// Where pods are read from.
+    pub pods_from: PodsFrom,
     /// Where things are.
     pub place: Place,
     /// What redirects the pods.
@@ -132,8 +134,6 @@ impl Setting {
 }
 
 const ABSOLUTE: &str = "an absolute path";
-const PODS_FROM: Setting =
-    Setting("--pods-from", "VEER_PODS_FROM", "the absolute path of a directory of Pod manifests");
 const RUN_DIR: Setting = Setting("--run-dir", "VEER_RUN_DIR", ABSOLUTE);
 const BPFFS: Setting = Setting("--bpffs", "VEER_BPFFS", ABSOLUTE);
 const BACKEND: Setting = Setting("--backend", "VEER_BACKEND", "one of auto, ebpf, nftables");
@@ -192,12 +192,7 @@ impl AgentConfig {
     /// Everything that is wrong.
     pub fn parse(flags: &AgentFlags) -> Result<Self, ConfigErrors> {
         let mut errors = Vec::new();
-        let pods_from = if let Some(path) = flags.pods_from.as_deref() {
-            absolute(&PODS_FROM, path, &mut errors)
-        } else {
-            errors.push(PODS_FROM.missing());
-            PathBuf::new()
-        };
+        let pods_from = kube::parse(flags, &mut errors);
         let place = Place::collect(&flags.place, &mut errors);
         let backend = backend(&flags.backend, &mut errors);
         let cgroup = match flags.cgroup.as_str() {
@@ -278,11 +273,12 @@ fn is_namespace(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{CaptureFlags, HealFlags};
+    use crate::cli::{CaptureFlags, HealFlags, KubeFlags};
 
-    fn flags() -> AgentFlags {
+    pub(super) fn flags() -> AgentFlags {
         AgentFlags {
             pods_from: Some("/pods".to_owned()),
+            kube: KubeFlags { node_name: None, kubeconfig: None },
             place: PlaceFlags { run_dir: "/run/veer".to_owned(), bpffs: "/sys/fs/bpf/veer".to_owned() },
             backend: "nftables".to_owned(),
             cgroup: "auto".to_owned(),
@@ -330,6 +326,7 @@ mod tests {
     fn all_errors_are_reported_at_once_with_flag_variable_and_form() {
         let wrong = AgentFlags {
             pods_from: None,
+            kube: KubeFlags { node_name: None, kubeconfig: None },
             place: PlaceFlags { run_dir: "run".to_owned(), bpffs: "bpf".to_owned() },
             backend: "iptables".to_owned(),
             cgroup: "kubepods".to_owned(),
@@ -342,7 +339,7 @@ mod tests {
         assert_eq!(
             AgentConfig::parse(&wrong).unwrap_err().to_string(),
             "\
---pods-from (or VEER_PODS_FROM) is missing: the absolute path of a directory of Pod manifests
+--pods-from (or VEER_PODS_FROM) is missing: kube, or the absolute path of a directory of Pod manifests
 --run-dir (or VEER_RUN_DIR): \"run\" is not an absolute path
 --bpffs (or VEER_BPFFS): \"bpf\" is not an absolute path
 --backend (or VEER_BACKEND): \"iptables\" is not one of auto, ebpf, nftables

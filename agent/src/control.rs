@@ -30,7 +30,7 @@ use crate::platform::bpf::events::Events;
 use crate::platform::bpf::order::{Neighbours, RunsBefore};
 use crate::reconcile::{Look, Report, Unrepaired};
 use crate::socket;
-use crate::source::PodSource;
+use crate::source::{PodSource, SourceHealth};
 
 /// The socket's name below the run directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -72,6 +72,9 @@ pub struct AgentStatus {
     pub started_at: u64,
     /// Where pods are read from.
     pub pods_from: String,
+    /// Whether what that knows is current; absent where it looks each time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceHealth>,
     /// What redirects new pods.
     pub backend: BackendName,
     /// Why that.
@@ -220,7 +223,8 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
         let runs_before = self.neighbours.as_ref().map(Neighbours::before_ours).unwrap_or_default();
         let Look { ended_at: looked_at, unrepaired } =
             self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        AgentStatus { enrolled, runs_before, looked_at, unrepaired, ..self.status.clone() }
+        let source = self.lookup.source.health();
+        AgentStatus { source, enrolled, runs_before, looked_at, unrepaired, ..self.status.clone() }
     }
 
     async fn silent(&self) -> Option<Line> {

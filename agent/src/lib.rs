@@ -3,7 +3,7 @@
 //! Pure rooms, which import nothing that does I/O: [`model`] (what a pod asks for), [`capture`] (what the
 //! maps hold for it), [`explain`] (why a connection goes where it goes), [`check`] (what a trial in a pod
 //! means), [`locate`] (which netns is a pod's), [`plan`] (what a pod has lost) and [`doctor`] (what facts about a node mean), with [`columns`] for
-//! their texts. Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`enrol`] (the node's state), [`reconcile`]
+//! their texts. Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`cluster`] (the API server), [`enrol`] (the node's state), [`reconcile`]
 //! (what is lost or was missed comes back), [`socket`], [`cni`], [`control`] and [`lookup`] (who talks to the agent, and
 //! what it is told), [`commands`] (terminal), [`uninstall`] (all of it away), [`lock`] (one agent for a node). [`app`]
 //! puts the agent together.
@@ -12,6 +12,7 @@ pub mod app;
 pub mod capture;
 pub mod check;
 pub mod cli;
+pub mod cluster;
 pub mod cni;
 pub mod columns;
 pub mod commands;

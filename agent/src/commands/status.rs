@@ -104,7 +104,9 @@ fn render(status: &NodeStatus) -> String {
         Some(agent) => {
             let up = uptime(agent.started_at);
             lines.push(format!("agent      running, pid {}, version {}, up {up}", agent.pid, agent.version));
-            lines.push(format!("pods from  {}", agent.pods_from));
+            let health =
+                agent.source.as_ref().map_or_else(String::new, |health| format!(", {}", health.text()));
+            lines.push(format!("pods from  {}{health}", agent.pods_from));
             lines.push(format!("backend    {} ({})", agent.backend.name(), agent.backend_reason));
             lines.extend(agent.cgroup.iter().map(|cgroup| format!("cgroup     {cgroup}")));
             lines.push(format!("identity   the proxy is known by its {}", agent.proxy_identity));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
+use super::decision::PROXY_CONTAINER;
 use super::quoted::{Brief, Quoted};
 
 /// Longest manifest that is read: what etcd takes for one object, and far more than a pod needs.
@@ -167,6 +168,20 @@ impl Pod {
         Ok(pod)
     }
 
+    /// A pod as the API server tells of it, which has checked its fields: what decides, and no more, because an agent
+    /// holds all pods of its node. What other containers than the proxy run and see decides nothing, nor do
+    /// annotations of others, some of which hold all of the manifest once more.
+    pub fn observed(mut metadata: Metadata, mut spec: Spec) -> Self {
+        metadata.annotations.retain(|name, _| is_of_the_mesh(name));
+        for container in spec.containers.iter_mut().chain(&mut spec.init_containers) {
+            if container.name != PROXY_CONTAINER {
+                let name = std::mem::take(&mut container.name);
+                *container = Container { name, ..Container::default() };
+            }
+        }
+        Self { metadata, spec, ..Self::default() }
+    }
+
     /// `namespace/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.metadata.namespace, self.metadata.name)
@@ -217,6 +232,19 @@ fn check_name(field: &'static str, value: &str, most: usize) -> Result<(), Manif
     }
     let value = value.chars().take(most).collect();
     Err(ManifestError::Name { field, value, most })
+}
+
+/// Whether these could be names of a pod and its namespace: they become part of a request's path.
+pub fn could_name_a_pod(namespace: &str, name: &str) -> bool {
+    check_name("", name, MAX_NAME).is_ok() && check_name("", namespace, MAX_NAMESPACE).is_ok()
+}
+
+/// Whether an annotation is Istio's or our own.
+fn is_of_the_mesh(name: &str) -> bool {
+    let domain = name.split_once('/').map_or("", |(domain, _)| domain);
+    ["istio.io", "veer.dev"]
+        .iter()
+        .any(|of| domain.strip_suffix(of).is_some_and(|before| before.is_empty() || before.ends_with('.')))
 }
 
 /// Kubernetes takes `null` for a field that is not there; empty YAML values are null.

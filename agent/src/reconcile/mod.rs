@@ -1,6 +1,7 @@
 //! What is lost comes back, and what was missed is made up for: the node as it ought to be against the node as it is.
 //!
-//! Owns: when it is looked at (at the start, at each full pass, and when what has failed is due), and what the last
+//! Owns: when it is looked at (at the start, at each full pass, when what has failed is due, and a pod when the source
+//! has news of it), and what the last
 //! look could not repair. Never does: a pod's work itself; that is `enrol`, one pod after the other, so that an ADD
 //! waits for one of them and not for all. Called by: `app`.
 //!
@@ -10,11 +11,13 @@ pub mod backoff;
 mod heal;
 mod repair;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
+use veer_common::cni::PodReference;
 
 pub use self::repair::Unrepaired;
 
@@ -22,6 +25,9 @@ use self::backoff::Backoff;
 use crate::cni::answer::Answerer;
 use crate::platform::netns::NetnsThread;
 use crate::source::PodSource;
+
+/// How long news of pods is gathered before they are looked at.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// What the last look at everything has come to, for whoever asks.
 #[derive(Clone, Debug, Default)]
@@ -64,13 +70,39 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
             if looks == 1 {
                 tracing::info!("looked at everything");
             }
-            let now = Instant::now();
-            let next = backoff.next(now).map_or(full_pass, |due| due.min(full_pass));
-            let wait = tokio::time::sleep(next.saturating_duration_since(now));
-            if stop.run_until_cancelled(wait).await.is_none() {
+            if stop.run_until_cancelled(self.until(full_pass, &mut backoff)).await.is_none() {
                 return;
             }
         }
+    }
+
+    /// Waits for the next pass, or until something that has failed is due; looks at pods that the source has news of.
+    async fn until(&self, full_pass: Instant, backoff: &mut Backoff) {
+        loop {
+            let now = Instant::now();
+            let next = backoff.next(now).map_or(full_pass, |due| due.min(full_pass));
+            let news = async {
+                let names = self.answerer.source.worth_a_look().await;
+                // Pods come in bursts, and one look at the node serves many.
+                tokio::time::sleep(SETTLED).await;
+                names
+            };
+            match tokio::time::timeout_at(next.into(), news).await {
+                Ok(names) => self.look_at(&names, backoff).await,
+                Err(_elapsed) => return,
+            }
+        }
+    }
+
+    /// Looks at these pods alone, whatever they have failed with before.
+    async fn look_at(&self, names: &BTreeSet<String>, backoff: &mut Backoff) {
+        backoff.keep_only(|name| !names.contains(name));
+        let missing = self.missing().await.into_iter().filter(|pod| names.contains(&repair::name(pod)));
+        let mut problems = Vec::new();
+        self.repair_all(&missing.collect::<Vec<_>>(), backoff, &mut problems).await;
+        let mut look = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        look.unrepaired.retain(|unrepaired| !names.contains(&unrepaired.pod));
+        look.unrepaired.extend(problems);
     }
 
     async fn pass(&self, backoff: &mut Backoff) {
@@ -80,26 +112,36 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
         // First, because a pod whose netns was replaced is forgotten here and found again below.
         self.heal(backoff, &mut problems).await;
         let missing = self.missing().await;
-        if !missing.is_empty()
-            && let Some(seen) = self.seen().await
-        {
-            for pod in &missing {
-                let name = repair::name(pod);
-                if !backoff.is_due(&name, Instant::now()) {
-                    problems.extend(self.known(&name));
-                    continue;
-                }
-                if let Err(problem) = self.repair(pod, &seen).await {
-                    let wait = backoff.failed(&name, Instant::now(), fastrand::f64());
-                    let (again, pod) = (wait.as_secs_f32(), &name);
-                    tracing::error!(%pod, %problem, again, "runs without redirection");
-                    problems.push(Unrepaired { pod: name, problem });
-                }
-            }
-        }
+        self.repair_all(&missing, backoff, &mut problems).await;
         backoff.keep_only(|name| problems.iter().any(|unrepaired| unrepaired.pod == name));
         let ended_at = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Look { ended_at, unrepaired: problems };
+    }
+
+    /// Enrols those of these pods that run and are due.
+    async fn repair_all(
+        &self,
+        missing: &[PodReference],
+        backoff: &mut Backoff,
+        problems: &mut Vec<Unrepaired>,
+    ) {
+        if missing.is_empty() {
+            return;
+        }
+        let Some(seen) = self.seen().await else { return };
+        for pod in missing {
+            let name = repair::name(pod);
+            if !backoff.is_due(&name, Instant::now()) {
+                problems.extend(self.known(&name));
+                continue;
+            }
+            if let Err(problem) = self.repair(pod, &seen).await {
+                let wait = backoff.failed(&name, Instant::now(), fastrand::f64());
+                let (again, pod) = (wait.as_secs_f32(), &name);
+                tracing::error!(%pod, %problem, again, "runs without redirection");
+                problems.push(Unrepaired { pod: name, problem });
+            }
+        }
     }
 
     /// What the last look said of a pod that is not due.

@@ -6,7 +6,7 @@
 //! have changed. Write a file aside and rename it: half of a manifest can be a valid manifest, and a file that is
 //! written to in place is looked at again only when its own pod is asked for, or one that is in no file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use tracing::{info, warn};
 use veer_common::cni::PodReference;
 
-use super::{FileError, PodSource, SourceError, UnreadableManifest};
+use super::{FileError, PodSource, SourceError, SourceHealth, UnreadableManifest};
 use crate::model::Pod;
 use crate::model::manifest::MAX_MANIFEST_BYTES;
 
@@ -93,6 +93,15 @@ impl PodSource for Directory {
             Ok(unambiguous(&known.files))
         })
         .await
+    }
+
+    fn health(&self) -> Option<SourceHealth> {
+        None
+    }
+
+    async fn worth_a_look(&self) -> BTreeSet<String> {
+        // Nobody tells it of changes.
+        std::future::pending().await
     }
 }
 

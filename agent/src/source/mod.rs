@@ -3,8 +3,13 @@
 //! Owns: the sources and their errors. Never does: deciding anything about a pod. Called by: enrolment.
 
 mod directory;
+mod kube;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
 
 use thiserror::Error;
 use veer_common::cni::PodReference;
@@ -12,6 +17,7 @@ use veer_common::cni::PodReference;
 use crate::model::{ManifestError, Pod};
 
 pub use self::directory::Directory;
+pub use self::kube::Kube;
 
 /// Something that knows the node's pods.
 pub trait PodSource {
@@ -23,6 +29,108 @@ pub trait PodSource {
 
     /// All pods that it knows; those that it cannot tell are left out.
     fn pods(&self) -> impl Future<Output = Result<Vec<Pod>, SourceError>> + Send;
+
+    /// Whether what it knows is current; `None` where it is, because it looks each time.
+    fn health(&self) -> Option<SourceHealth>;
+
+    /// Full names of pods that have started or changed since the last call, and so are worth a look if they are not
+    /// enrolled; waits until there are some, for ever if the source hears of no change.
+    fn worth_a_look(&self) -> impl Future<Output = BTreeSet<String>> + Send;
+}
+
+/// One of the sources.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A directory of manifests.
+    Directory(Directory),
+    /// The API server.
+    Kube(Kube),
+}
+
+impl PodSource for Source {
+    fn name(&self) -> String {
+        match self {
+            Self::Directory(directory) => directory.name(),
+            Self::Kube(kube) => kube.name(),
+        }
+    }
+
+    async fn pod(&self, reference: &PodReference) -> Result<Option<Pod>, SourceError> {
+        match self {
+            Self::Directory(directory) => directory.pod(reference).await,
+            Self::Kube(kube) => kube.pod(reference).await,
+        }
+    }
+
+    async fn pods(&self) -> Result<Vec<Pod>, SourceError> {
+        match self {
+            Self::Directory(directory) => directory.pods().await,
+            Self::Kube(kube) => kube.pods().await,
+        }
+    }
+
+    fn health(&self) -> Option<SourceHealth> {
+        match self {
+            Self::Directory(directory) => directory.health(),
+            Self::Kube(kube) => kube.health(),
+        }
+    }
+
+    async fn worth_a_look(&self) -> BTreeSet<String> {
+        match self {
+            Self::Directory(directory) => directory.worth_a_look().await,
+            Self::Kube(kube) => kube.worth_a_look().await,
+        }
+    }
+}
+
+/// Whether what a source knows is current, for whoever asks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceHealth {
+    /// How it stands.
+    pub state: SourceState,
+    /// Since when, in seconds since the epoch.
+    pub since: u64,
+    /// What keeps it from being current.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Pods that it knows.
+    pub pods: usize,
+    /// How often all pods were listed, since the agent's start.
+    pub lists: u64,
+    /// How often an attempt to be current has failed.
+    pub failures: u64,
+    /// How often one pod was asked for, because it was to be enrolled and not known.
+    pub lookups: u64,
+}
+
+/// How a source stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceState {
+    /// It has not heard of any pod yet.
+    Starting,
+    /// It hears of each change.
+    Synced,
+    /// It knows what it heard before, and asks for each pod that it does not know.
+    Degraded,
+}
+
+impl SourceHealth {
+    /// For people: `synced, 12 pods`.
+    pub fn text(&self) -> String {
+        let problem = self.problem.as_deref().unwrap_or_default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let seconds = now.saturating_sub(self.since);
+        let pods = self.pods;
+        match self.state {
+            SourceState::Synced => format!("synced, {pods} pods"),
+            SourceState::Starting if problem.is_empty() => "not synced yet".to_owned(),
+            SourceState::Starting => format!("not synced for {seconds} s: {problem}"),
+            SourceState::Degraded => format!("degraded for {seconds} s, {pods} pods are known: {problem}"),
+        }
+    }
 }
 
 /// Why a source cannot tell.
@@ -65,6 +173,26 @@ pub enum SourceError {
         pod: String,
         /// The files and what is wrong with them, at least one.
         unreadable: Vec<UnreadableManifest>,
+    },
+    /// The API server has no answer for a pod.
+    #[error("ask the API server for pod {pod}: {problem} ({watch})")]
+    Api {
+        /// `namespace/name`.
+        pod: String,
+        /// Why not.
+        problem: String,
+        /// Why it had to be asked.
+        watch: String,
+    },
+    /// The API server has an earlier or later pod of the same name.
+    #[error("pod {pod} has uid {found} at the API server and uid {wanted} at the runtime")]
+    Replaced {
+        /// `namespace/name`.
+        pod: String,
+        /// The API server's uid.
+        found: String,
+        /// The runtime's uid.
+        wanted: String,
     },
     /// The thread that reads was lost.
     #[error("read pod manifests: {0}")]

@@ -233,3 +233,33 @@ proptest! {
         prop_assert_eq!(container.security_context.run_as_user, uid);
     }
 }
+
+#[test]
+fn of_a_pod_that_the_api_server_tells_of_only_what_decides_is_kept() {
+    let manifest = r#"{"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "cart", "annotations": {
+            "sidecar.istio.io/status": "{}", "istio.io/reroute-virtual-interfaces": "net1", "veer.dev/a": "b",
+            "kubectl.kubernetes.io/last-applied-configuration": "all of it", "notistio.io/c": "d", "bare": "e"}},
+        "spec": {"containers": [
+            {"name": "app", "args": ["--all"], "env": [{"name": "SECRET", "value": "s"}], "securityContext": {"runAsUser": 7}},
+            {"name": "istio-proxy", "args": ["proxy", "sidecar"], "env": [{"name": "A", "value": "1"}]}],
+          "initContainers": [{"name": "istio-init", "args": ["-p"]}]}}"#;
+    let all = Pod::from_manifest(manifest.as_bytes()).unwrap();
+    let kept = Pod::observed(all.metadata.clone(), all.spec.clone());
+    let annotations: Vec<&str> = kept.metadata.annotations.keys().map(String::as_str).collect();
+    assert_eq!(annotations, ["istio.io/reroute-virtual-interfaces", "sidecar.istio.io/status", "veer.dev/a"]);
+    let named = |name: &str| Container { name: name.to_owned(), ..Container::default() };
+    assert_eq!(kept.container("app"), Some(&named("app")));
+    assert_eq!(kept.container("istio-init"), Some(&named("istio-init")));
+    assert_eq!(kept.container("istio-proxy"), all.container("istio-proxy"));
+}
+
+#[test]
+fn what_cannot_name_a_pod_becomes_no_part_of_a_path() {
+    assert!(could_name_a_pod("shop", "cart-7d4.x"));
+    for (namespace, name) in
+        [("shop", "../nodes"), ("shop", ""), ("", "cart"), ("a/b", "cart"), ("shop", "a?b")]
+    {
+        assert!(!could_name_a_pod(namespace, name), "{namespace} {name}");
+    }
+}
