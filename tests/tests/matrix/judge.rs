@@ -72,8 +72,9 @@ pub(crate) const IMPROVEMENTS: [Improvement; 6] = [
     },
     Improvement {
         name: "with TPROXY, who comes while the proxy is away is refused at once",
-        by: EBPF,
-        why: "as with REDIRECT; istio-init's rules drop the packets, and the client waits for its time-out",
+        by: BOTH,
+        why: "as with REDIRECT, under nftables as far as it is the proxy's own; istio-init's rules drop the packets, and \
+              the client waits for its time-out",
         holds: |policy, _, istio, veer| {
             policy.tproxy
                 && is_lost(policy, istio)
