@@ -23,7 +23,7 @@ use crate::enrol::versions::OtherVersions;
 use crate::enrol::{EnrolError, Node, NodeHandle, follow};
 use crate::lock::{self, LockError};
 use crate::lookup::Lookup;
-use crate::model::{BackendName, NodeSettings, ProxyIdentity};
+use crate::model::BackendName;
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::load::{build_id, build_text};
@@ -112,13 +112,9 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let backend = if loaded.is_some() { BackendName::Ebpf } else { BackendName::Nftables };
     tracing::info!(backend = backend.name(), %reason, "backend");
     raise_descriptor_limit();
-    let of = loaded.as_ref();
-    let cgroup = of.map(|loaded| loaded.cgroup.clone());
-    let neighbours = of.map(|loaded| Neighbours { pins: loaded.pins.clone(), cgroup: loaded.cgroup.clone() });
-    for program in neighbours.iter().flat_map(Neighbours::before_ours) {
-        tracing::warn!("{program}");
-    }
-    let pins = of.map(|loaded| loaded.pins.clone());
+    let cgroup = loaded.as_ref().map(|loaded| loaded.cgroup.clone());
+    let pins = loaded.as_ref().map(|loaded| loaded.pins.clone());
+    let neighbours = neighbours(loaded.as_ref());
     // Before the pods are looked at, so that no change is missed in between.
     let changes = AddressChanges::listen().inspect_err(|error| {
         tracing::warn!(%error, "addresses that pods gain or lose later are not followed: CAP_NET_BROADCAST?");
@@ -131,7 +127,8 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
 
     let system = |attempt| move |source| AppError::System { attempt, source };
     let (handle, thread) = node.start().map_err(system("start the node's thread"))?;
-    let (proxy_identity, problem) = choice::proxy_identity(config.proxy_identity, backend);
+    let choice::Granted { settings, identity_problem, before_proxy_problem } =
+        choice::settings(config, backend);
     let status = AgentStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         build: build_text(build_id()),
@@ -144,14 +141,15 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         cgroup: cgroup.map(|path| path.display().to_string()),
         exclude_namespaces: config.exclude_namespaces.iter().cloned().collect(),
         enrolled,
-        proxy_identity: proxy_identity.name().to_owned(),
-        identity_problem: problem,
+        proxy_identity: settings.proxy_identity.name().to_owned(),
+        identity_problem,
+        before_proxy: settings.before_proxy.name().to_owned(),
+        before_proxy_problem,
         // Looked at when it is asked for.
         runs_before: Vec::new(),
         looked_at: None,
         unrepaired: Vec::new(),
     };
-    let settings = settings(config, proxy_identity);
     let lookup = Lookup { source: source.clone(), settings: settings.clone(), node: handle.clone() };
     let report = Report::default();
     let control = Control::new(lookup, status, neighbours, Arc::clone(&report));
@@ -171,6 +169,16 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     Ok(())
 }
 
+/// Who else is where the programs hang.
+fn neighbours(loaded: Option<&choice::Loaded>) -> Option<Neighbours> {
+    let neighbours =
+        loaded.map(|loaded| Neighbours { pins: loaded.pins.clone(), cgroup: loaded.cgroup.clone() });
+    for program in neighbours.iter().flat_map(Neighbours::before_ours) {
+        tracing::warn!("{program}");
+    }
+    neighbours
+}
+
 /// Where pods are read from. Of the API server nothing is asked yet: it may be away.
 async fn source(from: &PodsFrom) -> Result<Source, AppError> {
     Ok(match from {
@@ -180,16 +188,6 @@ async fn source(from: &PodsFrom) -> Result<Source, AppError> {
             Source::Kube(Kube::new(node.clone(), server))
         }
     })
-}
-
-/// What holds for all pods of the node.
-fn settings(config: &AgentConfig, proxy_identity: ProxyIdentity) -> NodeSettings {
-    NodeSettings {
-        excluded_namespaces: config.exclude_namespaces.clone(),
-        owner_groups: config.owner_groups.clone(),
-        loopback: config.loopback,
-        proxy_identity,
-    }
 }
 
 /// What runs until the agent is told to stop.

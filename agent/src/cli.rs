@@ -101,7 +101,7 @@ pub struct KubeFlags {
     pub kubeconfig: Option<String>,
 }
 
-/// Settings of what is captured, for all pods of the node; Istio's plugin has all but the last.
+/// Settings of what is captured, for all pods of the node; Istio's plugin has the first three.
 #[derive(Debug, Clone, Args)]
 pub struct CaptureFlags {
     /// Primary groups whose outbound connections are captured: * or ids separated by commas
@@ -116,6 +116,10 @@ pub struct CaptureFlags {
     /// What makes a process the proxy: its uid or gid, or besides that its container
     #[arg(long, env = "VEER_PROXY_IDENTITY", value_name = "uid|container", default_value = "uid")]
     pub proxy_identity: String,
+    /// What becomes of a pod's connections before its proxy has listened for the first time, such as those of init
+    /// containers: refuse, as with istio-cni, or direct, which is past the mesh, without mTLS and without policies
+    #[arg(long, env = "VEER_BEFORE_PROXY", value_name = "refuse|direct", default_value = "refuse")]
+    pub before_proxy: String,
 }
 
 /// How what is lost or was missed is found again.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ipnet::Ipv4Net;
 
 use crate::cli::{AgentFlags, PlaceFlags};
-use crate::model::{BackendName, OwnerGroups, ProxyIdentity};
+use crate::model::{BackendName, BeforeProxy, OwnerGroups, ProxyIdentity};
 
 mod doctor;
 mod heal;
@@ -49,6 +49,8 @@ pub struct AgentConfig {
     pub loopback: Ipv4Net,
     /// What makes a process the proxy.
     pub proxy_identity: ProxyIdentity,
+    /// What becomes of connections before a pod's proxy has listened.
+    pub before_proxy: BeforeProxy,
     /// How what is lost or was missed is found again.
     pub heal: HealConfig,
     /// How the agent logs.
@@ -203,6 +205,7 @@ impl AgentConfig {
         let owner_groups = node::owner_groups(&flags.capture, &mut errors);
         let loopback = node::loopback(&flags.capture, &mut errors);
         let proxy_identity = node::proxy_identity(&flags.capture, &mut errors);
+        let before_proxy = node::before_proxy(&flags.capture, &mut errors);
         let heal = heal::parse(&flags.heal, &mut errors);
         let level = flags.log_level.parse().unwrap_or_else(|_unknown| {
             errors.push(LOG_LEVEL.invalid(&flags.log_level));
@@ -229,6 +232,7 @@ impl AgentConfig {
             owner_groups,
             loopback,
             proxy_identity,
+            before_proxy,
             heal,
             log,
         })
@@ -300,6 +304,7 @@ mod tests {
             outbound_owner_groups_exclude: String::new(),
             host_ipv4_loopback_cidr: loopback.to_owned(),
             proxy_identity: "uid".to_owned(),
+            before_proxy: "refuse".to_owned(),
         }
     }
 

@@ -90,6 +90,12 @@ pub struct AgentStatus {
     /// Why that is not what the agent's flag says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity_problem: Option<String>,
+    /// What becomes of connections before a pod's proxy has listened, in pods that are enrolled from now on:
+    /// `refuse` or `direct`.
+    pub before_proxy: String,
+    /// Why that is not what the agent's flag says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before_proxy_problem: Option<String>,
     /// Foreign programs that see a connection before veer's.
     pub runs_before: Vec<RunsBefore>,
     /// When the last look at everything ended, in seconds since the epoch; `None` before the first.

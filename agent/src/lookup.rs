@@ -10,7 +10,9 @@ use veer_common::maps::NetnsCookie;
 use crate::capture::{MapEntries, differences};
 use crate::enrol::NodeHandle;
 use crate::explain::causes::{Manifest, PodFacts};
-use crate::model::{BackendName, Decision, NodeSettings, Origins, PassReason, ProxyIdentity, decide};
+use crate::model::{
+    BackendName, BeforeProxy, Decision, NodeSettings, Origins, PassReason, ProxyIdentity, decide,
+};
 use crate::source::PodSource;
 
 /// What facts are found in.
@@ -84,6 +86,7 @@ impl<S: PodSource> Lookup<S> {
                 if held.is_some_and(|held| held.backend == BackendName::Nftables) {
                     // Rules know nothing else; that is no change of the manifest's or the node's.
                     capture.proxy_identity = ProxyIdentity::Uid;
+                    capture.before_proxy = BeforeProxy::Refuse;
                 }
                 let changed =
                     held.map(|held| differences(held.cookie, &held.entries, &capture)).unwrap_or_default();

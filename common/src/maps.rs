@@ -47,6 +47,10 @@ pub mod name {
     pub const HAND_OFFS: &str = "HAND_OFFS";
     /// `cookie -> `[`ProxyContainer`](super::ProxyContainer), of pods with [`flag::BY_CONTAINER`](super::flag).
     pub const PROXIES: &str = "PROXIES";
+    /// `cookie -> u32`: the pods whose proxy has not listened yet, and whose connections go direct until it does.
+    /// The agent puts a pod in once, before its first policy; after that it is only ever taken out, by programs and
+    /// agent alike, so that no writing of a policy can bring it back.
+    pub const BEFORE_PROXY: &str = "BEFORE_PROXY";
     /// Socket storage with a [`SocketRecord`](super::SocketRecord), inherited by accepted sockets.
     pub const SOCKETS: &str = "SOCKETS";
     /// Socket storage with a [`DatagramRecord`](super::DatagramRecord), for UDP of pods that capture DNS.
@@ -97,6 +101,9 @@ pub mod flag {
     pub const REROUTES_INTERFACES: u32 = 1 << 15;
     /// The proxy's ids alone do not make the proxy: the socket must have been created in its container.
     pub const BY_CONTAINER: u32 = 1 << 16;
+    /// The node lets connections go direct until the proxy listens: whether that is so still is in
+    /// [`name::BEFORE_PROXY`](super::name::BEFORE_PROXY).
+    pub const DIRECT_BEFORE_PROXY: u32 = 1 << 17;
 }
 
 /// What the verdict needs of a pod at once; lists are in their own maps.

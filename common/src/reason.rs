@@ -70,6 +70,8 @@ pub enum Reason {
     ReroutedInterface = 30,
     /// Inbound: from a virtual machine, to an address that is not captured.
     ReroutedNotIncluded = 31,
+    /// Outbound: the pod's proxy has not listened yet, on a node that lets such connections go past the mesh.
+    BeforeProxy = 32,
 }
 
 /// What a verdict does with a connection.
@@ -115,7 +117,7 @@ pub const HAND_OFFS_NOW: usize = COUNTERS - 1;
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::ExcludedPort,
         Self::PassthroughSource,
         Self::ProxyToOwnAddress,
@@ -148,6 +150,7 @@ impl Reason {
         Self::ExcludedInterfaceInbound,
         Self::ReroutedInterface,
         Self::ReroutedNotIncluded,
+        Self::BeforeProxy,
     ];
 
     /// The reason with this number, as events and counters carry it.
@@ -166,6 +169,7 @@ impl Reason {
             Self::Dns => Action::ToDns,
             Self::NoMemory | Self::NoListener | Self::ProxyBacklog => Action::Drop,
             Self::ExcludedPort
+            | Self::BeforeProxy
             | Self::ExcludedInterface
             | Self::ExcludedInterfaceInbound
             | Self::ReroutedNotIncluded
@@ -243,6 +247,7 @@ impl Reason {
             Self::ExcludedInterfaceInbound => "excluded-interface-inbound",
             Self::ReroutedInterface => "rerouted-interface",
             Self::ReroutedNotIncluded => "rerouted-not-included",
+            Self::BeforeProxy => "before-proxy",
         }
     }
 }

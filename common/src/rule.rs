@@ -36,6 +36,8 @@ pub enum Rule {
     ProxyGroup,
     /// Outbound: the node's owner groups do not have the creator's group captured.
     OwnerGroup,
+    /// Outbound: the pod's proxy has not listened yet, and until it does the node lets connections go direct.
+    BeforeProxy,
     /// Outbound: to port 53, of a pod that captures DNS, by a family that it captures.
     Dns,
     /// Outbound: to 127.0.0.1 (or the node's loopback range) or ::1.
@@ -95,7 +97,7 @@ impl Trace for NoTrace {
 
 impl Rule {
     /// All rules: first those of outbound, then those of inbound, each in the order of the looking.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::NotDns,
         Self::ExcludedInterface,
         Self::ExcludedPort,
@@ -108,6 +110,7 @@ impl Rule {
         Self::Proxy,
         Self::ProxyGroup,
         Self::OwnerGroup,
+        Self::BeforeProxy,
         Self::Dns,
         Self::Localhost,
         Self::NoAddressOfFamily,
@@ -142,6 +145,7 @@ impl Rule {
             Self::AppToOwnAddress => Reason::AppToOwnAddress,
             Self::ProxyGroupWithinPod | Self::ProxyGroup => Reason::ProxyGroup,
             Self::OwnerGroup => Reason::OwnerGroup,
+            Self::BeforeProxy => Reason::BeforeProxy,
             Self::Dns => Reason::Dns,
             Self::Localhost => Reason::Localhost,
             Self::NoAddressOfFamily => Reason::NoAddressOfFamily,
@@ -180,6 +184,7 @@ impl Rule {
             | Self::Proxy
             | Self::ProxyGroup
             | Self::OwnerGroup
+            | Self::BeforeProxy
             | Self::Dns
             | Self::Localhost
             | Self::NoAddressOfFamily
@@ -219,6 +224,9 @@ impl Rule {
             Self::Proxy => "out of the pod, by the proxy",
             Self::ProxyGroup => "out of the pod, by the proxy's group",
             Self::OwnerGroup => "by a group that the node's owner groups leave alone",
+            Self::BeforeProxy => {
+                "before the pod's proxy has listened, when the node lets connections go direct"
+            }
             Self::Dns => "to port 53, and the pod captures DNS",
             Self::Localhost => "to 127.0.0.1 or ::1, which is never captured",
             Self::NoAddressOfFamily => "the pod has no address of this family to connect from",

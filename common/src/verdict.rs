@@ -44,6 +44,8 @@ pub struct Outbound {
     /// Whether the socket was created in another container than the proxy's, in a pod where only those of the
     /// proxy's container are the proxy. Then neither id is the proxy's.
     pub is_impostor: bool,
+    /// Whether the pod's proxy has not listened yet, on a node that lets connections go direct until it does.
+    pub is_before_proxy: bool,
     /// The address the socket is bound to, [`Address::UNSPECIFIED`] or `0.0.0.0` if to none.
     pub source: Address,
     /// The dialled address.
@@ -152,6 +154,10 @@ pub fn trace_outbound<R: Rules, T: Trace>(
     if trace.looked_at(Rule::OwnerGroup, is_of_other_owner(pod, rules, connection.gid)) {
         return Rule::OwnerGroup.reason();
     }
+    // All that would be the proxy's is direct from here on. What the proxy itself dials was decided above.
+    if trace.looked_at(Rule::BeforeProxy, connection.is_before_proxy) {
+        return Rule::BeforeProxy.reason();
+    }
     if trace.looked_at(Rule::Dns, dns) {
         return Rule::Dns.reason();
     }
@@ -195,6 +201,9 @@ pub fn trace_datagram<R: Rules, T: Trace>(
     }
     if trace.looked_at(Rule::OwnerGroup, is_of_other_owner(pod, rules, sent.gid)) {
         return Rule::OwnerGroup.reason();
+    }
+    if trace.looked_at(Rule::BeforeProxy, sent.is_before_proxy) {
+        return Rule::BeforeProxy.reason();
     }
     if trace.looked_at(Rule::Dns, is_captured_dns(pod, &destination, sent.port)) {
         return Rule::Dns.reason();

@@ -253,6 +253,7 @@ fn capacities(lines: &mut Lines) {
         (name::LISTENERS, maps::MAX_LISTENERS),
         (name::HAND_OFFS, maps::MAX_HAND_OFFS),
         (name::PROXIES, maps::MAX_PODS),
+        (name::BEFORE_PROXY, maps::MAX_PODS),
         (name::SOCKETS, 0),
         (name::DATAGRAMS, 0),
         (name::INTERFACES, interface::MAX_INTERFACES),
@@ -287,6 +288,7 @@ fn numbers(lines: &mut Lines) {
         ("EXCLUDES_INTERFACES", flag::EXCLUDES_INTERFACES),
         ("REROUTES_INTERFACES", flag::REROUTES_INTERFACES),
         ("BY_CONTAINER", flag::BY_CONTAINER),
+        ("DIRECT_BEFORE_PROXY", flag::DIRECT_BEFORE_PROXY),
     ] {
         line(lines, "flag", name, bit);
     }

@@ -37,6 +37,10 @@ fn tcp(context: SockAddr, cookie: NetnsCookie, pod: &PodPolicy) -> bool {
     // Without memory there is none, and the listener is unknown: the proxy learns no original
     // destination, and nothing is let past it.
     let Some(record) = record_of(Sock::new(context.socket()), cookie) else { return true };
+    // Whoever takes the port that the proxy would listen on must not gain by it what goes past the proxy.
+    if pod.redirects_to(context.port()) && !proxy::has_its_ids(pod, record.uid, record.gid) {
+        proxy::has_come(pod, cookie);
+    }
     !pod.names_the_proxy(context.port())
         || proxy::may_bind(pod, cookie, (record.uid, record.gid), record.cgroup)
 }

@@ -74,6 +74,7 @@ fn connect_tcp(context: SockAddr, v6: bool) -> Answer {
         uid: facts.uid,
         gid: facts.gid,
         is_impostor: facts.is_impostor,
+        is_before_proxy: proxy::is_awaited(pod, cookie),
         source: facts.source,
         destination: facts.destination,
         port: facts.port,

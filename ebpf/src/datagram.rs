@@ -78,7 +78,7 @@ fn decide(context: SockAddr, mut facts: Facts) -> Question {
     facts.uid = record.uid;
     facts.gid = record.gid;
     facts.is_impostor = proxy::is_impostor(pod, cookie, (record.uid, record.gid), record.cgroup);
-    let sent = outbound(&facts);
+    let sent = Outbound { is_before_proxy: proxy::is_awaited(pod, cookie), ..outbound(&facts) };
     let reason = verdict::datagram(pod, &PodRules(cookie), &sent);
     count::decision(cookie, reason, &facts);
     match reason.action() {
@@ -89,12 +89,14 @@ fn decide(context: SockAddr, mut facts: Facts) -> Question {
     }
 }
 
+/// What is known of a question by itself.
 #[inline(always)]
 const fn outbound(facts: &Facts) -> Outbound {
     Outbound {
         uid: facts.uid,
         gid: facts.gid,
         is_impostor: facts.is_impostor,
+        is_before_proxy: false,
         source: facts.source,
         destination: facts.destination,
         port: facts.port,

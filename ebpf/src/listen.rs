@@ -22,6 +22,9 @@ pub fn listening(context: SockOps) {
     let Some(record) = maps::record(socket) else { return };
     let Some(pod) = maps::pod(record.cookie) else { return };
     let port = context.local_port();
+    if pod.tells_of_the_proxy(port, &context.local()) {
+        proxy::has_come(pod, record.cookie);
+    }
     if pod.names_the_proxy(port) && !proxy::may_listen(context, pod, record) {
         count::fault(record.cookie, Fault::ForeignListener);
         return;

@@ -56,6 +56,8 @@ static HAND_OFFS: HashMap<HandOffKey, HandOff> = HashMap::with_max_entries(MAX_H
 #[map]
 static PROXIES: HashMap<NetnsCookie, ProxyContainer> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
 #[map]
+static BEFORE_PROXY: HashMap<NetnsCookie, u32> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
+#[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
 static INBOUND: ProgramArray = ProgramArray::with_max_entries(1, 0);
@@ -252,6 +254,19 @@ pub fn proxy_container(cookie: NetnsCookie) -> Option<*mut ProxyContainer> {
 pub fn put_proxy_container(cookie: NetnsCookie, container: &ProxyContainer) {
     // Whether it is there now is what the caller looks at next.
     let _exists = PROXIES.insert(cookie, container, u64::from(BPF_NOEXIST));
+}
+
+/// Whether the pod's proxy has not listened yet. A function of its own, as the verdict's lookups are.
+#[inline(never)]
+pub fn is_before_proxy(cookie: NetnsCookie) -> bool {
+    BEFORE_PROXY.get_ptr(cookie).is_some()
+}
+
+/// Notes that the pod's proxy has listened; for good, because no program puts a pod in again.
+#[inline(always)]
+pub fn end_before_proxy(cookie: NetnsCookie) {
+    // Whoever was quicker has done the same.
+    let _gone = BEFORE_PROXY.remove(cookie);
 }
 
 /// The record of a socket. `socket` comes from a context and is not null.

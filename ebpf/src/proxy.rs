@@ -1,4 +1,5 @@
-//! Which container is the proxy's, in pods where that counts (`flag::BY_CONTAINER`).
+//! Whether the proxy has come, where that counts (`flag::DIRECT_BEFORE_PROXY`), and which container is the proxy's,
+//! where that does (`flag::BY_CONTAINER`).
 //!
 //! By its ids alone anybody can be the proxy who may run as uid 1337. Here the proxy is the container whose
 //! process, with these ids, was the first to listen on one of the proxy's ports, as long as one of its sockets
@@ -26,6 +27,20 @@ pub const fn has_its_ids(pod: &PodPolicy, uid: u32, gid: u32) -> bool {
 #[inline(always)]
 pub fn is_impostor(pod: &PodPolicy, cookie: NetnsCookie, (uid, gid): (u32, u32), cgroup: u64) -> bool {
     by_container(pod) && has_its_ids(pod, uid, gid) && !is_its_container(cookie, cgroup)
+}
+
+/// Whether the pod's proxy has not listened yet, on a node that lets connections go direct until it does.
+#[inline(always)]
+pub fn is_awaited(pod: &PodPolicy, cookie: NetnsCookie) -> bool {
+    pod.flags & flag::DIRECT_BEFORE_PROXY != 0 && maps::is_before_proxy(cookie)
+}
+
+/// From here on nothing goes past the proxy any more, whether it lives or not.
+#[inline(always)]
+pub fn has_come(pod: &PodPolicy, cookie: NetnsCookie) {
+    if pod.flags & flag::DIRECT_BEFORE_PROXY != 0 {
+        maps::end_before_proxy(cookie);
+    }
 }
 
 /// Whether somebody may bind to one of the proxy's ports: not with the proxy's ids from another container

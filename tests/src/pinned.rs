@@ -73,6 +73,7 @@ impl Pinned {
             name::PODS => self.lose_of::<NetnsCookie, PodPolicy>(map, cookie),
             name::ENROLMENTS => self.lose_of::<NetnsCookie, Enrolment>(map, cookie),
             name::COUNTERS => self.lose_of::<NetnsCookie, Counters>(map, cookie),
+            name::BEFORE_PROXY => self.lose_of::<NetnsCookie, u32>(map, cookie),
             name::PORTS => self.lose_of::<PortListKey, PortSet>(map, cookie),
             name::OWN_ADDRESSES => self.lose_of::<OwnAddressKey, u32>(map, cookie),
             name::LISTENERS => self.lose_of::<ListenerKey, u64>(map, cookie),
@@ -130,6 +131,7 @@ impl Pinned {
             (name::INTERFACE_NAMES, self.cookies::<NameKey, u32>(name::INTERFACE_NAMES)?),
             (name::INTERFACES, self.cookies::<IndexKey, Interface>(name::INTERFACES)?),
             (name::ROUTES, self.cookies_of_trie::<RouteMatch>(name::ROUTES)?),
+            (name::BEFORE_PROXY, self.cookies::<NetnsCookie, u32>(name::BEFORE_PROXY)?),
             (name::OWN_ADDRESSES, self.cookies::<OwnAddressKey, u32>(name::OWN_ADDRESSES)?),
             // A hash of sockets, whose keys are listed as those of any hash.
             (name::LISTENERS, self.cookies::<ListenerKey, u64>(name::LISTENERS)?),

@@ -243,12 +243,13 @@ looked at before, none of which matched:
   3  proxy                 uid 1000 is not the proxy's, 1337
   4  proxy-group           gid 1000 is not the proxy's, 1337
   5  owner-group           the node captures all groups
-  6  dns                   port 443 is not 53
-  7  localhost             192.0.2.1 is not 127.0.0.1 or ::1
-  8  no-address-of-family  the pod has the IPv4 address 10.77.0.2
-  9  ipv6-not-captured     192.0.2.1 is IPv4
- 10  excluded-range        192.0.2.1 is in none of 198.51.100.0/24
- 11  included-port         the pod includes no outbound port
+  6  before-proxy          the node refuses what comes before the proxy
+  7  dns                   port 443 is not 53
+  8  localhost             192.0.2.1 is not 127.0.0.1 or ::1
+  9  no-address-of-family  the pod has the IPv4 address 10.77.0.2
+ 10  ipv6-not-captured     192.0.2.1 is IPv4
+ 11  excluded-range        192.0.2.1 is in none of 198.51.100.0/24
+ 12  included-port         the pod includes no outbound port
 "
     );
     assert_eq!(

@@ -1,7 +1,7 @@
 //! Which backend redirects the node's pods: what was asked for, or what the kernel takes.
 //!
 //! Owns: the trial. A version says nothing (kernels of distributions are patched both ways), so the programs are
-//! really loaded and attached; where that fails nothing of it stays. And by what a proxy is known, which depends on it.
+//! really loaded and attached; where that fails nothing of it stays. And what the pods' settings can be, which depends on it.
 //! Called by: `app`.
 
 use std::fs;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use super::AppError;
 use crate::config::{AgentConfig, BackendChoice, Place};
 use crate::enrol::{Backends, Ebpf, Nftables};
-use crate::model::{BackendName, ProxyIdentity};
+use crate::model::{BackendName, BeforeProxy, NodeSettings, ProxyIdentity};
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::load::{Datapath, Origin, build_id, build_text};
 use crate::platform::bpf::pins::Pins;
@@ -145,8 +145,29 @@ fn has_bpffs() -> bool {
     known.lines().any(|line| line.split_ascii_whitespace().last() == Some("bpf"))
 }
 
+/// What holds for all pods of the node, and what of it is not as it was asked for.
+pub(super) struct Granted {
+    pub(super) settings: NodeSettings,
+    pub(super) identity_problem: Option<String>,
+    pub(super) before_proxy_problem: Option<String>,
+}
+
+/// The settings, as far as the backend is able to them.
+pub(super) fn settings(config: &AgentConfig, backend: BackendName) -> Granted {
+    let (proxy_identity, identity_problem) = proxy_identity(config.proxy_identity, backend);
+    let (before_proxy, before_proxy_problem) = before_proxy(config.before_proxy, backend);
+    let settings = NodeSettings {
+        excluded_namespaces: config.exclude_namespaces.clone(),
+        owner_groups: config.owner_groups.clone(),
+        loopback: config.loopback,
+        proxy_identity,
+        before_proxy,
+    };
+    Granted { settings, identity_problem, before_proxy_problem }
+}
+
 /// What can make a process the proxy on this node, and why that is not what was asked for.
-pub(super) fn proxy_identity(wanted: ProxyIdentity, backend: BackendName) -> (ProxyIdentity, Option<String>) {
+fn proxy_identity(wanted: ProxyIdentity, backend: BackendName) -> (ProxyIdentity, Option<String>) {
     if wanted == ProxyIdentity::Uid {
         return (wanted, None);
     }
@@ -163,6 +184,19 @@ pub(super) fn proxy_identity(wanted: ProxyIdentity, backend: BackendName) -> (Pr
     let problem = format!("--proxy-identity=container is not possible on this node, it is uid: {problem}");
     tracing::warn!("{problem}");
     (ProxyIdentity::Uid, Some(problem))
+}
+
+/// What becomes of connections before a pod's proxy has listened, and why that is not what was asked for.
+fn before_proxy(wanted: BeforeProxy, backend: BackendName) -> (BeforeProxy, Option<String>) {
+    if wanted == BeforeProxy::Refuse || backend == BackendName::Ebpf {
+        return (wanted, None);
+    }
+    // No rule asks whether there is a listener (`socket` asks for the packet's own port), and the agent would have to
+    // poll for it: until it looks, an app with its proxy goes past it.
+    let problem = "--before-proxy=direct is not possible on this node, it is refuse: veer's rules of nftables do not \
+                   change by themselves when the proxy begins to listen";
+    tracing::warn!("{problem}");
+    (BeforeProxy::Refuse, Some(problem.to_owned()))
 }
 
 /// Takes away what a trial has pinned before it failed, and so what it has attached.

@@ -44,6 +44,7 @@ pub fn differences(cookie: NetnsCookie, held: &MapEntries, capture: &Capture) ->
                 != (said.policy.localhost, said.policy.localhost_mask)
         }
         Setting::ProxyIdentity => flags(flag::BY_CONTAINER),
+        Setting::BeforeProxy => flags(flag::DIRECT_BEFORE_PROXY),
         Setting::ExcludedInterfaces => named(held, kind::EXCLUDED) != named(&said, kind::EXCLUDED),
         Setting::ReroutedInterfaces => named(held, kind::REROUTED) != named(&said, kind::REROUTED),
         // Nothing in the maps says it.
@@ -104,7 +105,8 @@ mod tests {
     use super::super::testing::{any_capture, any_own_addresses, default_capture, own_addresses};
     use super::*;
     use crate::model::{
-        InboundPorts, InterceptionMode, InterfaceName, OutboundRanges, OwnerGroups, Port, ProxyIdentity,
+        BeforeProxy, InboundPorts, InterceptionMode, InterfaceName, OutboundRanges, OwnerGroups, Port,
+        ProxyIdentity,
     };
 
     const COOKIE: NetnsCookie = 7;
@@ -145,6 +147,7 @@ mod tests {
             (Capture { owner_groups: OwnerGroups::Only([7].into()), ..before.clone() }, Setting::OwnerGroups),
             (Capture { loopback: "127.0.0.0/8".parse().unwrap(), ..before.clone() }, Setting::Loopback),
             (Capture { proxy_identity: ProxyIdentity::Container, ..before.clone() }, Setting::ProxyIdentity),
+            (Capture { before_proxy: BeforeProxy::Direct, ..before.clone() }, Setting::BeforeProxy),
             (
                 Capture { excluded_interfaces: interface("net1"), ..before.clone() },
                 Setting::ExcludedInterfaces,

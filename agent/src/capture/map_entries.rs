@@ -12,7 +12,7 @@ use veer_common::maps::{
 use super::addresses::OwnAddresses;
 use super::interfaces::InterfaceEntries;
 use crate::model::{
-    self, Capture, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, ProxyIdentity,
+    self, BeforeProxy, Capture, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, ProxyIdentity,
 };
 
 /// Where outbound connections go.
@@ -94,6 +94,7 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
         (flag::DUAL_STACK, capture.dual_stack),
         (flag::DNS_CAPTURE, capture.dns_capture),
         (flag::BY_CONTAINER, capture.proxy_identity == ProxyIdentity::Container),
+        (flag::DIRECT_BEFORE_PROXY, capture.before_proxy == BeforeProxy::Direct),
         (flag::EXCLUDES_INTERFACES, !capture.excluded_interfaces.is_empty()),
         (flag::REROUTES_INTERFACES, !capture.rerouted_interfaces.is_empty()),
     ];

@@ -10,8 +10,8 @@ use proptest::sample::{select, subsequence};
 
 use super::{InterfaceAddress, Link, Links, OwnAddresses, Route};
 use crate::model::{
-    Capture, IdSpace, InboundPorts, InterceptionMode, InterfaceName, OutboundRanges, OwnerGroups, Port,
-    ProxyIdentity,
+    BeforeProxy, Capture, IdSpace, InboundPorts, InterceptionMode, InterfaceName, OutboundRanges,
+    OwnerGroups, Port, ProxyIdentity,
 };
 
 /// What a pod without any annotation gets.
@@ -34,6 +34,7 @@ pub(crate) fn default_capture() -> Capture {
         owner_groups: OwnerGroups::AllExcept(BTreeSet::new()),
         loopback: "127.0.0.1/32".parse().unwrap(),
         proxy_identity: ProxyIdentity::Uid,
+        before_proxy: BeforeProxy::Refuse,
         warnings: vec![],
     }
 }
@@ -75,10 +76,13 @@ pub(crate) fn any_capture() -> impl Strategy<Value = Capture> {
     let mode = select(vec![InterceptionMode::Redirect, InterceptionMode::Tproxy]);
     let interfaces = (names(), names());
     let node = (mode, owner_groups(), any::<bool>(), interfaces);
-    let identity = select(vec![ProxyIdentity::Uid, ProxyIdentity::Container]);
+    let identity = (
+        select(vec![ProxyIdentity::Uid, ProxyIdentity::Container]),
+        select(vec![BeforeProxy::Refuse, BeforeProxy::Direct]),
+    );
     ((ids, identity), node, any::<bool>(), inbound, outbound, ranges(), ports(), ports()).prop_map(
         |(
-            ((proxy_uid, proxy_gid), proxy_identity),
+            ((proxy_uid, proxy_gid), (proxy_identity, before_proxy)),
             (mode, owner_groups, dns_capture, (excluded_interfaces, rerouted_interfaces)),
             dual_stack,
             inbound,
@@ -100,6 +104,7 @@ pub(crate) fn any_capture() -> impl Strategy<Value = Capture> {
                 excluded_outbound_ports: excluded,
                 owner_groups,
                 proxy_identity,
+                before_proxy,
                 excluded_interfaces,
                 rerouted_interfaces,
                 ..default_capture()

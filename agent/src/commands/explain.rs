@@ -55,6 +55,8 @@ struct Subject {
     held: Option<(NetnsCookie, MapEntries)>,
     /// Which container is the proxy's, where that counts.
     proxy: Option<ProxyContainer>,
+    /// Whether its proxy is awaited, and what it would get goes direct.
+    is_before_proxy: bool,
     /// Whose numbers its uids and gids are: rules of nftables count as the pod does.
     ids: IdSpace,
     /// What the agent says of it, or why it says nothing.
@@ -179,7 +181,7 @@ impl Answers {
         let (Asked::To { pod, .. } | Asked::From { pod, .. }) = asked else { return Ok(()) };
         let subject = subject(&self.place, pod)?;
         let entries = subject.held.as_ref().map(|(_, entries)| entries);
-        let (connection, assumed) = connection(asked, protocol, entries, subject.proxy)?;
+        let (connection, assumed) = connection(asked, protocol, entries, &subject)?;
         let name = full_name(pod);
         let question =
             Question { pod: name, connection, protocol, ids: subject.ids, observed: None, assumed };
@@ -263,15 +265,14 @@ fn subject(place: &Place, pod: &PodReference) -> Result<Subject, Failure> {
     };
     let of_nftables = held_by_nftables(&enrolments.records, pod)?;
     let ids = if of_nftables.is_some() { IdSpace::Pod } else { IdSpace::Node };
-    let (held, proxy) = match (of_nftables, &enrolments.maps) {
-        (None, Some(maps)) => {
-            let held = held(maps, pod)?;
-            let proxy = held.as_ref().map(|(cookie, _)| maps.proxy_container(*cookie)).transpose()?.flatten();
-            (held, proxy)
-        }
-        (held, _) => (held, None),
+    let (None, Some(maps)) = (&of_nftables, &enrolments.maps) else {
+        return Ok(Subject { held: of_nftables, proxy: None, is_before_proxy: false, ids, facts });
     };
-    Ok(Subject { held, proxy, ids, facts })
+    let held = held(maps, pod)?;
+    let cookie = held.as_ref().map(|(cookie, _)| *cookie);
+    let proxy = cookie.map(|cookie| maps.proxy_container(cookie)).transpose()?.flatten();
+    let is_before_proxy = cookie.map(|cookie| maps.is_before_proxy(cookie)).transpose()?.unwrap_or_default();
+    Ok(Subject { held, proxy, is_before_proxy, ids, facts })
 }
 
 /// What the kernel holds of a pod; of two of its name, the younger one.
@@ -316,14 +317,14 @@ fn connection(
     asked: &Asked,
     protocol: Protocol,
     entries: Option<&MapEntries>,
-    proxy: Option<ProxyContainer>,
+    subject: &Subject,
 ) -> Result<(Connection, Option<String>), Failure> {
     let policy = entries.map(|entries| &entries.policy);
     match asked {
         Asked::To { to, identity, elsewhere, source, interface, .. } => {
             let interface = index_of(interface.as_deref(), entries)?;
             let ((uid, gid), is_impostor, assumed) = if let Some(identity) = identity {
-                let (is_impostor, assumed) = container(policy, proxy, *identity, *elsewhere);
+                let (is_impostor, assumed) = container(policy, subject.proxy, *identity, *elsewhere);
                 (*identity, is_impostor, assumed)
             } else {
                 let (identity, assumed) = somebody(policy);
@@ -333,7 +334,10 @@ fn connection(
             let unbound = if to.is_ipv4() { Address::v4([0; 4]) } else { Address::UNSPECIFIED };
             let source = source.map_or(unbound, Address::from);
             let port = Port::new(to.port());
-            let outbound = Outbound { uid, gid, is_impostor, source, destination, port, interface };
+            let waits = |policy: &PodPolicy| policy.flags & flag::DIRECT_BEFORE_PROXY != 0;
+            let is_before_proxy = subject.is_before_proxy && policy.is_some_and(waits);
+            let outbound =
+                Outbound { uid, gid, is_impostor, is_before_proxy, source, destination, port, interface };
             let connection = match protocol {
                 Protocol::Tcp => Connection::Outbound(outbound),
                 Protocol::Udp => Connection::Datagram(outbound),

@@ -7,7 +7,7 @@ use veer_common::reason::Reason;
 use super::view::{self, PodView, PolicyView};
 use super::{Failure, enrolments, place, print_json, table};
 use crate::cli::PodsFlags;
-use crate::model::ProxyIdentity;
+use crate::model::{BeforeProxy, ProxyIdentity};
 
 /// Runs the command.
 ///
@@ -79,8 +79,19 @@ fn state(pod: &PodView) -> String {
     match &pod.policy {
         None => "half-enrolled".to_owned(),
         Some(_) if !pod.inbound_attached => "detached".to_owned(),
+        Some(policy) if policy.before_proxy == BeforeProxy::Direct.name() => "awaited".to_owned(),
         Some(policy) if listens(policy) => "listening".to_owned(),
         Some(_) => "not-listening".to_owned(),
+    }
+}
+
+/// What becomes of connections before the proxy, where that is not refusal.
+fn before_proxy(policy: &PolicyView) -> Option<String> {
+    let (outbound, inbound) = (policy.outbound.port, policy.inbound.port);
+    match policy.before_proxy {
+        "direct" => Some(format!("direct, past the mesh, until somebody listens on {outbound} or {inbound}")),
+        "over" => Some("was direct until somebody listened".to_owned()),
+        _ => None,
     }
 }
 
@@ -118,6 +129,7 @@ fn detail(pod: &PodView) -> String {
         lines.push(format!("identity       {}", identity(policy)));
         lines.push(format!("outbound       {}", port(&policy.outbound)));
         lines.push(format!("inbound        {}", port(&policy.inbound)));
+        lines.extend(before_proxy(policy).map(|before| format!("before proxy   {before}")));
         lines.extend(policy.dns.as_ref().map(|dns| format!("dns            {}", port(dns))));
     }
     lines.push(String::new());

@@ -10,6 +10,7 @@ use super::{Failure, ask, broken_off, enrolments, place, print_json};
 use crate::cli::ReadFlags;
 use crate::control::{AgentStatus, Question};
 use crate::enrol::versions::{OtherVersion, OtherVersions};
+use crate::model::BeforeProxy;
 use crate::platform::bpf::load::build_text;
 use crate::platform::bpf::maps::Maps;
 use crate::reconcile::Unrepaired;
@@ -30,6 +31,8 @@ struct NodeStatus {
     handing_over: usize,
     /// Pods whose proxy should be known by its container, and shares its cgroup with others.
     shared_cgroups: usize,
+    /// Pods whose proxy has not listened yet, and whose connections go direct until it does.
+    awaiting_proxy: usize,
     faults: u64,
 }
 
@@ -58,6 +61,7 @@ pub fn run(flags: &ReadFlags) -> Result<(), Failure> {
         listening: pods.iter().filter(|pod| listens(pod)).count(),
         handing_over: maps.map_or(0, Maps::hand_offs),
         shared_cgroups: pods.iter().filter(|pod| shares_cgroup(pod)).count(),
+        awaiting_proxy: pods.iter().filter(|pod| awaits_proxy(pod)).count(),
         faults: pods.iter().flat_map(|pod| pod.faults.values()).sum(),
     };
     if flags.json {
@@ -87,6 +91,10 @@ fn listens(pod: &PodView) -> bool {
     pod.policy.as_ref().is_some_and(|policy| policy.outbound.listeners > 0 && policy.inbound.listeners > 0)
 }
 
+fn awaits_proxy(pod: &PodView) -> bool {
+    pod.policy.as_ref().is_some_and(|policy| policy.before_proxy == BeforeProxy::Direct.name())
+}
+
 fn shares_cgroup(pod: &PodView) -> bool {
     let container = pod.policy.as_ref().and_then(|policy| policy.proxy_container.as_ref());
     container.is_some_and(|container| container.shared)
@@ -110,6 +118,8 @@ fn render(status: &NodeStatus) -> String {
             lines.push(format!("backend    {} ({})", agent.backend.name(), agent.backend_reason));
             lines.extend(agent.cgroup.iter().map(|cgroup| format!("cgroup     {cgroup}")));
             lines.push(format!("identity   the proxy is known by its {}", agent.proxy_identity));
+            lines.push(format!("before     the proxy listens: {}", agent.before_proxy));
+            lines.extend(agent.before_proxy_problem.iter().map(|problem| format!("warning    {problem}")));
             lines.extend(agent.identity_problem.iter().map(|problem| format!("warning    {problem}")));
             lines.extend(
                 agent
@@ -138,6 +148,12 @@ fn render(status: &NodeStatus) -> String {
         "pods       {} enrolled, {} with a listening proxy",
         status.enrolled, status.listening
     ));
+    if status.awaiting_proxy > 0 {
+        lines.push(format!(
+            "awaited    the proxies of {} pods, whose connections go direct, past the mesh, until then",
+            status.awaiting_proxy
+        ));
+    }
     lines.extend(status.other_versions.iter().map(|version| format!("warning    {version}")));
     if status.shared_cgroups > 0 {
         lines.push(format!(

@@ -11,7 +11,7 @@ use veer_common::reason::{Action, Fault, Reason};
 
 use super::{Enrolments, Failure};
 use crate::enrol::Enrolled;
-use crate::model::{BackendName, ProxyIdentity};
+use crate::model::{BackendName, BeforeProxy, ProxyIdentity};
 use crate::platform::bpf::load::CGROUP_PROGRAMS;
 use crate::platform::bpf::maps::{ListEntries, Maps};
 use crate::platform::bpf::pins::Pins;
@@ -68,6 +68,9 @@ pub struct PolicyView {
     /// Which container is the proxy's, where that counts; `None` while nobody has listened on its ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_container: Option<ContainerView>,
+    /// What becomes of connections before the proxy has listened: `refuse`; `direct`, and it has not listened yet; or
+    /// `over`, if it was `direct`, and somebody has listened.
+    pub before_proxy: &'static str,
     /// Where outbound connections go.
     pub outbound: ProxyPort,
     /// Where inbound connections go.
@@ -218,19 +221,27 @@ fn policy_of_maps(
         listening: container.listening,
         shared: Some(container.cgroup) == attached_to,
     };
-    let view = policy_view(policy, |port| maps.listeners(cookie, port).len());
+    let is_before = maps.is_before_proxy(cookie)?;
+    let view = policy_view(policy, is_before, |port| maps.listeners(cookie, port).len());
     if policy.flags & flag::BY_CONTAINER == 0 {
         return Ok(view);
     }
     Ok(PolicyView { proxy_container: maps.proxy_container(cookie)?.map(container), ..view })
 }
 
-fn policy_view(policy: &PodPolicy, listeners: impl Fn(Port) -> usize) -> PolicyView {
+fn policy_view(policy: &PodPolicy, is_before_proxy: bool, listeners: impl Fn(Port) -> usize) -> PolicyView {
+    let direct = policy.flags & flag::DIRECT_BEFORE_PROXY != 0;
+    let before_proxy = match (direct, is_before_proxy) {
+        (false, _) => BeforeProxy::Refuse.name(),
+        (true, true) => BeforeProxy::Direct.name(),
+        (true, false) => "over",
+    };
     let by_container = policy.flags & flag::BY_CONTAINER != 0;
     let port = |port: Port| ProxyPort { port: port.get(), listeners: listeners(port) };
     PolicyView {
         proxy_identity: if by_container { ProxyIdentity::Container } else { ProxyIdentity::Uid }.name(),
         proxy_container: None,
+        before_proxy,
         mode: if policy.flags & flag::TPROXY == 0 { "redirect" } else { "tproxy" },
         proxy_uid: policy.proxy_uid,
         proxy_gid: policy.proxy_gid,

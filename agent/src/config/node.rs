@@ -1,5 +1,5 @@
-//! The node's settings of what is captured: owner groups and localhost, which Istio's plugin has, too, and what
-//! makes a process the proxy.
+//! The node's settings of what is captured: owner groups and localhost, which Istio's plugin has, too, what
+//! makes a process the proxy, and what becomes of connections before there is one.
 //!
 //! Owns: their accepted forms. Never does: stop at the first error. Called by: `config`.
 
@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 
 use super::{ConfigError, Setting};
 use crate::cli::CaptureFlags;
-use crate::model::{OwnerGroups, ProxyIdentity};
+use crate::model::{BeforeProxy, OwnerGroups, ProxyIdentity};
 
 /// As many as one rule of istio-init holds.
 const MAX_GROUPS: usize = 64;
@@ -32,6 +32,7 @@ const LOOPBACK: Setting = Setting(
 );
 
 const PROXY_IDENTITY: Setting = Setting("--proxy-identity", "VEER_PROXY_IDENTITY", "uid or container");
+const BEFORE_PROXY: Setting = Setting("--before-proxy", "VEER_BEFORE_PROXY", "refuse or direct");
 
 /// What makes a process the proxy.
 pub(super) fn proxy_identity(flags: &CaptureFlags, errors: &mut Vec<ConfigError>) -> ProxyIdentity {
@@ -41,6 +42,18 @@ pub(super) fn proxy_identity(flags: &CaptureFlags, errors: &mut Vec<ConfigError>
         other => {
             errors.push(PROXY_IDENTITY.invalid(other));
             ProxyIdentity::Uid
+        }
+    }
+}
+
+/// What becomes of connections before a pod's proxy has listened.
+pub(super) fn before_proxy(flags: &CaptureFlags, errors: &mut Vec<ConfigError>) -> BeforeProxy {
+    match flags.before_proxy.trim() {
+        "refuse" => BeforeProxy::Refuse,
+        "direct" => BeforeProxy::Direct,
+        other => {
+            errors.push(BEFORE_PROXY.invalid(other));
+            BeforeProxy::Refuse
         }
     }
 }
@@ -96,6 +109,7 @@ mod tests {
             outbound_owner_groups_exclude: excluded.to_owned(),
             host_ipv4_loopback_cidr: "127.0.0.1/32".to_owned(),
             proxy_identity: "uid".to_owned(),
+            before_proxy: "refuse".to_owned(),
         }
     }
 
@@ -145,6 +159,19 @@ mod tests {
         assert_eq!(parsed("uid"), Some(ProxyIdentity::Uid));
         assert_eq!(parsed("container"), Some(ProxyIdentity::Container));
         assert_eq!(parsed("gid"), None);
+    }
+
+    #[test]
+    fn what_is_before_the_proxy_is_refused_or_direct() {
+        let parsed = |value: &str| {
+            let mut errors = Vec::new();
+            let flags = CaptureFlags { before_proxy: value.to_owned(), ..flags("*", "") };
+            let before = before_proxy(&flags, &mut errors);
+            if errors.is_empty() { Some(before) } else { None }
+        };
+        assert_eq!(parsed("refuse"), Some(BeforeProxy::Refuse));
+        assert_eq!(parsed("direct"), Some(BeforeProxy::Direct));
+        assert_eq!(parsed("direct-until-proxy-listens"), None);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use ipnet::Ipv4Net;
 
 use crate::capture::nft::Ruleset;
 use crate::model::{
-    Capture, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port, ProxyIdentity,
+    BeforeProxy, Capture, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port,
+    ProxyIdentity,
 };
 
 /// The rules of a pod with DNS capture, and with an excluded port and range, so that there are sets, too.
@@ -30,6 +31,7 @@ pub fn ruleset(captures_v6: bool) -> Ruleset {
         owner_groups: OwnerGroups::AllExcept(BTreeSet::new()),
         loopback,
         proxy_identity: ProxyIdentity::Uid,
+        before_proxy: BeforeProxy::Refuse,
         warnings: Vec::new(),
     };
     Ruleset::of(&capture, captures_v6)

@@ -68,7 +68,7 @@ impl Ebpf {
         pod: &Enrolled,
         policy: &PodPolicy,
         netns: &OwnedFd,
-        listeners: &[Borrowed],
+        listeners: &[Listener],
     ) -> Result<(), EnrolError> {
         let instance = Instance::of(pod.cookie, policy);
         let before = self.datapath.maps.policy(pod.cookie)?.map(|policy| Instance::of(pod.cookie, &policy));
@@ -80,8 +80,7 @@ impl Ebpf {
         if is_lost {
             tracing::warn!(pod = %pod.full_name(), "attached its inbound program again");
         }
-        steps::adopt(&mut self.datapath, pod, policy, listeners);
-        Ok(())
+        self.adopt(pod, policy, listeners)
     }
 
     /// Brings the lists of an enrolled pod up to date: what is new first, what is old after, and the rest
@@ -106,6 +105,20 @@ impl Ebpf {
         Ok(())
     }
 
+    /// Registers listeners that the TCP_LISTEN hook did not see.
+    fn adopt(
+        &mut self,
+        pod: &Enrolled,
+        policy: &PodPolicy,
+        listeners: &[Listener],
+    ) -> Result<(), EnrolError> {
+        if steps::has_proxy(policy, listeners) {
+            steps::end_before_proxy(&mut self.datapath, pod);
+        }
+        steps::adopt(&mut self.datapath, pod, policy, &borrow(pod, listeners)?);
+        Ok(())
+    }
+
     /// Looks for listeners once more: one that began to listen after the first look and before there was a
     /// policy was seen by nobody. In a new pod there is no process yet, and so none.
     fn adopt_late(&mut self, pod: &Enrolled, policy: &PodPolicy, netns: &OwnedFd) {
@@ -114,10 +127,11 @@ impl Ebpf {
             .netns
             .run(netns.as_fd(), move || netlink::listeners(&ports).unwrap_or_default())
             .map_err(EnrolError::from)
-            .and_then(|found| borrow(pod, &found));
-        match late {
-            Ok(late) => steps::adopt(&mut self.datapath, pod, policy, &late),
-            Err(error) => tracing::error!(pod = %pod.full_name(), %error, "look for late listeners"),
+            .and_then(|found| self.adopt(pod, policy, &found));
+        if let Err(error) = late {
+            tracing::error!(pod = %pod.full_name(), %error, "look for late listeners");
+            // Its proxy may be one of those.
+            steps::end_before_proxy(&mut self.datapath, pod);
         }
     }
 
@@ -208,7 +222,6 @@ impl Backend for Ebpf {
             own_addresses: entries.own_addresses,
             interfaces: self.interfaces_of(&entries.interfaces, netns.as_fd())?,
         };
-        let listeners = borrow(&pod, &listeners)?;
         if let Some(before) = before {
             self.repair(&pod, &policy, netns, &listeners)?;
             steps::give_passthrough(&self.netns, netns.as_fd(), &policy)?;
@@ -216,7 +229,10 @@ impl Backend for Ebpf {
             return Ok(pod);
         }
         let record = pod.to_map()?;
-        let target = Target { pod: &pod, record, policy, ports: &ports, netns, listeners };
+        let direct = policy.flags & flag::DIRECT_BEFORE_PROXY != 0;
+        let awaits_proxy = direct && !steps::has_proxy(&policy, &listeners);
+        let listeners = borrow(&pod, &listeners)?;
+        let target = Target { pod: &pod, record, policy, ports: &ports, netns, listeners, awaits_proxy };
         steps::enrol(&mut self.hands(), &target)?;
         self.adopt_late(&pod, &policy, netns);
         Ok(pod)

@@ -25,7 +25,7 @@ use super::registry::Enrolled;
 use super::steps;
 use crate::capture::nft::{Family, Ruleset};
 use crate::capture::{InterfaceAddress, MapEntries, OwnAddresses};
-use crate::model::ProxyIdentity;
+use crate::model::{BeforeProxy, ProxyIdentity};
 use crate::plan::{Action, Observed};
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::netlink::{self, Listener, marks};
@@ -168,6 +168,12 @@ impl Backend for Nftables {
             tracing::warn!(
                 pod = %pod.full_name(),
                 "rules know a process by its ids: an app with the proxy's uid leaves the mesh in this pod"
+            );
+        }
+        if capture.before_proxy == BeforeProxy::Direct {
+            tracing::warn!(
+                pod = %pod.full_name(),
+                "rules do not change when the proxy begins to listen: what comes before it is refused in this pod"
             );
         }
         self.records.create()?;

@@ -10,7 +10,7 @@ use super::follow::with_passthrough;
 use super::registry::Enrolled;
 use crate::capture::nft::Ruleset;
 use crate::capture::{InterfaceAddress, Links, MapEntries, OwnAddresses, map_entries, policy_of_addresses};
-use crate::model::{BackendName, Capture, ProxyIdentity};
+use crate::model::{BackendName, BeforeProxy, Capture, ProxyIdentity};
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::netns::NetnsId;
 
@@ -97,8 +97,12 @@ impl Record {
             netns_path: pod.netns_path.clone(),
             netns: (pod.netns.device, pod.netns.inode),
             enrolled_at: pod.enrolled_at,
-            // Rules know a process by its ids.
-            capture: Capture { proxy_identity: ProxyIdentity::Uid, ..capture.clone() },
+            // Rules know a process by its ids, and cannot know who has listened.
+            capture: Capture {
+                proxy_identity: ProxyIdentity::Uid,
+                before_proxy: BeforeProxy::Refuse,
+                ..capture.clone()
+            },
             families,
             rules: 0,
         };

@@ -14,7 +14,7 @@ use super::error::EnrolError;
 use super::registry::Enrolled;
 use crate::platform::bpf::load::{Datapath, Instance};
 use crate::platform::listeners::Borrowed;
-use crate::platform::netlink;
+use crate::platform::netlink::{self, Listener};
 use crate::platform::netns::{NetnsId, NetnsThread};
 
 /// A step of an enrolment.
@@ -32,18 +32,21 @@ pub enum Step {
     Netns,
     /// The proxy's listeners that are older than the enrolment, and their container.
     Listeners,
+    /// That its proxy is awaited, and what it would get goes direct until then, where the node says so.
+    BeforeProxy,
     /// Its policy: the switch. Last in and first out.
     Policy,
 }
 
 /// The order of an enrolment. Unenrolment is the same backwards.
-pub const STEPS: [Step; 7] = [
+pub const STEPS: [Step; 8] = [
     Step::Enrolment,
     Step::Passthrough,
     Step::Counters,
     Step::Lists,
     Step::Netns,
     Step::Listeners,
+    Step::BeforeProxy,
     Step::Policy,
 ];
 
@@ -62,6 +65,8 @@ pub struct Target<'a> {
     pub netns: &'a OwnedFd,
     /// Listeners that are older than the enrolment.
     pub listeners: Vec<Borrowed>,
+    /// Whether nobody listens yet, and the node lets connections go direct until somebody does.
+    pub awaits_proxy: bool,
 }
 
 /// What the steps act on.
@@ -126,6 +131,8 @@ fn take(hands: &mut Hands<'_>, step: Step, target: &Target<'_>) -> Result<(), En
             hands.datapath.attach_netns(Instance::of(cookie, &target.policy), target.netns.as_fd())?;
         }
         Step::Listeners => adopt(hands.datapath, target.pod, &target.policy, &target.listeners),
+        Step::BeforeProxy if target.awaits_proxy => maps.begin_before_proxy(cookie)?,
+        Step::BeforeProxy => {}
         Step::Policy => maps.insert_policy(cookie, &target.policy)?,
     }
     Ok(())
@@ -153,6 +160,7 @@ fn undo(hands: &mut Hands<'_>, step: Step, pod: &Enrolled, policy: &PodPolicy) -
             }
             maps.remove_proxy_container(cookie)?;
         }
+        Step::BeforeProxy => maps.end_before_proxy(cookie)?,
         Step::Policy => maps.remove_policy(cookie)?,
     }
     Ok(())
@@ -192,6 +200,18 @@ pub(super) fn open_file(path: &str) -> Option<File> {
 /// The ports whose listeners are registered, that of DNS only where it is captured.
 pub fn proxy_ports(policy: &PodPolicy) -> [Port; 3] {
     [policy.outbound_port, policy.inbound_port, policy.dns_port]
+}
+
+/// Whether one of the listeners tells that the pod's proxy has come.
+pub fn has_proxy(policy: &PodPolicy, listeners: &[Listener]) -> bool {
+    listeners.iter().any(|listener| policy.tells_of_the_proxy(listener.port, &Address::from(listener.bound)))
+}
+
+/// Has nothing of the pod go past its proxy any more.
+pub fn end_before_proxy(datapath: &mut Datapath, pod: &Enrolled) {
+    if let Err(error) = datapath.maps.end_before_proxy(pod.cookie) {
+        tracing::error!(pod = %pod.full_name(), %error, "its proxy listens, and connections may still go past it");
+    }
 }
 
 /// Registers listeners that the TCP_LISTEN hook did not see.

@@ -73,6 +73,7 @@ fn of_outbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Outbou
         Rule::Proxy => uid(facts, connection),
         Rule::ProxyGroup => gid(facts, connection),
         Rule::OwnerGroup => owner_group(facts, connection, matched),
+        Rule::BeforeProxy => before_proxy(facts, matched),
         Rule::Localhost => format!("{to} is {}{}", not(matched), localhost(facts)),
         Rule::NoAddressOfFamily => family(facts, &destination, matched),
         Rule::Ipv6NotCaptured => ipv6(facts, &destination),
@@ -145,6 +146,7 @@ fn of_inbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Inbound
         | Rule::Proxy
         | Rule::ProxyGroup
         | Rule::OwnerGroup
+        | Rule::BeforeProxy
         | Rule::Dns
         | Rule::Localhost
         | Rule::NoAddressOfFamily
@@ -279,6 +281,17 @@ fn owner_group(facts: &Facts<'_>, connection: &Outbound, matched: bool) -> Strin
         (false, true, true) => format!("gid {gid} is none of the groups that are captured: {groups}"),
         (false, true, false) => format!("gid {gid} is one of the groups that are captured: {groups}"),
         (false, false, _) => "the node captures all groups".to_owned(),
+    }
+}
+
+fn before_proxy(facts: &Facts<'_>, matched: bool) -> String {
+    let (outbound, inbound) = (facts.policy.outbound_port.get(), facts.policy.inbound_port.get());
+    if matched {
+        format!("nobody has listened on {outbound} or {inbound} yet")
+    } else if facts.has(flag::DIRECT_BEFORE_PROXY) {
+        format!("somebody listens on {outbound} or {inbound}, or has before")
+    } else {
+        "the node refuses what comes before the proxy".to_owned()
     }
 }
 

@@ -56,18 +56,12 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
         Rule::Proxy => by_id(Setting::ProxyUid, facts),
         Rule::ProxyGroup => by_id(Setting::ProxyGid, facts),
         Rule::OwnerGroup => set(Setting::OwnerGroups),
+        Rule::BeforeProxy => set(Setting::BeforeProxy),
         Rule::Localhost => {
             vec![Ground::Always("localhost is never captured"), Ground::Setting(Setting::Loopback)]
         }
         Rule::NoAddressOfFamily => vec![Ground::Netns("the pod's netns has no address of this family")],
-        Rule::Ipv6NotCaptured | Rule::Ipv6NotCapturedInbound => {
-            let why = if facts.has(flag::HAS_V6) {
-                "the pod's netns has IPv4, too"
-            } else {
-                "the pod's netns has no IPv6 address that it could be sent from"
-            };
-            vec![Ground::Setting(Setting::DualStack), Ground::Netns(why)]
-        }
+        Rule::Ipv6NotCaptured | Rule::Ipv6NotCapturedInbound => ipv6(facts),
         Rule::ExcludedRange => set(Setting::ExcludedRanges),
         Rule::AllOutbound | Rule::IncludedRange => set(Setting::IncludedRanges),
         Rule::NotIncluded => {
@@ -85,6 +79,16 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
             set(Setting::IncludedInboundPorts)
         }
     }
+}
+
+/// Why IPv6 is not captured.
+fn ipv6(facts: &Facts<'_>) -> Vec<Ground> {
+    let why = if facts.has(flag::HAS_V6) {
+        "the pod's netns has IPv4, too"
+    } else {
+        "the pod's netns has no IPv6 address that it could be sent from"
+    };
+    vec![Ground::Setting(Setting::DualStack), Ground::Netns(why)]
 }
 
 /// An id that is the proxy's, and what else makes the proxy where that is not enough.

@@ -90,7 +90,7 @@ pub fn read(line: &str) -> Result<Shown, LineError> {
     }
     let reason = Reason::ALL.into_iter().find(|reason| reason.name() == parts.reason);
     let reason = reason.ok_or_else(|| wrong("reason", &parts.reason, "a reason of this release"))?;
-    let connection = connection(&parts)?;
+    let connection = connection(&parts, reason)?;
     Ok(Shown { pod: parts.pod, connection, reason })
 }
 
@@ -98,7 +98,7 @@ fn wrong(part: &'static str, value: &str, accepted: &'static str) -> LineError {
     LineError::Part { part, value: value.to_owned(), accepted }
 }
 
-fn connection(parts: &Parts) -> Result<Connection, LineError> {
+fn connection(parts: &Parts, reason: Reason) -> Result<Connection, LineError> {
     let destination: SocketAddr = parts.destination.parse().or(Err(wrong(
         "destination",
         &parts.destination,
@@ -118,7 +118,10 @@ fn connection(parts: &Parts) -> Result<Connection, LineError> {
             let uid = parts.uid.unwrap_or(NO_ID);
             let gid = parts.gid.unwrap_or(NO_ID);
             let (is_impostor, interface) = (parts.impostor, parts.interface);
-            let outbound = Outbound { uid, gid, is_impostor, source, destination, port, interface };
+            // The one fact that no line has, and that its reason tells.
+            let is_before_proxy = reason == Reason::BeforeProxy;
+            let outbound =
+                Outbound { uid, gid, is_impostor, is_before_proxy, source, destination, port, interface };
             match parts.protocol.as_deref() {
                 None | Some("tcp") => Ok(Connection::Outbound(outbound)),
                 Some("udp") => Ok(Connection::Datagram(outbound)),

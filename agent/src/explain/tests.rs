@@ -37,12 +37,13 @@ fn any_connection() -> impl Strategy<Value = Connection> {
     let id = || select(vec![0_u32, 1000, 1337, 2102]);
     let interface = || select(vec![0_u32, 1, 2, 3, 4]);
     let outbound = || {
-        let who = (id(), id(), any::<bool>());
+        let who = (id(), id(), any::<bool>(), any::<bool>());
         (who, address(), address(), port(), interface()).prop_map(
-            |((uid, gid, is_impostor), source, destination, port, interface)| Outbound {
+            |((uid, gid, is_impostor, is_before_proxy), source, destination, port, interface)| Outbound {
                 uid,
                 gid,
                 is_impostor,
+                is_before_proxy,
                 source,
                 destination,
                 port,
@@ -105,6 +106,7 @@ fn what_is_dialled_as_unspecified_is_told_as_where_it_goes() {
             uid: 0,
             gid: 0,
             is_impostor: false,
+            is_before_proxy: false,
             source: address(source),
             destination: address(destination),
             port: Port::new(80),
@@ -143,6 +145,7 @@ fn with_tproxy_the_proxys_group_is_told_which_inbound_port_is_not_captured() {
     let capture = crate::model::Capture { mode, ..default_capture() };
     let entries = map_entries(COOKIE, &capture, &own_addresses(&["10.0.0.5"]));
     let connection = Connection::Outbound(Outbound {
+        is_before_proxy: false,
         uid: 0,
         gid: 1337,
         is_impostor: false,

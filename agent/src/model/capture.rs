@@ -46,6 +46,8 @@ pub struct Capture {
     pub loopback: Ipv4Net,
     /// Node setting: what makes a process the proxy.
     pub proxy_identity: ProxyIdentity,
+    /// Node setting: what becomes of connections before the proxy has listened.
+    pub before_proxy: BeforeProxy,
     /// Environment variables of the proxy that were not understood and count as unset.
     #[serde(skip)]
     pub warnings: Vec<EnvironmentWarning>,
@@ -106,6 +108,25 @@ pub enum ProxyIdentity {
     Uid,
     /// These, and that the creator was in the container that listens on the proxy's ports.
     Container,
+}
+
+/// What becomes of a pod's connections that would be the proxy's, before it has listened for the first time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum BeforeProxy {
+    /// They are refused, as with istio-cni.
+    Refuse,
+    /// They go where they are dialled: past the mesh, without its encryption and its policies.
+    Direct,
+}
+
+impl BeforeProxy {
+    /// The flag's word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Direct => "direct",
+        }
+    }
 }
 
 impl ProxyIdentity {

@@ -13,8 +13,8 @@ use thiserror::Error;
 
 use super::annotation::{self, RequestedMode, ValueError, environment, name};
 use super::capture::{
-    Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups,
-    ProxyIdentity,
+    BeforeProxy, Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges,
+    OwnerGroups, ProxyIdentity,
 };
 use super::manifest::{Container, Pod};
 use super::quoted::Quoted;
@@ -42,6 +42,8 @@ pub struct NodeSettings {
     pub loopback: Ipv4Net,
     /// What makes a process the proxy.
     pub proxy_identity: ProxyIdentity,
+    /// What becomes of connections before a pod's proxy has listened.
+    pub before_proxy: BeforeProxy,
 }
 
 /// What is to be done with a pod.
@@ -129,13 +131,15 @@ pub fn decide(pod: &Pod, node: &NodeSettings) -> Result<Decision, PodErrors> {
 }
 
 impl Default for NodeSettings {
-    /// Istio's: no namespace excluded, every group captured, `127.0.0.1/32`, the proxy known by its ids.
+    /// Istio's: no namespace excluded, every group captured, `127.0.0.1/32`, the proxy known by its ids, and nothing
+    /// goes past it.
     fn default() -> Self {
         Self {
             excluded_namespaces: BTreeSet::new(),
             owner_groups: OwnerGroups::AllExcept(BTreeSet::new()),
             loopback: Ipv4Net::from(std::net::Ipv4Addr::LOCALHOST),
             proxy_identity: ProxyIdentity::Uid,
+            before_proxy: BeforeProxy::Refuse,
         }
     }
 }
@@ -281,6 +285,7 @@ fn read_capture(
         owner_groups: node.owner_groups.clone(),
         loopback: node.loopback,
         proxy_identity: node.proxy_identity,
+        before_proxy: node.before_proxy,
         warnings: warnings(proxy),
     }
 }

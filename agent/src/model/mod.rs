@@ -17,8 +17,8 @@ mod values;
 
 pub use self::backend::BackendName;
 pub use self::capture::{
-    Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups,
-    ProxyIdentity,
+    BeforeProxy, Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges,
+    OwnerGroups, ProxyIdentity,
 };
 pub use self::decision::{Decision, NodeSettings, PassReason, PodErrors, decide};
 pub use self::manifest::{ManifestError, Pod};

@@ -12,7 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::annotation::{self, environment, name};
-use super::capture::{OwnerGroups, ProxyIdentity};
+use super::capture::{BeforeProxy, OwnerGroups, ProxyIdentity};
 use super::decision::{self, DEFAULT_PROXY_ID, NodeSettings, PROXY_CONTAINER};
 use super::manifest::{Container, Pod};
 use super::quoted::Quoted;
@@ -22,6 +22,7 @@ const INCLUDE_GROUPS: &str = "--outbound-owner-groups";
 const EXCLUDE_GROUPS: &str = "--outbound-owner-groups-exclude";
 const LOOPBACK: &str = "--host-ipv4-loopback-cidr";
 const PROXY_IDENTITY: &str = "--proxy-identity";
+const BEFORE_PROXY: &str = "--before-proxy";
 /// The field of a pod's spec.
 const HOST_USERS: &str = "spec.hostUsers";
 
@@ -61,6 +62,8 @@ pub enum Setting {
     Loopback,
     /// Whether the proxy is known by its ids alone, or by its container, too.
     ProxyIdentity,
+    /// What becomes of connections before the proxy has listened.
+    BeforeProxy,
     /// Whether the pod's ids are the node's.
     HostUsers,
 }
@@ -120,7 +123,7 @@ pub struct Origins(BTreeMap<Setting, Origin>);
 
 impl Setting {
     /// All settings.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::ProxyUid,
         Self::ProxyGid,
         Self::Mode,
@@ -137,6 +140,7 @@ impl Setting {
         Self::OwnerGroups,
         Self::Loopback,
         Self::ProxyIdentity,
+        Self::BeforeProxy,
         Self::HostUsers,
     ];
 
@@ -159,6 +163,7 @@ impl Setting {
             Self::OwnerGroups => INCLUDE_GROUPS,
             Self::Loopback => LOOPBACK,
             Self::ProxyIdentity => PROXY_IDENTITY,
+            Self::BeforeProxy => BEFORE_PROXY,
             Self::HostUsers => HOST_USERS,
         }
     }
@@ -187,6 +192,7 @@ impl Origins {
             Setting::OwnerGroups => owner_groups(&node.owner_groups),
             Setting::Loopback => loopback(node),
             Setting::ProxyIdentity => proxy_identity(node.proxy_identity),
+            Setting::BeforeProxy => before_proxy(node.before_proxy),
             Setting::HostUsers => host_users(pod.spec.host_users),
         };
         Self(Setting::ALL.into_iter().map(|setting| (setting, origin(setting))).collect())
@@ -254,6 +260,14 @@ fn proxy_identity(identity: ProxyIdentity) -> Origin {
     match identity {
         ProxyIdentity::Uid => Origin::Default { name: PROXY_IDENTITY.to_owned(), value },
         ProxyIdentity::Container => Origin::Node { flag: PROXY_IDENTITY.to_owned(), value },
+    }
+}
+
+fn before_proxy(before: BeforeProxy) -> Origin {
+    let value = before.name().to_owned();
+    match before {
+        BeforeProxy::Refuse => Origin::Default { name: BEFORE_PROXY.to_owned(), value },
+        BeforeProxy::Direct => Origin::Node { flag: BEFORE_PROXY.to_owned(), value },
     }
 }
 

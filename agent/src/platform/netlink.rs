@@ -43,6 +43,8 @@ pub struct Listener {
     pub cookie: u64,
     /// The port.
     pub port: Port,
+    /// The address that it is bound to; unspecified for any.
+    pub bound: IpAddr,
     /// Who owns the socket.
     pub uid: u32,
     /// Id of the cgroup (v2) that its creator was in; `None` before Linux 5.9.
@@ -120,7 +122,8 @@ pub fn listeners(ports: &[Port]) -> io::Result<Vec<Listener>> {
                     let cookie = u64::from_ne_bytes(response.header.socket_id.cookie);
                     let (inode, uid) = (u64::from(response.header.inode), response.header.uid);
                     let cgroup = response.nlas.iter().find_map(cgroup_id);
-                    found.push(Listener { inode, cookie, port, uid, cgroup });
+                    let bound = response.header.socket_id.source_address;
+                    found.push(Listener { inode, cookie, port, bound, uid, cgroup });
                 }
             }
         }

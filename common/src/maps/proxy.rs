@@ -1,9 +1,10 @@
-//! Which of a pod's containers is the proxy's, where that counts ([`flag::BY_CONTAINER`]).
+//! Who the proxy is: which listeners tell that it is there, and which of a pod's containers is its own, where that
+//! counts ([`flag::BY_CONTAINER`]).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{PodPolicy, flag};
-use crate::address::Port;
+use crate::address::{Address, Port};
 
 impl PodPolicy {
     /// Whether the proxy listens on this port, and nobody else should: who does so with the proxy's ids is
@@ -18,6 +19,25 @@ impl PodPolicy {
             || port.get() == self.inbound_port.get()
             || dns
             || matches!(port.get(), 15000 | 15020 | 15021 | 15090)
+    }
+}
+
+impl PodPolicy {
+    /// Whether a listener on this port, bound to this address, tells that the proxy has come: from then on nothing
+    /// of the pod goes past it ([`flag::DIRECT_BEFORE_PROXY`]).
+    ///
+    /// Whose it is does not matter: connections are redirected to whoever listens there. Of listeners on localhost
+    /// istio-validation and `veer check` have some, for a moment and before any proxy; Envoy's are on no address,
+    /// where inbound connections reach them, too.
+    #[inline(always)]
+    pub const fn tells_of_the_proxy(&self, port: Port, bound: &Address) -> bool {
+        self.redirects_to(port) && !bound.is_loopback()
+    }
+
+    /// Whether TCP that is no DNS is redirected to this port.
+    #[inline(always)]
+    pub const fn redirects_to(&self, port: Port) -> bool {
+        port.get() == self.outbound_port.get() || port.get() == self.inbound_port.get()
     }
 }
 

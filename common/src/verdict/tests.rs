@@ -11,6 +11,7 @@ use crate::rule::{Rule, Trace};
 use crate::verdict::Rules;
 
 mod agreement;
+mod before_proxy;
 mod dns;
 mod impostor;
 mod iptables;
@@ -27,11 +28,14 @@ type Range = (IpAddr, u8);
 /// A pod: what its annotations say, its node, and its addresses. Both the verdict and the iptables rules
 /// are made from it.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
 struct Scene {
     proxy_uid: u32,
     proxy_gid: u32,
     tproxy: bool,
     captures_dns: bool,
+    /// Its proxy has not listened yet, and connections go direct until it does.
+    before_proxy: bool,
     dual_stack: bool,
     /// In netlink's order: IPv4 first.
     own: Vec<IpAddr>,
@@ -66,6 +70,7 @@ impl Scene {
             proxy_gid: PROXY,
             tproxy: false,
             captures_dns: false,
+            before_proxy: false,
             dual_stack: true,
             own: addresses(&["10.0.0.5", "192.168.7.5", "2001:db8::5", "fd00::5", "fe80::5", "::6"]),
             excluded_outbound: vec![15020],

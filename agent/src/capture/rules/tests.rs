@@ -137,7 +137,7 @@ proptest! {
             let [source, destination] = [pair[0].into(), pair[1].into()];
             let port = Port::new(port);
             let interface = *uid % 5;
-            let outbound = Outbound { uid: *uid, gid: *gid, is_impostor: false, source, destination, port, interface };
+            let outbound = Outbound { uid: *uid, gid: *gid, is_impostor: false, is_before_proxy: false, source, destination, port, interface };
             prop_assert_eq!(
                 verdict::outbound(&entries.policy, &maps, &outbound),
                 verdict::outbound(&entries.policy, &lists, &outbound)

@@ -54,7 +54,7 @@ fn pod(netns: &NetnsThread, cookie: NetnsCookie, record: &Record) -> PodView {
         }
         let entries = record.map_entries(cookie, inside.addresses.unwrap_or_default(), &Links::default());
         let listeners = |port| sockets.get(&port).copied().unwrap_or_default();
-        policy = Some(policy_view(&entries.policy, listeners));
+        policy = Some(policy_view(&entries.policy, false, listeners));
     }
     PodView {
         netns_cookie: cookie,

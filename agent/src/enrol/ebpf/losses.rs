@@ -7,11 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use veer_common::maps::{PodPolicy, flag};
 
-use super::{DEFAULT_PORTS, Ebpf, borrow};
+use super::{DEFAULT_PORTS, Ebpf};
 use crate::enrol::error::EnrolError;
 use crate::enrol::heal::netns_of;
 use crate::enrol::registry::Enrolled;
-use crate::enrol::steps;
 use crate::plan::{Action, Netns, Observed};
 use crate::platform::bpf::load::Instance;
 use crate::platform::bpf::maps::ListEntries;
@@ -76,7 +75,7 @@ impl Ebpf {
         listeners: &[Listener],
     ) -> Result<(), EnrolError> {
         let missing = self.unregistered(pod, policy, listeners);
-        steps::adopt(&mut self.datapath, pod, policy, &borrow(pod, &missing)?);
+        self.adopt(pod, policy, &missing)?;
         // Those that the kernel does not take, or that nothing is redirected to, are not tried at each pass.
         let unfit = self.unregistered(pod, policy, listeners);
         let of_pod = self.unfit.entry(pod.cookie).or_default();

@@ -104,6 +104,7 @@ fn a_pod_that_says_nothing_has_istios_defaults() {
         owner_groups: OwnerGroups::AllExcept(BTreeSet::new()),
         loopback: "127.0.0.1/32".parse().unwrap(),
         proxy_identity: ProxyIdentity::Uid,
+        before_proxy: BeforeProxy::Refuse,
         warnings: vec![],
     };
     assert_eq!(capture, expected);

@@ -53,7 +53,7 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 14] = [
     ("veer_connect6", AttachType::Connect6),
 ];
 
-pub(super) const SHARED_MAPS: [&str; 18] = [
+pub(super) const SHARED_MAPS: [&str; 19] = [
     name::PODS,
     name::ENROLMENTS,
     name::COUNTERS,
@@ -63,6 +63,7 @@ pub(super) const SHARED_MAPS: [&str; 18] = [
     name::LISTENERS,
     name::HAND_OFFS,
     name::PROXIES,
+    name::BEFORE_PROXY,
     name::SOCKETS,
     name::DATAGRAMS,
     name::INBOUND,

@@ -32,6 +32,7 @@ fn impostor(destination: [u8; 4], port: u16) -> Outbound {
         uid: PROXY,
         gid: PROXY,
         is_impostor: true,
+        is_before_proxy: false,
         source: Address::UNSPECIFIED,
         destination: Address::v4(destination),
         port: Port::new(port),
@@ -71,7 +72,8 @@ fn an_impostor_goes_where_istio_inits_rules_send_an_app() {
         let iptables = Iptables::of(&others);
         for picks in picks {
             let dial = dial(&scene, &destinations, picks);
-            let impostor = Outbound { is_impostor: true, ..facts(&dial) };
+            let before = scene.before_proxy;
+            let impostor = Outbound { is_impostor: true, is_before_proxy: before, ..facts(&dial) };
             let mut trace = Trail::default();
             let reason = verdict::trace_outbound(&policy, &scene, &impostor, &mut trace);
             prop_assert!(trace.leads_to(reason), "{:?} to {:?}: {:?}", dial, reason, trace);

@@ -260,6 +260,10 @@ fn rules(scene: &Scene, v4: bool) -> Vec<Rule> {
             list.push(Rule(Nat, IstioOutput, of_none, Return));
         }
     }
+    if scene.before_proxy {
+        // No rule of istio-init's: what is not the proxy's own is as if there were none behind here.
+        list.push(Rule(Nat, IstioOutput, vec![], Return));
+    }
     if scene.captures_dns {
         // SetupDNSRedir, with CaptureAllDNS as istio-cni sets it.
         list.push(Rule(Nat, IstioOutput, vec![], Jump(IstioOutputDns)));
