@@ -91,6 +91,21 @@ pub fn remove(path: &Path) -> Result<()> {
     })
 }
 
+/// Kills what is in it and in those below, and waits until nothing is; the cgroups stay.
+pub fn empty(path: &Path) -> Result<()> {
+    for child in children(path)? {
+        empty(&child)?;
+    }
+    wait::until_ok(&format!("cgroup {} to be empty", path.display()), wait::LIMIT, || {
+        let processes = processes(path)?;
+        for pid in &processes {
+            // Gone in between is what we want.
+            kill(*pid, Signal::SIGKILL).ok();
+        }
+        if processes.is_empty() { Ok(()) } else { bail!("{} processes", processes.len()) }
+    })
+}
+
 fn processes(path: &Path) -> Result<Vec<Pid>> {
     let file = path.join("cgroup.procs");
     match fs::read_to_string(&file) {

@@ -47,6 +47,21 @@ pub struct Envoy {
     directory: PathBuf,
 }
 
+/// Its whole configuration, for whoever starts it otherwise; `access_log` is a path where it runs.
+pub fn configuration(access_log: &Path, http_ports: &[u16]) -> serde_json::Value {
+    bootstrap::bootstrap(access_log, http_ports)
+}
+
+/// The same for a gateway, which listens on `port` and asks `upstream`.
+pub fn gateway_configuration(access_log: &Path, port: u16, upstream: SocketAddr) -> serde_json::Value {
+    bootstrap::gateway(access_log, port, upstream)
+}
+
+/// What is in an access log.
+pub fn read_access_log(path: &Path) -> Result<Vec<Entry>> {
+    access_log::read(path)
+}
+
 impl Sidecar<'_> {
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Result<Envoy> {

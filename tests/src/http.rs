@@ -1,6 +1,6 @@
 //! HTTP/1.1 as far as the tests need it: one request for each connection.
 //!
-//! The app ([`serve`]) tells in its answer what it knows of the connection; the client ([`get`]) takes any
+//! The app ([`serve`]) tells in its answer what it knows of the connection, or asks another one (`/to/ADDRESS/…`); the client ([`get`]) takes any
 //! stream, one whose socket was made in a pod too.
 
 use std::collections::BTreeMap;
@@ -108,6 +108,9 @@ pub fn serve(listener: &TcpListener, app: &str) -> Result<()> {
 fn answer(mut stream: TcpStream, app: &str) -> Result<()> {
     limit(&stream).context("limit the wait for the peer")?;
     let head = read_head(&mut stream).context("read a request")?;
+    if let Some(onward) = onward(&head.first_line) {
+        return relay(&mut stream, onward, &head.headers);
+    }
     let echo = Echo {
         app: app.to_owned(),
         uid: geteuid().as_raw(),
@@ -121,6 +124,28 @@ fn answer(mut stream: TcpStream, app: &str) -> Result<()> {
     let length = body.len();
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
     write!(stream, "{head}content-length: {length}\r\n\r\n{body}").context("send the answer")
+}
+
+/// Where `GET /to/ADDRESS:PORT/…` asks the app to ask.
+fn onward(request: &str) -> Option<(SocketAddr, &str)> {
+    let rest = request.split(' ').nth(1)?.strip_prefix("/to/")?;
+    let (address, _) = rest.split_once('/')?;
+    Some((address.parse().ok()?, rest.get(address.len()..)?))
+}
+
+/// Asks there, as an app asks another one, and passes the answer on; the request's own headers go along.
+fn relay(stream: &mut TcpStream, (address, path): (SocketAddr, &str), headers: &Headers) -> Result<()> {
+    let own = ["host", "connection"];
+    let headers = headers.iter().filter(|(name, _)| !own.contains(&name.as_str()));
+    let headers = headers.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let (status, body) = match get_from(address, path, &headers) {
+        Ok(response) => (response.status, response.body),
+        Err(error) => (502, format!("{error:#}").into_bytes()),
+    };
+    let length = body.len();
+    write!(stream, "HTTP/1.1 {status} Passed on\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n")
+        .and_then(|()| stream.write_all(&body))
+        .context("pass an answer on")
 }
 
 /// `::ffff:a.b.c.d` as `a.b.c.d`: a dual-stack listener's view of IPv4.

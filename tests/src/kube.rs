@@ -1,7 +1,8 @@
 //! A real Kubernetes: its own programs, on this machine, for as long as a test lasts.
 //!
 //! Owns: where the programs are ([`programs`]), who is who ([`certificates`]), etcd and the API server
-//! ([`control_plane`]) and talking to it ([`client`]).
+//! ([`control_plane`]), talking to it ([`client`]), a node with containerd and kubelet ([`node`]), its cgroups
+//! ([`hierarchies`]), its images ([`images`]) and pods ([`pods`]).
 //! Never does: stand in for a part of Kubernetes, listen where another machine reaches it, or write outside of a
 //! directory of its own. Used by: the tests that need an API server, and the suite of `cargo xtask test kube`.
 //!
@@ -10,4 +11,8 @@
 pub mod certificates;
 pub mod client;
 pub mod control_plane;
+pub mod hierarchies;
+pub mod images;
+pub mod node;
+pub mod pods;
 pub mod programs;

@@ -63,6 +63,7 @@ pub struct Launch {
     lacks: Vec<CapabilitySet>,
     survives: bool,
     bpf_gate: Option<PathBuf>,
+    mounts: Option<PathBuf>,
     has_own_mounts: bool,
     clock_offset: Option<i64>,
 }
@@ -109,6 +110,13 @@ impl Launch {
         self
     }
 
+    /// In the mount namespace of this process. The program is looked for outside of it, unless it has no path.
+    #[must_use]
+    pub fn in_mounts_of(mut self, pid: u32) -> Self {
+        self.mounts = Some(format!("/proc/{pid}/ns/mnt").into());
+        self
+    }
+
     /// In a mount namespace of its own, which begins as a copy of the test's and hears of no change of it.
     #[must_use]
     pub const fn with_own_mounts(mut self) -> Self {
@@ -146,6 +154,9 @@ impl Launch {
         command.args(self.lacks.iter().map(|capability| format!("--without={}", capability.bits())));
         if let Some(gate) = &self.bpf_gate {
             command.arg("--bpf-gate").arg(gate);
+        }
+        if let Some(mounts) = &self.mounts {
+            command.arg("--mounts").arg(mounts);
         }
         if self.has_own_mounts {
             command.arg("--own-mounts");

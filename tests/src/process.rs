@@ -44,6 +44,11 @@ impl Process {
         fs::read_to_string(&self.log).unwrap_or_else(|error| format!("{}: {error}", self.log.display()))
     }
 
+    /// The end of it: enough to see what is wrong.
+    pub fn last_words(&self) -> String {
+        last_of(&self.log()).to_owned()
+    }
+
     /// Waits until `ready` succeeds.
     ///
     /// # Errors

@@ -54,6 +54,9 @@ struct Options {
     /// Socket of a gate that each bpf(2) of the program has to pass
     #[arg(long)]
     bpf_gate: Option<PathBuf>,
+    /// File of the mount namespace to enter
+    #[arg(long, conflicts_with = "own_mounts")]
+    mounts: Option<PathBuf>,
     /// Have a mount namespace of its own
     #[arg(long)]
     own_mounts: bool,
@@ -87,6 +90,11 @@ fn main() -> Result<()> {
         let netns = File::open(path).with_context(|| format!("open netns {}", path.display()))?;
         setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)
             .with_context(|| format!("enter netns {}", path.display()))?;
+    }
+    if let Some(path) = &options.mounts {
+        let mounts = File::open(path).with_context(|| format!("open mount namespace {}", path.display()))?;
+        setns(mounts.as_fd(), CloneFlags::CLONE_NEWNS)
+            .with_context(|| format!("enter mount namespace {}", path.display()))?;
     }
     if options.own_mounts {
         unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;

@@ -1,6 +1,7 @@
 //! Envoy's bootstrap, shaped as Istio's agent shapes a sidecar's: names, ports, clusters and the guards
 //! against loops are Istio's. What Istio would send over xDS is written down.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
 const PASSTHROUGH: &str = "PassthroughCluster";
 const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+const GATEWAY: &str = "behind-the-gateway";
 const BLACK_HOLE: &str = "BlackHoleCluster";
 
 /// The whole bootstrap.
@@ -24,6 +26,28 @@ pub(super) fn bootstrap(access_log: &Path, http_ports: &[u16]) -> Value {
     json!({
         "admin": {"address": address("127.0.0.1", super::ADMIN.port())},
         "static_resources": {"listeners": listeners, "clusters": clusters},
+    })
+}
+
+/// A gateway's: it listens where its clients ask, and everything goes on to one place.
+pub(super) fn gateway(access_log: &Path, port: u16, upstream: SocketAddr) -> Value {
+    let log = loggers(access_log, Direction::Inbound);
+    let endpoint = json!({"endpoint": {"address": address(&upstream.ip().to_string(), upstream.port())}});
+    json!({
+        "admin": {"address": address("127.0.0.1", super::ADMIN.port())},
+        "static_resources": {
+            "listeners": [{
+                "name": format!("0.0.0.0_{port}"),
+                "address": address("0.0.0.0", port),
+                "filter_chains": [{"filters": [http(&format!("outbound_0.0.0.0_{port}"), GATEWAY, &log)]}],
+            }],
+            "clusters": [{
+                "name": GATEWAY,
+                "type": "STATIC",
+                "connect_timeout": "10s",
+                "load_assignment": {"cluster_name": GATEWAY, "endpoints": [{"lb_endpoints": [endpoint]}]},
+            }],
+        },
     })
 }
 

@@ -21,8 +21,9 @@ use crate::wait;
 
 /// An answer that takes longer is an error: an API server that is gone lets connections hang.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a controller, a scheduler or a kubelet may take for something.
-pub const LIMIT: Duration = Duration::from_mins(1);
+/// How long a controller, a scheduler or a kubelet may take for something: after an outage they try again after half a
+/// minute or more.
+pub const LIMIT: Duration = Duration::from_mins(3);
 
 /// A client of the API server.
 #[derive(Clone, Debug)]

@@ -5,7 +5,10 @@
 //! without the programs of a cluster everything fails and says how to get them.
 
 mod api;
+mod mesh;
+mod stage;
 mod table;
+mod trouble;
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 
+use stage::Stage;
 use table::Row;
 
 /// One line on stdout. Whoever closes it early does not want the rest.
@@ -25,14 +29,30 @@ macro_rules! say {
 struct Check {
     /// A sentence.
     name: &'static str,
-    /// Returns what was seen, in a few words.
-    run: fn() -> Result<String>,
+    how: How,
 }
 
-const CHECKS: [Check; 3] = [
-    Check { name: "an outage of the API server loses nothing", run: api::outage },
-    Check { name: "a client has the rights that RBAC gives it", run: api::rights },
-    Check { name: "controllers and scheduler do their work in a node's netns", run: api::controllers },
+/// Returns what was seen, in a few words.
+enum How {
+    /// With a control plane of its own.
+    Alone(fn() -> Result<String>),
+    /// On the node that all of these share.
+    OnNode(fn(&mut Stage) -> Result<String>),
+}
+
+const CHECKS: [Check; 12] = [
+    Check { name: "an outage of the API server loses nothing", how: How::Alone(api::outage) },
+    Check { name: "a client has the rights that RBAC gives it", how: How::Alone(api::rights) },
+    Check { name: "controllers and scheduler work in a node's netns", how: How::Alone(api::controllers) },
+    Check { name: "pods with a sidecar are redirected to it", how: How::OnNode(mesh::redirected) },
+    Check { name: "pods that opted out are left alone", how: How::OnNode(mesh::opted_out) },
+    Check { name: "a gateway is left alone and knows its clients", how: How::OnNode(mesh::gateway) },
+    Check { name: "an agent that is killed loses nothing", how: How::OnNode(trouble::agent_killed) },
+    Check { name: "veer goes on while the API server is away", how: How::OnNode(trouble::api_server_away) },
+    Check { name: "a node that boots has its pods redirected again", how: How::OnNode(trouble::rebooted) },
+    Check { name: "pods that started without veer are repaired", how: How::OnNode(trouble::repaired) },
+    Check { name: "a hundred pods at once", how: How::OnNode(trouble::crowd) },
+    Check { name: "uninstalled under pods that run", how: How::OnNode(trouble::uninstalled) },
 ];
 
 fn main() -> ExitCode {
@@ -43,7 +63,8 @@ fn main() -> ExitCode {
         .collect();
     let started = Instant::now();
     say!("\nrunning {} checks", checks.len());
-    let rows: Vec<Row> = checks.iter().map(|check| perform(check)).collect();
+    let mut stage = None;
+    let rows: Vec<Row> = checks.iter().map(|check| perform(check, &mut stage)).collect();
     let failed = rows.iter().filter(|row| row.seen.is_err()).count();
     for row in rows.iter().filter(|row| row.seen.is_err()) {
         say!("\n{}", table::failure(row));
@@ -58,10 +79,23 @@ fn main() -> ExitCode {
     if failed == 0 && !rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn perform(check: &Check) -> Row {
+fn perform(check: &Check, stage: &mut Option<Stage>) -> Row {
     let started = Instant::now();
-    // What a guard must undo is undone by the way, and the next check has a cluster of its own or a whole one.
-    let seen = catch_unwind(AssertUnwindSafe(check.run)).unwrap_or_else(|_told| Err(anyhow!("it panicked")));
+    let run = || match check.how {
+        How::Alone(run) => run(),
+        How::OnNode(run) => {
+            let node = match stage {
+                Some(node) => node,
+                None => stage.insert(Stage::set()?),
+            };
+            run(node).inspect_err(|_told| say!("--- the agent said:\n{}---", node.agent_log()))
+        }
+    };
+    let seen = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_told| Err(anyhow!("it panicked")));
+    if seen.is_err() {
+        // Whatever state it is in: the next check begins with a node of its own.
+        *stage = None;
+    }
     let row = Row { name: check.name, seen, took: started.elapsed() };
     say!("  {}", table::progress(&row));
     row

@@ -1,0 +1,231 @@
+//! The node with veer on it, on which most checks are made.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use veer_common::cni::{Reply, Verb};
+use veer_tests::envoy::{Direction, Entry, MARK};
+use veer_tests::http::{self, Echo, Headers};
+use veer_tests::kube::client::{Client, LIMIT};
+use veer_tests::kube::node::{self, Node};
+use veer_tests::kube::pods::{PORT, Running};
+use veer_tests::launch::{kit_binary, veer_binary};
+use veer_tests::process::Process;
+use veer_tests::{attachment, netns::NetNs, wait};
+
+/// What the runtime has asked the plugin, as `cni-recorder` writes it down.
+#[derive(Deserialize)]
+pub(crate) struct Record {
+    /// `CNI_…`
+    environment: BTreeMap<String, String>,
+    /// The plugin's whole process.
+    pub(crate) microseconds: u64,
+}
+
+impl Record {
+    /// Whether it is an ADD for a pod with this in its name.
+    pub(crate) fn adds(&self, name: &str) -> bool {
+        let has = |variable: &str, text: &str| {
+            self.environment.get(variable).is_some_and(|value| value.contains(text))
+        };
+        has("CNI_COMMAND", "ADD") && has("CNI_ARGS", name)
+    }
+}
+
+/// The agent's service account, as the chart names it.
+const ACCOUNT: &str = "system:serviceaccount:veer-system:veer";
+
+/// A node, and the agent on it.
+pub(crate) struct Stage {
+    pub(crate) node: Node,
+    agent: Process,
+    kubeconfig: PathBuf,
+    marks: u32,
+}
+
+impl Stage {
+    /// Makes the node, puts the plugin into its chain and starts the agent.
+    pub(crate) fn set() -> Result<Self> {
+        let node = Node::start()?;
+        let kubeconfig =
+            node.control_plane().kubeconfig_of("veer", ACCOUNT, Some("system:serviceaccounts"))?;
+        let client = node.control_plane().client();
+        let role = json!({"metadata": {"name": "veer"}, "rules": [
+            {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}]});
+        let binding = json!({"metadata": {"name": "veer"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "veer"},
+            "subjects": [{"kind": "ServiceAccount", "name": "veer", "namespace": "veer-system"}]});
+        let rbac = "/apis/rbac.authorization.k8s.io/v1";
+        client.create(&format!("{rbac}/clusterroles"), &role)?;
+        client.create(&format!("{rbac}/clusterrolebindings"), &binding)?;
+        let agent = start_agent(&node, &kubeconfig)?;
+        let mut stage = Self { node, agent, kubeconfig, marks: 0 };
+        stage.wait_agent()?;
+        for (program, name) in [
+            (veer_binary("VEER_CNI_BIN", "veer-cni")?, "veer-cni.real"),
+            (kit_binary("cni-recorder")?, "veer-cni"),
+        ] {
+            let file = stage.node.directory().join("bin").join(name);
+            fs::copy(&program, &file).with_context(|| format!("copy {}", program.display()))?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).context("let everybody run it")?;
+        }
+        stage.chain()?;
+        Ok(stage)
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        self.node.control_plane().client()
+    }
+
+    /// Puts the plugin into the chain.
+    pub(crate) fn chain(&self) -> Result<()> {
+        self.node.write_conflist(&[json!({"type": "veer-cni", "runDir": "/run/veer", "logLevel": "info",
+            "excludeNamespaces": ["kube-system"]})])
+    }
+
+    /// Takes it out.
+    pub(crate) fn unchain(&self) -> Result<()> {
+        self.node.write_conflist(&[])
+    }
+
+    /// What the runtime has asked the plugin, in no order.
+    pub(crate) fn records(&self) -> Result<Vec<Record>> {
+        let directory = self.node.directory().join("bin/.records");
+        let entries = fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
+        entries
+            .map(|entry| {
+                let path = entry?.path();
+                let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+                serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()))
+            })
+            .collect()
+    }
+
+    /// Waits until no pod is enrolled: the API forgets a pod before the runtime has taken its network away.
+    pub(crate) fn wait_nobody_enrolled(&self) -> Result<()> {
+        wait::until_ok("all pods to be forgotten", LIMIT, || {
+            let enrolled = self.enrolled()?;
+            ensure!(enrolled.is_empty(), "still enrolled: {enrolled:?}");
+            Ok::<_, anyhow::Error>(())
+        })
+    }
+
+    /// A mark that no other request has.
+    pub(crate) fn mark(&mut self) -> String {
+        self.marks += 1;
+        format!("request-{}", self.marks)
+    }
+
+    pub(crate) fn kill_agent(&mut self) -> Result<()> {
+        self.agent.kill().map(drop)
+    }
+
+    pub(crate) fn start_agent(&mut self) -> Result<()> {
+        self.agent = start_agent(&self.node, &self.kubeconfig)?;
+        self.wait_agent()
+    }
+
+    pub(crate) fn agent_log(&self) -> String {
+        self.agent.last_words()
+    }
+
+    fn wait_agent(&mut self) -> Result<()> {
+        let run_dir = self.node.directory().join("veer");
+        self.agent.wait_ready(|| match attachment::ask(&run_dir, Verb::Status, None)? {
+            Reply::Done => Ok(()),
+            other @ (Reply::Passed { .. } | Reply::Failed { .. }) => bail!("STATUS answered {other:?}"),
+        })
+    }
+
+    /// What a command of `veer` with `--json` says on the node.
+    pub(crate) fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let output = self.command(arguments)?.arg("--json").output().context("run veer")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!("veer {} wrote {text}{}", arguments.join(" "), String::from_utf8_lossy(&output.stderr))
+        })
+    }
+
+    /// A command of `veer` on the node.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.node.launch().command(veer_binary("VEER_BIN", "veer")?)?;
+        command.args(arguments);
+        Ok(command)
+    }
+
+    /// The names of the enrolled pods.
+    pub(crate) fn enrolled(&self) -> Result<Vec<String>> {
+        let pods = self.json(&["pods"])?;
+        let list = pods.as_array().context("veer pods writes a list")?;
+        Ok(list.iter().filter_map(|pod| Some(pod.get("name")?.as_str()?.to_owned())).collect())
+    }
+
+    /// Waits for an entry of this pod's proxy.
+    pub(crate) fn entry(&self, pod: &Running, direction: Direction, mark: &str) -> Result<Entry> {
+        let is_it = |entry: &Entry| entry.direction == direction && entry.mark.as_deref() == Some(mark);
+        wait::until_some(
+            &format!("an {direction} entry of {mark} in the proxy of {}", pod.path),
+            wait::LIMIT,
+            || pod.access_log(self.node.directory()).ok()?.into_iter().find(is_it),
+        )
+    }
+
+    /// Whether this pod's proxy has seen the request, once it surely would have.
+    pub(crate) fn has_entry(&self, pod: &Running, mark: &str) -> Result<bool> {
+        let log = pod.access_log(self.node.directory())?;
+        Ok(log.iter().any(|entry| entry.mark.as_deref() == Some(mark)))
+    }
+
+    /// Asks the app of a pod from outside of the cluster.
+    pub(crate) fn ask(&self, pod: &Running, mark: &str) -> Result<Echo> {
+        ask_from(self.node.outside(), pod.address, "/", mark)
+    }
+
+    /// Has the app of `from` ask the app of `to`.
+    pub(crate) fn ask_through(&self, from: &Running, to: IpAddr, port: u16, mark: &str) -> Result<Echo> {
+        let path = format!("/to/{}/", SocketAddr::new(to, port));
+        ask_from(self.node.outside(), from.address, &path, mark)
+    }
+
+    /// Shows on a request that everything that comes to a pod and leaves it goes through its proxy.
+    pub(crate) fn prove_redirected(&mut self, pod: &Running, peer: &Running) -> Result<()> {
+        let mark = self.mark();
+        let echo = self.ask_through(pod, peer.address, PORT, &mark)?;
+        let inbound = self.entry(pod, Direction::Inbound, &mark)?;
+        ensure!(inbound.original_destination == Some(SocketAddr::new(pod.address, PORT)), "{inbound:?}");
+        ensure!(inbound.client.map(|client| client.ip()) == Some(node::OUTSIDE.into()), "{inbound:?}");
+        let outbound = self.entry(pod, Direction::Outbound, &mark)?;
+        ensure!(outbound.original_destination == Some(SocketAddr::new(peer.address, PORT)), "{outbound:?}");
+        ensure!(
+            echo.headers.contains_key("x-envoy-expected-rq-timeout-ms")
+                || echo.headers.contains_key("x-request-id"),
+            "the request has nothing of Envoy's: {echo:?}"
+        );
+        Ok(())
+    }
+}
+
+fn ask_from(netns: &NetNs, address: IpAddr, path: &str, mark: &str) -> Result<Echo> {
+    let headers = Headers::from([(MARK.to_owned(), mark.to_owned())]);
+    let response = netns.run(|| http::get_from(SocketAddr::new(address, PORT), path, &headers))??;
+    let text = String::from_utf8_lossy(&response.body);
+    ensure!(response.status == 200, "{address}{path} answered {}: {text}", response.status);
+    serde_json::from_slice(&response.body).with_context(|| format!("{address}{path} answered {text}"))
+}
+
+fn start_agent(node: &Node, kubeconfig: &std::path::Path) -> Result<Process> {
+    let mut command = node.launch().command(veer_binary("VEER_BIN", "veer")?)?;
+    command.args(["agent", "--pods-from=kube"]).arg(format!("--node-name={}", node::NAME));
+    command.arg(format!("--kubeconfig={}", kubeconfig.display()));
+    command.arg(format!("--cgroup={}", node.pods_cgroup().display()));
+    command.arg("--reconcile-interval=5");
+    Process::start("veer agent", command, &node.directory().join("agent.log"))
+}
