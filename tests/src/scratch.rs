@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
+use crate::kube::hierarchies;
 use crate::{cgroup, netns};
 
 const PREFIX: &str = "veer-test-";
@@ -75,7 +76,9 @@ pub fn remove_leftovers() {
     for name in netns::names().into_iter().filter(|name| is_orphan(name)) {
         report(&name, netns::remove(&name));
     }
-    for path in cgroup::names().unwrap_or_default().into_iter().filter(|path| is_orphan_path(path)) {
+    // Those of v2 first: whoever is in one of v1 is in one of them, too.
+    let cgroups = [cgroup::names(), hierarchies::names()].into_iter().flat_map(Result::unwrap_or_default);
+    for path in cgroups.filter(|path| is_orphan_path(path)) {
         report(&path.display().to_string(), cgroup::remove(&path));
     }
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };

@@ -65,6 +65,12 @@ fn results_of_real_networks_pass_through_as_their_cases_say() {
     golden::check("results");
 }
 
+/// What containerd really passes, recorded by `cargo xtask test kube`.
+#[test]
+fn what_containerd_passes_is_answered_as_its_cases_say() {
+    golden::check("containerd");
+}
+
 #[test]
 fn hostile_input_is_answered_as_its_cases_say() {
     golden::check("hostile");
@@ -74,7 +80,7 @@ fn hostile_input_is_answered_as_its_cases_say() {
 fn every_directory_of_cases_is_run() {
     let mut found = golden::directories();
     found.sort();
-    assert_eq!(found, ["add", "check", "del", "gc", "hostile", "results", "status", "version"]);
+    assert_eq!(found, ["add", "check", "containerd", "del", "gc", "hostile", "results", "status", "version"]);
 }
 
 /// A pod's namespace, a run directory and, where one is started, an agent.

@@ -33,6 +33,16 @@ impl Hierarchies {
     }
 }
 
+/// All cgroups of v1 directly below the roots.
+pub fn names() -> Result<Vec<PathBuf>> {
+    let roots = mounted()?;
+    let below = roots.iter().filter_map(|root| fs::read_dir(root).ok());
+    Ok(below
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
+        .filter(|path| path.is_dir())
+        .collect())
+}
+
 impl Drop for Hierarchies {
     fn drop(&mut self) {
         for path in &self.paths {

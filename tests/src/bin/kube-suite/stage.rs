@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use veer_common::cni::{Reply, Verb};
@@ -166,6 +168,42 @@ impl Stage {
         let pods = self.json(&["pods"])?;
         let list = pods.as_array().context("veer pods writes a list")?;
         Ok(list.iter().filter_map(|pod| Some(pod.get("name")?.as_str()?.to_owned())).collect())
+    }
+
+    /// The runtime's id of an enrolled pod's sandbox.
+    fn sandbox(&self, name: &str) -> Result<String> {
+        let pods = self.json(&["pods"])?;
+        let list = pods.as_array().context("veer pods writes a list")?;
+        let pod = list.iter().find(|pod| pod.get("name").is_some_and(|found| found == name));
+        let id = pod.and_then(|pod| pod.get("containerId")?.as_str());
+        id.map(str::to_owned).with_context(|| format!("{name} is not enrolled"))
+    }
+
+    /// Kills the process that holds a pod's namespaces, and waits until the pod is not enrolled so any more.
+    pub(crate) fn kill_sandbox(&self, pod: &Running, name: &str) -> Result<()> {
+        let id = self.sandbox(name)?;
+        let cgroup = self.node.pods_cgroup().join("besteffort").join(format!("pod{}", pod.uid)).join(&id);
+        let file = cgroup.join("cgroup.procs");
+        let processes = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let first = processes.lines().next().context("the sandbox has no process")?;
+        kill(Pid::from_raw(first.parse()?), Signal::SIGKILL).context("kill a sandbox")?;
+        wait::until("the sandbox to be gone", LIMIT, || self.sandbox(name).ok().as_ref() != Some(&id))
+    }
+
+    /// Waits until a pod has a sandbox and is enrolled, and gives back its address: what the plugins have noted, for
+    /// where the API server does not tell.
+    pub(crate) fn wait_new_sandbox(&self, name: &str) -> Result<IpAddr> {
+        let leases = self.node.directory().join("cni/networks/pods");
+        wait::until_some(&format!("{name} to have a sandbox again"), LIMIT, || {
+            let id = self.sandbox(name).ok()?;
+            let leases = fs::read_dir(&leases).ok()?.flatten();
+            let mut own = leases.filter(|lease| {
+                fs::read_to_string(lease.path()).is_ok_and(|text| text.trim().starts_with(&id))
+            });
+            let address: IpAddr = own.next()?.file_name().to_str()?.parse().ok()?;
+            // Its app and its proxy come after it.
+            ask_from(self.node.outside(), address, "/", "").ok().map(|_echo| address)
+        })
     }
 
     /// Waits for an entry of this pod's proxy.

@@ -42,7 +42,7 @@ pub(crate) fn agent_killed(stage: &mut Stage) -> Result<String> {
     Ok(format!("meanwhile: {:.90}…", refused.split_once("veer").map_or("", |(_, rest)| rest)))
 }
 
-/// kubelet needs the API server to hear of new pods, but containers that die come back without it, and pods go.
+/// kubelet hears of new pods from the API server alone, but those that it has come and go without it.
 pub(crate) fn api_server_away(stage: &mut Stage) -> Result<String> {
     let client = stage.client().clone();
     let one = Shape::new("before", Sidecar::Classic).run(&client)?;
@@ -50,6 +50,11 @@ pub(crate) fn api_server_away(stage: &mut Stage) -> Result<String> {
     let started = Instant::now();
     stage.node.control_plane_mut().stop_api_server()?;
     stage.prove_redirected(&one, &other)?;
+    // The first process of a pod dies, and kubelet makes the pod anew: with DEL and ADD.
+    stage.kill_sandbox(&other, "beside")?;
+    let other = Running { address: stage.wait_new_sandbox("beside")?, ..other };
+    stage.prove_redirected(&one, &other)?;
+    stage.prove_redirected(&other, &one)?;
     // What is known needs no API server, an agent that starts anew included.
     stage.kill_agent()?;
     stage.start_agent()?;
