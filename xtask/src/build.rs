@@ -34,12 +34,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     for name in ["veer", "veer-cni"] {
         let path = built.find(name)?;
         let size = path.metadata().with_context(|| format!("look at {}", path.display()))?.len();
-        if !is_static(&path)? {
-            bail!(
-                "{} is not static: it would look for its libraries on nodes whose libc it does not know",
-                path.display()
-            );
-        }
+        require_static(&path)?;
         exec::print(&format!("{name:9} {:5.1} MB  static  {}", size_in_mb(size), path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
@@ -75,7 +70,7 @@ fn built(root: &Path, verb: &str, profile: Profile, selection: &[&str]) -> Resul
     let mut command = workspace::cargo(root);
     command.args([verb, "--workspace", "--exclude", workspace::KERNEL_CRATE]).args(selection);
     if profile == Profile::Release {
-        command.arg("--release");
+        command.arg("--release").arg("--config").arg(nameless_places(root)?);
     }
     // Cargo tells where it puts them: it may have been told to build elsewhere.
     command.arg("--message-format=json-render-diagnostics");
@@ -91,6 +86,23 @@ pub(crate) fn other_build(root: &Path) -> Result<PathBuf> {
     let kept = veer.with_file_name("veer-other-build");
     fs::copy(&veer, &kept).with_context(|| format!("copy {} to {}", veer.display(), kept.display()))?;
     Ok(kept)
+}
+
+/// Panic messages name source files. With the names of this machine's directories in them, no two machines would
+/// build the same binary. Cargo joins this with the flags in `.cargo/config.toml`.
+fn nameless_places(root: &Path) -> Result<String> {
+    let ask = |arguments: &[&str]| exec::output(Command::new("rustc").args(arguments).current_dir(root));
+    let version = ask(&["--version", "--verbose"])?;
+    let commit = version.lines().find_map(|line| line.strip_prefix("commit-hash: ")).unwrap_or("unknown");
+    let sources = Path::new(ask(&["--print", "sysroot"])?.trim()).join("lib/rustlib/src/rust");
+    let registry = workspace::cargo_home().map(|home| (home.join("registry/src"), "crates".to_owned()));
+    // As rustc names its own sources where they are not installed.
+    let places = [(root.to_path_buf(), "veer".to_owned()), (sources, format!("/rustc/{commit}"))];
+    let flag = |(place, name): (PathBuf, String)| {
+        format!("{:?}", format!("--remap-path-prefix={}={name}", place.display()))
+    };
+    let flags: Vec<String> = places.into_iter().chain(registry).map(flag).collect();
+    Ok(format!("target.'cfg(target_os = \"linux\")'.rustflags = [{}]", flags.join(", ")))
 }
 
 #[derive(Deserialize)]
@@ -109,6 +121,17 @@ fn executable(line: &str) -> Option<(String, PathBuf)> {
     Some((message.target?.name, message.executable?))
 }
 
+/// Fails for a program that would look for its libraries.
+pub(crate) fn require_static(path: &Path) -> Result<()> {
+    if !is_static(path)? {
+        bail!(
+            "{} is not static: it would look for its libraries on nodes whose libc it does not know",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 /// A static program has no interpreter. readelf is where gcc is: both need the same binutils.
 fn is_static(path: &Path) -> Result<bool> {
     let headers = exec::output(Command::new("readelf").args(["--program-headers", "--wide"]).arg(path))?;
@@ -116,7 +139,7 @@ fn is_static(path: &Path) -> Result<bool> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
-fn size_in_mb(bytes: u64) -> f64 {
+pub(crate) fn size_in_mb(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 

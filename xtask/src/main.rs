@@ -14,6 +14,7 @@ mod demo;
 mod exec;
 mod fuzz;
 mod laws;
+mod package;
 mod setup;
 mod stage;
 mod test;
@@ -43,6 +44,8 @@ enum Verb {
     Setup(setup::Options),
     /// Builds the binaries for a node: release, static
     Build,
+    /// What is released: image, binaries, list of contents, checksums
+    Package(package::Options),
     /// Two pods talk through their sidecars; every claim is shown with its proof
     #[command(disable_help_flag = true)]
     Demo(PassedOn),
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
     let done = match arguments.verb {
         Verb::Setup(options) => setup::run(&options),
         Verb::Build => build::run(),
+        Verb::Package(options) => package::run(&options),
         Verb::Demo(passed) => demo::run(&passed.arguments),
         Verb::Bench(passed) => bench::run(&passed.arguments),
         Verb::Test(options) => test::run(&options),

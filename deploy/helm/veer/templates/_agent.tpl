@@ -72,6 +72,7 @@ capabilities:
     - PERFMON # the verifier follows pointers
     - NET_ADMIN # programs onto cgroups and network namespaces; nftables
     - NET_BROADCAST # to hear of addresses in other network namespaces
+    - NET_RAW # to see istio-init's rules, which iptables tells to raw sockets alone
     - SYS_ADMIN # setns(2); on Linux before 5.8 it stands for BPF and PERFMON
     - SYS_PTRACE # namespaces and listeners of processes that are older than the agent
     - DAC_READ_SEARCH # the same processes' descriptors, which are their owners'
