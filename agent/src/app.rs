@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cluster::client::{ApiServer, ConnectError};
+use crate::cluster::client::ConnectError;
 use crate::cni::answer::Answerer;
 use crate::cni::server;
-use crate::config::{AgentConfig, HealConfig, KubeConfig, Place, PodsFrom};
+use crate::config::{AgentConfig, HealConfig, Place};
 use crate::control::{AgentStatus, Control};
 use crate::enrol::versions::OtherVersions;
 use crate::enrol::{EnrolError, Node, NodeHandle, follow};
@@ -35,9 +36,10 @@ use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::platform::records::RecordError;
 use crate::reconcile::{Reconciler, Report};
 use crate::socket;
-use crate::source::{Directory, Kube, PodSource, Source, SourceError};
+use crate::source::{PodSource, Source, SourceError};
 
 mod choice;
+mod pods;
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -104,10 +106,8 @@ impl From<LockError> for AppError {
 /// Whatever keeps it from starting.
 pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let lock = lock::take(&config.place)?;
-    // One thread is plenty: requests are a few a second, and the work is on the node's thread.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|source| AppError::System { attempt: "start the runtime", source })?;
-    let source = runtime.block_on(source(&config.pods_from))?;
+    let runtime = runtime()?;
+    let pods::Pods { source, notices, cluster } = runtime.block_on(pods::pods(&config.pods_from))?;
     let choice::Chosen { loaded, reason } = choice::choose(config)?;
     let backend = if loaded.is_some() { BackendName::Ebpf } else { BackendName::Nftables };
     tracing::info!(backend = backend.name(), %reason, "backend");
@@ -136,6 +136,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         pods_from: source.name(),
         source: None,
+        pod_events: None,
         backend,
         backend_reason: reason,
         cgroup: cgroup.map(|path| path.display().to_string()),
@@ -152,12 +153,12 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     };
     let lookup = Lookup { source: source.clone(), settings: settings.clone(), node: handle.clone() };
     let report = Report::default();
-    let control = Control::new(lookup, status, neighbours, Arc::clone(&report));
+    let control = Control::new(lookup, status, neighbours, Arc::clone(&report), notices.clone());
     let follower = changes.ok().map(|changes| (changes, handle.clone()));
-    let answerer = Arc::new(Answerer { source, settings, node: handle });
+    let answerer = Arc::new(Answerer { source, settings, node: handle, notices });
     let HealConfig { cni_cache, interval } = config.heal.clone();
     let reconciler = Reconciler { answerer: Arc::clone(&answerer), netns, cni_cache, interval, report };
-    let parts = Parts { pins, control, answerer, follower, reconciler };
+    let parts = Parts { pins, control, answerer, follower, reconciler, cluster };
 
     runtime.block_on(serve(&config.place, parts))?;
     drop(runtime);
@@ -179,15 +180,10 @@ fn neighbours(loaded: Option<&choice::Loaded>) -> Option<Neighbours> {
     neighbours
 }
 
-/// Where pods are read from. Of the API server nothing is asked yet: it may be away.
-async fn source(from: &PodsFrom) -> Result<Source, AppError> {
-    Ok(match from {
-        PodsFrom::Directory(path) => Source::Directory(Directory::open(path)?),
-        PodsFrom::Kube(KubeConfig { node, kubeconfig }) => {
-            let server = Arc::new(ApiServer::new(kubeconfig.clone()).await?);
-            Source::Kube(Kube::new(node.clone(), server))
-        }
-    })
+/// One thread is plenty: requests are a few a second, and the work is on the node's thread.
+fn runtime() -> Result<Runtime, AppError> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|source| AppError::System { attempt: "start the runtime", source })
 }
 
 /// What runs until the agent is told to stop.
@@ -198,10 +194,11 @@ struct Parts {
     answerer: Arc<Answerer<Source>>,
     follower: Option<(AddressChanges, NodeHandle)>,
     reconciler: Reconciler<Source>,
+    cluster: Option<pods::Cluster>,
 }
 
 async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
-    let Parts { pins, control, answerer, follower, reconciler } = parts;
+    let Parts { pins, control, answerer, follower, reconciler, cluster } = parts;
     let listen = |path: PathBuf| {
         socket::listen(&path).map_err(|source| AppError::File { attempt: "listen on", path, source })
     };
@@ -221,8 +218,8 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
     if let Some((changes, node)) = follower {
         tasks.spawn(follow::serve(changes, node, stop.clone()));
     }
-    if let Source::Kube(kube) = &answerer.source {
-        tasks.spawn(kube.clone().follow(stop.clone()));
+    if let Some(cluster) = cluster {
+        cluster.start(&tasks, &stop);
     }
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));

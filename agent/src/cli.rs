@@ -99,6 +99,9 @@ pub struct KubeFlags {
     /// Kubeconfig to find the API server with; absent: the service account of the agent's pod
     #[arg(long, env = "VEER_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<String>,
+    /// Remove the taint veer.dev/agent-not-ready from the node when pods can be enrolled, and put it back when not
+    #[arg(long, env = "VEER_NODE_TAINT", value_parser = clap::builder::FalseyValueParser::new())]
+    pub node_taint: bool,
 }
 
 /// Settings of what is captured, for all pods of the node; Istio's plugin has the first three.

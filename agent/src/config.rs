@@ -282,7 +282,7 @@ mod tests {
     pub(super) fn flags() -> AgentFlags {
         AgentFlags {
             pods_from: Some("/pods".to_owned()),
-            kube: KubeFlags { node_name: None, kubeconfig: None },
+            kube: KubeFlags { node_name: None, kubeconfig: None, node_taint: false },
             place: PlaceFlags { run_dir: "/run/veer".to_owned(), bpffs: "/sys/fs/bpf/veer".to_owned() },
             backend: "nftables".to_owned(),
             cgroup: "auto".to_owned(),
@@ -331,7 +331,7 @@ mod tests {
     fn all_errors_are_reported_at_once_with_flag_variable_and_form() {
         let wrong = AgentFlags {
             pods_from: None,
-            kube: KubeFlags { node_name: None, kubeconfig: None },
+            kube: KubeFlags { node_name: None, kubeconfig: None, node_taint: false },
             place: PlaceFlags { run_dir: "run".to_owned(), bpffs: "bpf".to_owned() },
             backend: "iptables".to_owned(),
             cgroup: "kubepods".to_owned(),

@@ -23,6 +23,7 @@ use veer_common::event::{Event, NO_ID, UDP};
 use veer_common::maps::NetnsCookie;
 use veer_common::reason::Reason;
 
+use crate::cluster::notice::{NoticeCounts, Notices};
 use crate::enrol::{Enrolled, NodeHandle};
 use crate::lookup::Lookup;
 use crate::model::BackendName;
@@ -75,6 +76,9 @@ pub struct AgentStatus {
     /// Whether what that knows is current; absent where it looks each time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceHealth>,
+    /// What has become of the Events of pods; absent where nobody writes any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_events: Option<NoticeCounts>,
     /// What redirects new pods.
     pub backend: BackendName,
     /// Why that.
@@ -169,6 +173,7 @@ pub struct Control<S> {
     status: AgentStatus,
     neighbours: Option<Neighbours>,
     report: Report,
+    notices: Notices,
     lines: broadcast::Sender<Line>,
     watchers: Arc<AtomicUsize>,
 }
@@ -180,10 +185,11 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
         status: AgentStatus,
         neighbours: Option<Neighbours>,
         report: Report,
+        notices: Notices,
     ) -> Arc<Self> {
         let (lines, _nobody) = broadcast::channel(BACKLOG);
         let node = lookup.node.clone();
-        Arc::new(Self { node, lookup, status, neighbours, report, lines, watchers: Arc::default() })
+        Arc::new(Self { node, lookup, status, neighbours, report, notices, lines, watchers: Arc::default() })
     }
 
     /// Serves questions until `stop`.
@@ -230,7 +236,16 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
         let Look { ended_at: looked_at, unrepaired } =
             self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let source = self.lookup.source.health();
-        AgentStatus { source, enrolled, runs_before, looked_at, unrepaired, ..self.status.clone() }
+        let pod_events = self.notices.counts();
+        AgentStatus {
+            source,
+            pod_events,
+            enrolled,
+            runs_before,
+            looked_at,
+            unrepaired,
+            ..self.status.clone()
+        }
     }
 
     async fn silent(&self) -> Option<Line> {

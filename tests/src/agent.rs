@@ -268,7 +268,9 @@ impl Setup {
         command.arg("agent");
         command.arg(flag("run-dir", &self.run_dir()));
         command.arg(flag("bpffs", &self.bpffs()));
-        command.arg(flag("pods-from", &self.pods()));
+        if !self.arguments.iter().any(|argument| argument.starts_with("--pods-from=")) {
+            command.arg(flag("pods-from", &self.pods()));
+        }
         command.args(&self.arguments);
         Process::start("veer agent", command, &self.log)
     }

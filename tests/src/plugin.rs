@@ -54,7 +54,10 @@ impl Plugin {
         process.env("CNI_NETNS", &attachment.netns).env("CNI_IFNAME", &attachment.interface);
         if let Some(pod) = &attachment.pod {
             let (namespace, name) = (&pod.namespace, &pod.name);
-            process.env("CNI_ARGS", format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"));
+            // An empty one is none.
+            let uid = pod.uid.as_deref().unwrap_or_default();
+            let arguments = format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_UID={uid}");
+            process.env("CNI_ARGS", arguments);
         }
         process.env("CNI_PATH", self.executable.parent().unwrap_or(Path::new("/")));
         process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

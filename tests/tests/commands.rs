@@ -196,6 +196,7 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
     let expected = [
         "agent",
         "agentError",
+        "awaitingProxy",
         "build",
         "enrolled",
         "faults",
@@ -210,6 +211,7 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
     let expected = [
         "backend",
         "backendReason",
+        "beforeProxy",
         "build",
         "cgroup",
         "enrolled",
@@ -385,7 +387,7 @@ fn a_pod_is_told_whole(backend: Backend) {
         json!({
             "mode": "redirect", "families": ["IPv4", "IPv6"], "proxyUid": 1337, "proxyGid": 1337, "proxyIdentity": "uid",
             "outbound": {"port": 15001, "listeners": 2}, "inbound": {"port": 15006, "listeners": 2},
-            "allOutbound": true, "allInbound": true,
+            "allOutbound": true, "allInbound": true, "beforeProxy": "refuse",
         })
     );
     let detail = say(&mesh.agent, &["pods", "test/pod"]);

@@ -4,9 +4,10 @@ use std::os::fd::OwnedFd;
 
 use veer_common::cni::{Attachment, PROTOCOL_VERSION, PodReference, Reply, Request, Verb, code};
 
+use crate::cluster::notice::{NoticeKind, Notices};
 use crate::enrol::EnrolError;
 use crate::enrol::node::{Enrolling, NodeHandle};
-use crate::model::{Capture, Decision, NodeSettings, Origins, PodErrors, decide};
+use crate::model::{Capture, Decision, NodeSettings, Origins, PodErrors, decide, surprise};
 use crate::source::PodSource;
 
 /// What requests are answered from.
@@ -18,6 +19,15 @@ pub struct Answerer<S> {
     pub settings: NodeSettings,
     /// The node.
     pub node: NodeHandle,
+    /// Where pods are told what has become of them.
+    pub notices: Notices,
+}
+
+/// Why a pod is not captured.
+struct Refusal {
+    reply: Reply,
+    /// What it is told, where that is more than the runtime tells it, or nobody else does.
+    told: Option<(NoticeKind, String)>,
 }
 
 impl<S: PodSource> Answerer<S> {
@@ -38,7 +48,9 @@ impl<S: PodSource> Answerer<S> {
             );
         }
         let done = match request.verb {
-            Verb::Add(attachment) => return self.add(attachment, netns, is_gone).await,
+            Verb::Add(attachment) => {
+                return self.add(attachment, netns, is_gone, "its connections go through its proxy").await;
+            }
             Verb::Check(attachment) => {
                 match self.node.run(move |node| node.check(&attachment)).await.and_then(|checked| checked) {
                     Ok(()) => Ok(()),
@@ -55,12 +67,14 @@ impl<S: PodSource> Answerer<S> {
         }
     }
 
-    /// Answers an ADD: that of a runtime, or that of a pod that runs already. Nothing is done once it `is_gone`.
+    /// Answers an ADD: that of a runtime, or that of a pod that runs already. Nothing is done once it `is_gone`. If it is
+    /// done, the pod is told so with these words, and if not, why.
     pub async fn add(
         &self,
         attachment: Attachment,
         netns: Option<OwnedFd>,
         is_gone: impl Fn() -> bool,
+        done: &str,
     ) -> Reply {
         let Some(pod) = attachment.pod.clone() else {
             // Podman, CNI's own tools: whatever this is, it is not a pod of the mesh.
@@ -75,12 +89,17 @@ impl<S: PodSource> Answerer<S> {
         };
         let (capture, origins) = match self.decide(&pod).await {
             Ok(decided) => decided,
-            Err(reply) => return reply,
+            Err(Refusal { reply, told }) => {
+                if let Some((kind, text)) = told {
+                    self.notices.tell(&pod, kind, text);
+                }
+                return reply;
+            }
         };
         for warning in &capture.warnings {
             tracing::warn!(pod = %full_name(&pod), %warning, "taken as unset");
         }
-        let name = full_name(&pod);
+        let (name, told) = (full_name(&pod), pod.clone());
         let enrolling = Enrolling { attachment, pod, capture, origins, netns };
         // A runtime that loses its patience kills the plugin and sends DEL, which may have come by while the pod
         // was looked up. From here on this ADD is in the queue before any DEL of who is alive now.
@@ -93,10 +112,17 @@ impl<S: PodSource> Answerer<S> {
             );
         }
         match self.node.run(move |node| node.add(&enrolling)).await.and_then(|added| added) {
-            Ok(()) => Reply::Done,
+            Ok(()) => {
+                self.notices.tell(&told, NoticeKind::Enrolled, done);
+                Reply::Done
+            }
             Err(error) => {
                 tracing::error!(pod = %name, %error, "enrolment failed");
-                enrolment_failed("enrol", Some(&name), &error)
+                let reply = enrolment_failed("enrol", Some(&name), &error);
+                if let Reply::Failed { msg, .. } = &reply {
+                    self.notices.tell(&told, NoticeKind::Failed, msg);
+                }
+                reply
             }
         }
     }
@@ -106,7 +132,7 @@ impl<S: PodSource> Answerer<S> {
     /// # Errors
     /// Why it is not, in words.
     pub async fn capture(&self, reference: &PodReference) -> Result<Capture, String> {
-        self.decide(reference).await.map(|(capture, _)| capture).map_err(|reply| match reply {
+        self.decide(reference).await.map(|(capture, _)| capture).map_err(|refusal| match refusal.reply {
             Reply::Passed { reason } => reason,
             Reply::Failed { msg, .. } => msg,
             Reply::Done => String::new(),
@@ -114,11 +140,11 @@ impl<S: PodSource> Answerer<S> {
     }
 
     /// How a pod is to be captured and what says so, or the reply that ends its ADD.
-    async fn decide(&self, reference: &PodReference) -> Result<(Capture, Box<Origins>), Reply> {
+    async fn decide(&self, reference: &PodReference) -> Result<(Capture, Box<Origins>), Refusal> {
         let name = full_name(reference);
         let excluded = &self.settings.excluded_namespaces;
         if excluded.contains(&reference.namespace) {
-            return Err(Reply::Passed { reason: "namespace-excluded".to_owned() });
+            return Err(Reply::Passed { reason: "namespace-excluded".to_owned() }.into());
         }
         let pod = match self.source.pod(reference).await {
             Ok(Some(pod)) => pod,
@@ -127,14 +153,16 @@ impl<S: PodSource> Answerer<S> {
                     code::TRY_AGAIN,
                     format!("pod {name} is not known in {}", self.source.name()),
                     "the runtime tries again; if it stays like this, look whether the manifest is there",
-                ));
+                )
+                .into());
             }
             Err(error) => {
                 return Err(failed(
                     code::TRY_AGAIN,
                     format!("look up pod {name}: {error}"),
                     "the runtime tries again",
-                ));
+                )
+                .into());
             }
         };
         match decide(&pod, &self.settings) {
@@ -144,10 +172,21 @@ impl<S: PodSource> Answerer<S> {
             }
             Ok(Decision::Pass(reason)) => {
                 tracing::info!(pod = %name, reason = reason.name(), "left alone");
-                Err(Reply::Passed { reason: reason.name().to_owned() })
+                let reply = Reply::Passed { reason: reason.name().to_owned() };
+                let told = surprise(reason, &pod).map(|text| (NoticeKind::Skipped, text.to_owned()));
+                Err(Refusal { reply, told })
             }
-            Err(errors) => Err(invalid_annotations(&errors)),
+            Err(errors) => {
+                let told = Some((NoticeKind::Failed, errors.to_string()));
+                Err(Refusal { reply: invalid_annotations(&errors), told })
+            }
         }
+    }
+}
+
+impl From<Reply> for Refusal {
+    fn from(reply: Reply) -> Self {
+        Self { reply, told: None }
     }
 }
 

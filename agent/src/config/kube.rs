@@ -14,6 +14,7 @@ const NODE_NAME: Setting = Setting(
     "VEER_NODE_NAME",
     "this node's name in the cluster (a-z, 0-9, - and ., 253 at most), which --pods-from kube needs",
 );
+const NODE_TAINT: Setting = Setting("--node-taint", "VEER_NODE_TAINT", "possible without --pods-from kube");
 const KUBECONFIG: Setting = Setting("--kubeconfig", "VEER_KUBECONFIG", ABSOLUTE);
 
 /// Where pods are read from.
@@ -32,10 +33,16 @@ pub struct KubeConfig {
     pub node: String,
     /// The kubeconfig; `None`: the service account of the agent's pod.
     pub kubeconfig: Option<PathBuf>,
+    /// Whether the node's taint is ours to keep.
+    pub node_taint: bool,
 }
 
 /// Parses the flags.
 pub(super) fn parse(flags: &AgentFlags, errors: &mut Vec<ConfigError>) -> PodsFrom {
+    let is_kube = flags.pods_from.as_deref() == Some("kube");
+    if flags.kube.node_taint && !is_kube {
+        errors.push(NODE_TAINT.invalid("true"));
+    }
     match flags.pods_from.as_deref() {
         Some("kube") => PodsFrom::Kube(kube(flags, errors)),
         Some(path) => {
@@ -60,7 +67,7 @@ fn kube(flags: &AgentFlags, errors: &mut Vec<ConfigError>) -> KubeConfig {
         Some(_) => {}
     }
     let kubeconfig = given(&flags.kube.kubeconfig).map(|path| absolute(&KUBECONFIG, &path, errors));
-    KubeConfig { node: node.unwrap_or_default(), kubeconfig }
+    KubeConfig { node: node.unwrap_or_default(), kubeconfig, node_taint: flags.kube.node_taint }
 }
 
 /// A DNS subdomain (RFC 1123), as Kubernetes wants it.
@@ -95,6 +102,7 @@ mod tests {
             Ok(PodsFrom::Kube(KubeConfig {
                 node: "n-1.zone".to_owned(),
                 kubeconfig: kubeconfig.map(PathBuf::from),
+                node_taint: false,
             }))
         };
         assert_eq!(parsed("kube", Some("n-1.zone"), None), kube(None));

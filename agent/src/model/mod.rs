@@ -1,8 +1,8 @@
 //! What a pod says of itself, and what follows from it.
 //!
 //! Owns: the parts of a Kubernetes Pod that decide interception ([`manifest`]), the parser of every
-//! annotation value ([`annotation`]), the decision whether and how the pod is captured ([`decision`]), and
-//! where each setting of that comes from ([`Origins`]). Never does: I/O of any kind, or anything that knows of maps and programs.
+//! annotation value ([`annotation`]), the decision whether and how the pod is captured ([`decision`]), what of it
+//! surprises ([`surprise`](fn@surprise)), and where each setting of that comes from ([`Origins`]). Never does: I/O of any kind, or anything that knows of maps and programs.
 //! Called by: the pod sources and the CNI server.
 
 pub mod annotation;
@@ -13,6 +13,7 @@ pub mod ids;
 pub mod manifest;
 mod origin;
 pub mod quoted;
+mod surprise;
 mod values;
 
 pub use self::backend::BackendName;
@@ -23,4 +24,5 @@ pub use self::capture::{
 pub use self::decision::{Decision, NodeSettings, PassReason, PodErrors, decide};
 pub use self::manifest::{ManifestError, Pod};
 pub use self::origin::{Origin, Origins, Setting};
+pub use self::surprise::surprise;
 pub use self::values::{InterfaceName, Port};

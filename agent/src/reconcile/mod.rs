@@ -22,6 +22,7 @@ use veer_common::cni::PodReference;
 pub use self::repair::Unrepaired;
 
 use self::backoff::Backoff;
+use crate::cluster::notice::NoticeKind;
 use crate::cni::answer::Answerer;
 use crate::platform::netns::NetnsThread;
 use crate::source::PodSource;
@@ -129,16 +130,17 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
             return;
         }
         let Some(seen) = self.seen().await else { return };
-        for pod in missing {
-            let name = repair::name(pod);
+        for reference in missing {
+            let name = repair::name(reference);
             if !backoff.is_due(&name, Instant::now()) {
                 problems.extend(self.known(&name));
                 continue;
             }
-            if let Err(problem) = self.repair(pod, &seen).await {
+            if let Err(problem) = self.repair(reference, &seen).await {
                 let wait = backoff.failed(&name, Instant::now(), fastrand::f64());
                 let (again, pod) = (wait.as_secs_f32(), &name);
                 tracing::error!(%pod, %problem, again, "runs without redirection");
+                self.answerer.notices.tell(reference, NoticeKind::Failed, problem.as_str());
                 problems.push(Unrepaired { pod: name, problem });
             }
         }

@@ -82,7 +82,9 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
         }
         self.is_untouched(&netns).await?;
         let is_gone = || runtime::open(&located).is_none();
-        match self.answerer.add(located.attachment.clone(), Some(netns), is_gone).await {
+        let done = "it was running without redirection; its connections go through its proxy from here on, those that are \
+                    open stay what they are";
+        match self.answerer.add(located.attachment.clone(), Some(netns), is_gone, done).await {
             Reply::Done => {
                 tracing::warn!(pod = %name(pod), "was running without redirection, and is redirected from here on");
                 Ok(())

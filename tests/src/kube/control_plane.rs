@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::certificates::{Authority, MASTERS, Pair};
@@ -22,6 +23,8 @@ use crate::scratch;
 pub const SERVICES: &str = "10.96.0.0/16";
 /// The first of them: the API server itself.
 const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+/// The audit log's file.
+const AUDIT: &str = "audit.log";
 /// How tokens of service accounts name their issuer.
 const ISSUER: &str = "https://kubernetes.default.svc";
 
@@ -77,6 +80,7 @@ impl ControlPlane {
         let address = IpAddr::V4(address);
         let mut setup = Setup { launch, directory, address, port, etcd_port, arguments: Vec::new() };
         setup.arguments = setup.arguments_with(&authority, further)?;
+        setup.arguments.extend(setup.audit()?);
         let kubeconfig = authority.kubeconfig(&setup.url(), "admin", "veer-test-admin", Some(MASTERS))?;
         let client = Client::new(&kubeconfig, netns)?;
         let mut api_server = setup.start_api_server()?;
@@ -122,6 +126,25 @@ impl ControlPlane {
     /// Everything that the API server logged so far.
     pub fn log(&self) -> String {
         self.api_server.log()
+    }
+
+    /// Requests that this user has sent so far, each `VERB RESOURCE NAME`; a watch is in here once it has begun.
+    pub fn requests_of(&self, user: &str) -> Result<Vec<String>> {
+        let path = self.setup.directory.join(AUDIT);
+        let log = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let text =
+            |event: &Value, at: &str| event.pointer(at).and_then(Value::as_str).unwrap_or("").to_owned();
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let begun = events.filter(|event| {
+            // A watch ends late, and anything else is told of when it does.
+            let stage = if event["verb"] == "watch" { "ResponseStarted" } else { "ResponseComplete" };
+            event["stage"] == stage && event.pointer("/user/username").is_some_and(|name| name == user)
+        });
+        let request = |event: Value| {
+            [text(&event, "/verb"), text(&event, "/objectRef/resource"), text(&event, "/objectRef/name")]
+                .join(" ")
+        };
+        Ok(begun.map(request).collect())
     }
 
     /// An outage: the API server is killed; connections to it are refused from then on.
@@ -206,6 +229,19 @@ impl Setup {
         ];
         arguments.extend(further.iter().map(ToString::to_string));
         Ok(arguments)
+    }
+
+    /// Each request is noted, by whom and of what.
+    fn audit(&self) -> Result<[String; 2]> {
+        let policy = self.directory.join("audit-policy.json");
+        let rules =
+            json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{"level": "Metadata"}]});
+        fs::write(&policy, rules.to_string()).context("write the audit policy")?;
+        let log = self.directory.join(AUDIT);
+        Ok([
+            format!("--audit-policy-file={}", policy.display()),
+            format!("--audit-log-path={}", log.display()),
+        ])
     }
 
     fn start_api_server(&self) -> Result<Process> {

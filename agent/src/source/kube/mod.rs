@@ -8,9 +8,9 @@
 //! known stays known: the pods of the node, to the last change before. An agent that starts then knows nothing but who
 //! is enrolled, and refuses to guess about others.
 
+mod follow;
 mod outage;
 mod store;
-mod watch;
 mod wire;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kube::core::Request;
 use kube::core::params::GetParams;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use veer_common::cni::PodReference;
@@ -29,6 +29,7 @@ use self::store::{Found, Store};
 use self::wire::Wire;
 use super::{PodSource, SourceError, SourceHealth, SourceState};
 use crate::cluster::client::{ApiError, ApiServer};
+use crate::cluster::node::Readiness;
 use crate::model::Pod;
 use crate::model::manifest::could_name_a_pod;
 
@@ -47,8 +48,10 @@ pub struct Kube(Arc<Inner>);
 struct Inner {
     node: String,
     server: Arc<ApiServer>,
+    give_back: fn(),
     store: Store,
     standing: Mutex<Standing>,
+    readiness: watch::Sender<Option<Readiness>>,
     asking: Semaphore,
     counts: Counts,
 }
@@ -63,20 +66,28 @@ struct Counts {
 
 impl Kube {
     /// The pods of this node. Nothing is known until [`follow`](Self::follow) runs.
-    pub fn new(node: String, server: Arc<ApiServer>) -> Self {
+    /// A list is some megabytes for a moment; `give_back` is called after it.
+    pub fn new(node: String, server: Arc<ApiServer>, give_back: fn()) -> Self {
         Self(Arc::new(Inner {
             node,
             server,
+            give_back,
             store: Store::new(),
             standing: Mutex::new(Standing::new(SystemTime::now())),
+            readiness: watch::Sender::new(None),
             asking: Semaphore::new(ASKED_AT_ONCE),
             counts: Counts::default(),
         }))
     }
 
+    /// Whether a pod that is created now would be known, from now on.
+    pub fn readiness(&self) -> watch::Receiver<Option<Readiness>> {
+        self.0.readiness.subscribe()
+    }
+
     /// Watches until `stop`.
     pub async fn follow(self, stop: CancellationToken) {
-        stop.run_until_cancelled(watch::follow(&self.0)).await;
+        stop.run_until_cancelled(follow::follow(&self.0)).await;
     }
 }
 
@@ -133,13 +144,20 @@ impl Inner {
     /// The pod out of what is known; if it is not, and may be soon, a moment later.
     async fn known(&self, reference: &PodReference) -> Option<Pod> {
         let mut changes = self.store.subscribe();
+        let mut has_waited = false;
         let known = async {
             loop {
                 changes.mark_unchanged();
                 if let Found::Pod(pod) = self.store.find(reference) {
                     return Some(*pod);
                 }
-                if !self.standing().is_promising() || changes.changed().await.is_err() {
+                if !self.standing().is_promising() {
+                    return None;
+                }
+                if !std::mem::replace(&mut has_waited, true) {
+                    tracing::info!(pod = %reference.name, "the runtime is early: waits for its pod");
+                }
+                if changes.changed().await.is_err() {
                     return None;
                 }
             }
@@ -202,10 +220,25 @@ impl Inner {
     fn change(&self, by: impl FnOnce(&mut Standing) -> Option<Change>) -> Option<Change> {
         let change = by(&mut self.standing.lock().unwrap_or_else(PoisonError::into_inner));
         if change.is_some() {
+            self.readiness.send_replace(readiness(self.standing().state()));
             self.store.wake();
         }
         change
     }
+}
+
+fn readiness(state: &State) -> Option<Readiness> {
+    let (is_ready, reason, message) = match state {
+        State::Synced => (true, "PodsKnown", "pods that are created are enrolled".to_owned()),
+        State::Starting(None) => return None,
+        State::Starting(Some(problem)) => {
+            (false, "PodsNotKnown", format!("the node's pods are not known yet: {problem}"))
+        }
+        State::Degraded(problem) => {
+            (false, "ApiServerAway", format!("the API server does not tell of new pods: {problem}"))
+        }
+    };
+    Some(Readiness { is_ready, reason: reason.to_owned(), message })
 }
 
 fn watch_problem(state: &State) -> String {

@@ -6,8 +6,11 @@
 
 mod api;
 mod mesh;
+mod node;
+mod source;
 mod stage;
 mod table;
+mod told;
 mod trouble;
 
 use std::io::{self, Write};
@@ -40,10 +43,29 @@ enum How {
     OnNode(fn(&mut Stage) -> Result<String>),
 }
 
-const CHECKS: [Check; 12] = [
+const CHECKS: [Check; 22] = [
     Check { name: "an outage of the API server loses nothing", how: How::Alone(api::outage) },
     Check { name: "a client has the rights that RBAC gives it", how: How::Alone(api::rights) },
     Check { name: "controllers and scheduler work in a node's netns", how: How::Alone(api::controllers) },
+    Check {
+        name: "a pod of the watch is enrolled without a request for it",
+        how: How::Alone(source::enrolment),
+    },
+    Check { name: "an unknown pod is awaited, and then asked for once", how: How::Alone(source::unknown) },
+    Check {
+        name: "in an outage known pods are enrolled and unknown ones refused",
+        how: How::Alone(source::outage),
+    },
+    Check { name: "a watch whose position has expired lists anew", how: How::Alone(source::expiry) },
+    Check { name: "a token that is replaced is read anew", how: How::Alone(source::rotation) },
+    Check {
+        name: "a pod that was missed is redirected when it is heard of",
+        how: How::Alone(source::missed),
+    },
+    Check { name: "a full node's pods take little memory", how: How::Alone(source::full_node) },
+    Check { name: "a pod is told once what has become of it", how: How::Alone(told::events) },
+    Check { name: "an event of an outage is written after it", how: How::Alone(told::events_of_an_outage) },
+    Check { name: "the node's condition and taint are what the agent is", how: How::Alone(told::node_marks) },
     Check { name: "pods with a sidecar are redirected to it", how: How::OnNode(mesh::redirected) },
     Check { name: "pods that opted out are left alone", how: How::OnNode(mesh::opted_out) },
     Check { name: "a gateway is left alone and knows its clients", how: How::OnNode(mesh::gateway) },

@@ -60,8 +60,9 @@ impl Stage {
             node.control_plane().kubeconfig_of("veer", ACCOUNT, Some("system:serviceaccounts"))?;
         let client = node.control_plane().client();
         let role = json!({"metadata": {"name": "veer"}, "rules": [
-            {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["get", "list", "watch"]},
-            {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}]});
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
+            {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}]});
         let binding = json!({"metadata": {"name": "veer"},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "veer"},
             "subjects": [{"kind": "ServiceAccount", "name": "veer", "namespace": "veer-system"}]});

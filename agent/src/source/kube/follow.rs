@@ -98,6 +98,7 @@ async fn list(kube: &Inner) -> Result<String, ApiError> {
     kube.counts.lists.fetch_add(1, Ordering::Relaxed);
     let WireList { metadata, items } = kube.server.ask(request, LISTED).await?;
     kube.store.replace(items.into_iter().map(Wire::reduce));
+    (kube.give_back)();
     Ok(metadata.resource_version)
 }
 

@@ -1,0 +1,58 @@
+//! Where pods are read from, and what else of the agent has to do with the API server.
+//!
+//! Owns: which of it there is, and its start. Called by: `app`.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::AppError;
+use crate::cluster::client::ApiServer;
+use crate::cluster::events::{self, Writer};
+use crate::cluster::node::NodeMarks;
+use crate::cluster::notice::Notices;
+use crate::config::{KubeConfig, PodsFrom};
+use crate::source::{Directory, Kube, Source};
+
+/// The source, and what it comes with.
+pub(super) struct Pods {
+    pub(super) source: Source,
+    /// Where pods are told what has become of them.
+    pub(super) notices: Notices,
+    /// What talks to the API server, if there is one.
+    pub(super) cluster: Option<Cluster>,
+}
+
+/// What talks to the API server.
+pub(super) struct Cluster {
+    kube: Kube,
+    writer: Writer,
+    marks: NodeMarks,
+}
+
+/// Makes all of it. Of the API server nothing is asked yet: it may be away.
+pub(super) async fn pods(from: &PodsFrom) -> Result<Pods, AppError> {
+    let KubeConfig { node, kubeconfig, node_taint } = match from {
+        PodsFrom::Directory(path) => {
+            let source = Source::Directory(Directory::open(path)?);
+            return Ok(Pods { source, notices: Notices::nowhere(), cluster: None });
+        }
+        PodsFrom::Kube(config) => config,
+    };
+    let server = Arc::new(ApiServer::new(kubeconfig.clone()).await?);
+    let kube = Kube::new(node.clone(), Arc::clone(&server), super::release_memory);
+    let (notices, writer) = events::writer(node.clone(), Arc::clone(&server));
+    let marks = NodeMarks { node: node.clone(), server, taint: *node_taint, readiness: kube.readiness() };
+    let source = Source::Kube(kube.clone());
+    Ok(Pods { source, notices, cluster: Some(Cluster { kube, writer, marks }) })
+}
+
+impl Cluster {
+    /// Starts all of it.
+    pub(super) fn start(self, tasks: &TaskTracker, stop: &CancellationToken) {
+        tasks.spawn(self.kube.follow(stop.clone()));
+        tasks.spawn(self.writer.serve(stop.clone()));
+        tasks.spawn(self.marks.serve(stop.clone()));
+    }
+}

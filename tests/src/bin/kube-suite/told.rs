@@ -1,0 +1,152 @@
+//! What the agent writes to the API server: Events on pods, the node's condition and its taint.
+
+#![expect(clippy::indexing_slicing, reason = "a check that meets the unexpected fails, as a test does")]
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use veer_tests::plugin::Ended;
+use veer_tests::wait;
+
+use crate::node::{NODE, Node, PODS, Pod};
+
+const TAINT: &str = "veer.dev/agent-not-ready";
+
+/// Each pod is told what has become of it where that matters, once, and nothing is written on it.
+pub(crate) fn events() -> Result<String> {
+    let node = Node::start(&[])?;
+    node.wait_health("state", &json!("synced"))?;
+    let enrolled = node.pod("enrolled")?;
+    node.enrol(&enrolled)?;
+    let plain =
+        created(&node, "plain", |pod| pod.on_node.manifest().without_annotation("sidecar.istio.io/status"))?;
+    node.enrol(&plain)?;
+    let init = created(&node, "init", |pod| pod.on_node.manifest().with_init_container("istio-init"))?;
+    node.enrol(&init)?;
+    let wrong =
+        created(&node, "wrong", |pod| pod.on_node.manifest().with_traffic("excludeInboundPorts", "none"))?;
+    for _ in 0..5 {
+        ensure!(matches!(node.add(&wrong)?, Ended::Refused(_)), "a wrong annotation was taken");
+    }
+    let told = |pod: &Pod| event(&node, pod);
+    let event = told(&enrolled)?;
+    ensure!(event["reason"] == "VeerEnrolled" && event["type"] == "Normal", "{event:#}");
+    let event = told(&init)?;
+    ensure!(
+        event["reason"] == "VeerSkipped" && event["note"].to_string().contains("pilot.cni.enabled"),
+        "{event:#}"
+    );
+    let event = told(&wrong)?;
+    ensure!(
+        event["reason"] == "VeerFailed" && event["note"].to_string().contains("excludeInboundPorts"),
+        "{event:#}"
+    );
+    ensure!(event["reportingInstance"] == NODE, "{event:#}");
+    let counts = || {
+        node.agent.json(&["status"]).map(|status| status["agent"]["podEvents"].clone()).unwrap_or_default()
+    };
+    let is_all = || counts() == json!({"written": 3, "repeated": 4, "dropped": 0});
+    wait::until("three events, and four that were said before", wait::LIMIT, is_all)
+        .with_context(|| format!("{}", counts()))?;
+    let all = node.control_plane.client().get("/apis/events.k8s.io/v1/namespaces/test/events")?;
+    let count = all["items"].as_array().map_or(0, Vec::len);
+    ensure!(count == 3, "{count} events: {all:#}");
+    let pod = node.control_plane.client().get(&format!("{PODS}/enrolled"))?;
+    let writers = pod.pointer("/metadata/managedFields").and_then(Value::as_array).map_or(0, Vec::len);
+    ensure!(writers == 1, "somebody has written on the pod: {pod:#}");
+    Ok("3 events for 4 pods and 8 ADDs; no write on a pod".to_owned())
+}
+
+/// Events that cannot be written now are written after the outage.
+pub(crate) fn events_of_an_outage() -> Result<String> {
+    let mut node = Node::start(&[])?;
+    node.wait_health("state", &json!("synced"))?;
+    let pod = node.pod("pod")?;
+    node.wait_health("pods", &json!(1))?;
+    node.control_plane.stop_api_server()?;
+    node.enrol(&pod)?;
+    node.control_plane.start_api_server()?;
+    let event = event(&node, &pod)?;
+    ensure!(event["reason"] == "VeerEnrolled", "{event:#}");
+    Ok("written after it".to_owned())
+}
+
+/// Condition and taint are what the agent is.
+pub(crate) fn node_marks() -> Result<String> {
+    let mut node = Node::start(&["--node-taint"])?;
+    let ready = condition(&node, "True")?;
+    ensure!(ready["reason"] == "PodsKnown", "{ready:#}");
+    wait_taints(&node, &["other"])?;
+    // The right to list pods is taken away: new ones would not be known.
+    let rules = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]},
+        {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}]);
+    let right = node.set_rules(&rules)?;
+    node.control_plane.stop_api_server()?;
+    node.control_plane.start_api_server()?;
+    let broken = condition(&node, "False")?;
+    ensure!(broken["message"].to_string().contains("forbidden"), "{broken:#}");
+    ensure!(broken["lastTransitionTime"] != ready["lastTransitionTime"], "{ready:#} {broken:#}");
+    wait_taints(&node, &["other", TAINT])?;
+    node.set_rules(&right)?;
+    condition(&node, "True")?;
+    wait_taints(&node, &["other"])?;
+    // As the kubelet registers it.
+    node.agent.stop()?;
+    let taints = json!([{"key": TAINT, "value": "true", "effect": "NoExecute"}, {"key": "other", "effect": "NoSchedule"}]);
+    node.control_plane.client().patch(&path(), &json!({"spec": {"taints": taints}}))?;
+    node.agent.start_again()?;
+    wait_taints(&node, &["other"])?;
+    Ok("False and tainted without the right to list pods; another's taint stayed".to_owned())
+}
+
+/// A pod with such a manifest, at the API server and on the node.
+fn created(
+    node: &Node,
+    name: &str,
+    manifest: impl FnOnce(&Pod) -> veer_tests::manifest::Manifest,
+) -> Result<Pod> {
+    let mut pod = node.sandbox(name)?;
+    pod.uid = node.create(&manifest(&pod))?;
+    Ok(pod)
+}
+
+/// The Event on a pod, once it is there.
+fn event(node: &Node, pod: &Pod) -> Result<Value> {
+    let what = format!("an event on {}", pod.on_node.name());
+    let found =
+        node.control_plane.client().wait(&what, "/apis/events.k8s.io/v1/namespaces/test/events", |events| {
+            let is_its =
+                |event: &&Value| event.pointer("/regarding/uid").is_some_and(|uid| *uid == json!(pod.uid));
+            events["items"].as_array()?.iter().find(is_its).cloned()
+        });
+    found.with_context(|| node.agent.log())
+}
+
+fn path() -> String {
+    format!("/api/v1/nodes/{NODE}")
+}
+
+/// The node's condition, once it has this status.
+fn condition(node: &Node, status: &str) -> Result<Value> {
+    let what = format!("the condition to be {status}");
+    let found = node.control_plane.client().wait(&what, &path(), |object| {
+        let conditions = object.pointer("/status/conditions")?.as_array()?;
+        conditions.iter().find(|one| one["type"] == "VeerReady" && one["status"] == status).cloned()
+    });
+    found.with_context(|| node.agent.log())
+}
+
+fn wait_taints(node: &Node, wanted: &[&str]) -> Result<()> {
+    let keys = || -> Option<Vec<String>> {
+        let object = node.control_plane.client().get(&path()).ok()?;
+        let taints = object.pointer("/spec/taints")?.as_array()?;
+        let keys: Option<Vec<String>> =
+            taints.iter().map(|taint| Some(taint["key"].as_str()?.to_owned())).collect();
+        // The API server has its own for nodes that no kubelet speaks for.
+        Some(keys?.into_iter().filter(|key| !key.starts_with("node.kubernetes.io/")).collect())
+    };
+    let are_so = || keys().is_some_and(|keys| keys == wanted);
+    let waited = wait::until(&format!("taints {wanted:?}"), Duration::from_mins(1), are_so);
+    waited.with_context(|| format!("{:?}; {}", keys(), node.agent.log()))
+}
