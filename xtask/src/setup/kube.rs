@@ -216,3 +216,26 @@ fn text(missing: &[&Need]) -> String {
     lines.push("As root on Debian: cargo xtask setup --kube".to_owned());
     lines.join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_directory_lacks_every_program_and_the_error_names_the_way_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let needs = needs(directory.path());
+        let missing = missing(&needs);
+        let text = text(&missing);
+        for (name, ..) in PROGRAMS.into_iter().filter(|(name, ..)| !ENVTEST.contains(name)).chain(UNPACKED) {
+            assert!(text.contains(&format!("  {name} (")), "{text}");
+        }
+        assert!(text.ends_with("cargo xtask setup --kube"), "{text}");
+    }
+
+    #[test]
+    fn the_module_that_is_built_is_of_the_version_that_is_looked_for() {
+        let module = include_str!("../../../tests/kubernetes/go.mod");
+        assert!(module.contains(&format!("k8s.io/kubernetes v{KUBERNETES_VERSION} ")), "{module}");
+    }
+}
