@@ -386,7 +386,6 @@ fn a_pod_is_told_whole(backend: Backend) {
         pod["policy"],
         json!({
             "mode": "redirect", "families": ["IPv4", "IPv6"], "proxyUid": 1337, "proxyGid": 1337, "proxyIdentity": "uid",
-            "beforeProxy": "refuse",
             "outbound": {"port": 15001, "listeners": 2}, "inbound": {"port": 15006, "listeners": 2},
             "allOutbound": true, "allInbound": true, "beforeProxy": "refuse",
         })
