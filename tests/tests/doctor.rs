@@ -147,7 +147,10 @@ fn an_able_node_is_told_so_and_nothing_is_left_on_it() {
         ("ebpf-maps", "all"),
         ("ebpf-programs", "the verifier has accepted them"),
         ("ebpf-hooks", "attached and taken away again"),
-        ("netns-cookie", "SO_NETNS_COOKIE"),
+        // The kernel or, before 5.14, a program.
+        ("netns-cookie", "cookie"),
+        // Programs or, before 5.17, rules.
+        ("interfaces", "redirects pods that exclude interfaces"),
         ("nftables", "could redirect in ip and ip6"),
         ("cgroup", node.cgroup.path().to_str().unwrap()),
         ("bpf-order", "nobody else's"),

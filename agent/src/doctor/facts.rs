@@ -77,6 +77,8 @@ pub struct Ebpf {
     pub hooks: Vec<Tried>,
     /// Whether a netns tells its cookie.
     pub netns_cookie: Option<Result<CookieFrom, String>>,
+    /// Whether the inbound program may ask on which interface a connection arrives; absent where it does not load.
+    pub arrival_interface: Option<Result<(), String>>,
 }
 
 /// Who tells the cookie of a netns.

@@ -37,6 +37,9 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
         findings.extend(programs(&facts.ebpf, facts.kernel_settings.lockdown.as_deref()));
         findings.extend(hooks(&facts.ebpf));
         findings.extend(cookie(&facts.ebpf));
+        if works(&facts.ebpf) {
+            findings.extend(facts.ebpf.arrival_interface.as_ref().map(excluded_interfaces));
+        }
         findings.extend(nftables(&facts.nftables));
     }
     findings.extend(settings(&facts.kernel_settings));
@@ -135,6 +138,21 @@ fn cookie(ebpf: &Ebpf) -> Vec<Finding> {
             )
             .with_words(words),
         ],
+    }
+}
+
+/// Nobody has to do anything about it: rules redirect such pods as well.
+fn excluded_interfaces(outcome: &Result<(), String>) -> Finding {
+    const NAME: &str = "interfaces";
+    match outcome {
+        Ok(()) => Finding::ok(AREA, NAME, "ebpf redirects pods that exclude interfaces, too"),
+        Err(words) => Finding::ok(
+            AREA,
+            NAME,
+            "nftables redirects pods that exclude interfaces: this kernel tells no program which one a connection \
+             arrives on (5.17 does)",
+        )
+        .with_words(words),
     }
 }
 

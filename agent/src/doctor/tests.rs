@@ -57,6 +57,7 @@ fn able() -> Facts {
             programs: tried(&["veer_connect4", "veer_connect6"]),
             hooks: tried(&["connect4", "connect6", "sk_lookup"]),
             netns_cookie: Some(Ok(CookieFrom::Kernel)),
+            arrival_interface: Some(Ok(())),
         },
         nftables: tried(&["ip", "ip6"]),
         kernel_settings: KernelSettings { jit: Some("1".to_owned()), lockdown: None, ipv6: true },
@@ -185,6 +186,17 @@ fn a_broken_node_in_words() {
 #[test]
 fn a_broken_node_in_json() {
     insta::assert_snapshot!(serde_json::to_string_pretty(&examine(&broken())).unwrap());
+}
+
+#[test]
+fn a_kernel_that_tells_no_program_the_interface_is_able_and_what_redirects_instead_is_said() {
+    let mut facts = able();
+    facts.ebpf.arrival_interface = Some(Err("invalid bpf_context access off=64 size=4".to_owned()));
+    let report = examine(&facts);
+    assert_eq!((report.exit_code(), report.backend), (0, Some(BackendName::Ebpf)));
+    let (level, says) = only(&report, "interfaces");
+    assert_eq!(level, Level::Ok);
+    assert!(says.starts_with("nftables redirects pods that exclude interfaces"), "{says}");
 }
 
 #[test]

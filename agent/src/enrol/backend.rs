@@ -165,8 +165,15 @@ impl Backends {
     /// Which one enrols a new pod of this make. What a virtual machine sends is forwarded: no socket of the pod's
     /// opens it, and none could answer it from the address that was dialled without `IP_TRANSPARENT`
     /// (`ip_route_output_key_hash_rcu`), which takes a capability. Rules translate it as istio-init's do.
-    pub(super) fn fit_for(&self, capture: &Capture) -> BackendName {
-        if capture.rerouted_interfaces.is_empty() { self.chosen() } else { BackendName::Nftables }
+    /// Nor do programs know an excluded interface before Linux 5.17.
+    pub(super) fn fit_for(&mut self, capture: &Capture) -> BackendName {
+        let Some(ebpf) = &mut self.ebpf else { return BackendName::Nftables };
+        let knows_interfaces = capture.excluded_interfaces.is_empty() || ebpf.tells_interfaces();
+        if capture.rerouted_interfaces.is_empty() && knows_interfaces {
+            BackendName::Ebpf
+        } else {
+            BackendName::Nftables
+        }
     }
 
     /// The cookie of a netns: the kernel tells it, or a program of the eBPF's.

@@ -54,6 +54,11 @@ impl Ebpf {
         self.datapath.cookie_of(&self.netns, netns)
     }
 
+    /// Whether this kernel can redirect pods that exclude interfaces.
+    pub(super) fn tells_interfaces(&mut self) -> bool {
+        self.datapath.tells_interfaces()
+    }
+
     /// Attaches the inbound program of a pod whose link was lost, if its netns is where it was.
     fn reattach(&mut self, pod: &Enrolled, policy: &PodPolicy) -> Result<(), EnrolError> {
         let netns = steps::open_netns(pod).ok_or_else(|| {

@@ -64,8 +64,8 @@ pub enum EnrolError {
     },
     /// A pod that eBPF redirects asks now for what rules alone can do.
     #[error(
-        "pod {0} names interfaces of virtual machines (istio.io/reroute-virtual-interfaces), which only nftables can \
-         redirect, and it was enrolled by eBPF before it did: make the pod anew"
+        "pod {0} names interfaces of virtual machines (istio.io/reroute-virtual-interfaces), or interfaces to exclude on a \
+         kernel before 5.17, which only nftables can redirect, and it was enrolled by eBPF before it did: make the pod anew"
     )]
     NeedsRules(String),
     /// The pod is not, or not wholly, enrolled.

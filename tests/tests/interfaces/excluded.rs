@@ -4,13 +4,15 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use serde_json::Value;
 use socket2::Socket;
 use veer_common::maps::name;
+use veer_tests::backend::{Backend, Kept};
 use veer_tests::istio_init;
 use veer_tests::mesh::{
     APP, INBOUND, Listeners, Mesh, OUTBOUND, connect, dial, dial_from_world, dual_stack, tcp,
 };
-use veer_tests::pinned::{Counts, Pinned};
+use veer_tests::pinned::Counts;
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6, ROUTER_V4, ROUTER_V6, TestPod, World};
 use veer_tests::socket_maker::Maker;
 use veer_tests::veth::ip;
@@ -318,10 +320,22 @@ fn what_changed_while_no_agent_was_there_holds_when_the_next_one_is_and_goes_wit
         assert_eq!(dial(mesh.pod.app(), to, &listeners).unwrap().0.at, "outside");
     }
     arrives_by_second(&mesh, &listeners, "app");
-    let pinned = Pinned::of(&mesh.agent);
-    assert_eq!(pinned.counts().unwrap().get(name::INTERFACES), Some(&1));
+    let backend = backend(&mesh);
+    let kept = Kept::by(&mesh.agent, backend);
+    let of_interfaces = match backend {
+        Backend::Ebpf => name::INTERFACES,
+        Backend::Nftables => "records",
+    };
+    assert_eq!(kept.counts().unwrap().get(of_interfaces), Some(&1));
     mesh.agent.unenrol(&mesh.pod).unwrap();
-    assert_eq!(pinned.counts().unwrap(), Counts::new());
+    assert_eq!(kept.counts().unwrap(), Counts::new());
+}
+
+/// What redirects the pod: before Linux 5.17, no programs can.
+fn backend(mesh: &Mesh) -> Backend {
+    let pod = mesh.agent.json(&["pods", "test/pod"]).unwrap();
+    let name = pod.get("backend").and_then(Value::as_str).unwrap();
+    [Backend::Ebpf, Backend::Nftables].into_iter().find(|backend| backend.name() == name).unwrap()
 }
 
 #[test]

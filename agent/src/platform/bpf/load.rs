@@ -109,6 +109,8 @@ pub struct Datapath {
     netns: EbpfLoader<'static>,
     /// Where the kernel does not tell a netns' cookie by itself.
     cookies: Option<CookieProgram>,
+    /// Once it was tried, see [`Self::tells_interfaces`].
+    tells_interfaces: Option<bool>,
     origin: Origin,
     /// Whether each pod that was taken over has this build's program.
     is_whole: bool,
@@ -170,7 +172,17 @@ impl Datapath {
         let cookies =
             if cookie::kernel_tells() { None } else { Some(cookie_program(&mut node_object(&pins)?)?) };
         let held = Held::open(&pins, cgroup, cgroup_id)?;
-        Ok(Self { pins, maps, netns, cookies, origin, is_whole: true, held, links: HashMap::new() })
+        Ok(Self {
+            pins,
+            maps,
+            netns,
+            cookies,
+            origin,
+            is_whole: true,
+            held,
+            links: HashMap::new(),
+            tells_interfaces: None,
+        })
     }
 
     /// Where the programs are from that were attached when this agent came.
@@ -295,6 +307,24 @@ impl Datapath {
         held::is_there(&self.pins.netns(cookie))
     }
 
+    /// Whether this kernel tells an sk_lookup program the interface of what arrives. It is tried out until there is an
+    /// answer: what the kernel refuses of every program, as without memory, is none.
+    pub fn tells_interfaces(&mut self) -> bool {
+        if let Some(known) = self.tells_interfaces {
+            return known;
+        }
+        let mut instance = |reads_interface| self.netns_instance(Instance { cookie: 0, reads_interface });
+        let refused = match instance(Reads::Yes) {
+            Ok(_) => None,
+            Err(BpfError::NoIngressInterface { source }) if instance(Reads::No).is_ok() => Some(source),
+            Err(_) => return true,
+        };
+        if let Some(error) = &refused {
+            tracing::warn!(%error, "this kernel tells no program the interface of what arrives (5.17 does): pods that exclude interfaces are redirected by nftables");
+        }
+        *self.tells_interfaces.insert(refused.is_none())
+    }
+
     fn netns_instance(&mut self, instance: Instance) -> Result<OwnedFd, BpfError> {
         let mut ebpf = load_with_globals(&mut self.netns, instance)
             .map_err(|source| BpfError::Object { object: "netns", source })?;
@@ -307,11 +337,13 @@ impl Datapath {
     }
 }
 
+/// The constant of the netns object that says whether it reads the interface of what arrives: 0 or 1.
+pub(super) const READS_INTERFACE: &str = "READS_INTERFACE";
+
 /// Loads an instance of the netns object.
 #[expect(unsafe_code, reason = "the kept loader outlives the value that it is lent")]
 fn load_with_globals(loader: &mut EbpfLoader<'static>, instance: Instance) -> Result<Ebpf, aya::EbpfError> {
     const COOKIE: &str = "NETNS_COOKIE";
-    const READS_INTERFACE: &str = "READS_INTERFACE";
     static NONE: NetnsCookie = 0;
     static NO: u32 = 0;
     static YES: u32 = 1;

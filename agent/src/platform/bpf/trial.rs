@@ -15,7 +15,8 @@ use veer_common::maps::{SocketRecord, name};
 
 use super::cookie::{self, COOKIE_PROGRAM};
 use super::load::{
-    CGROUP_PROGRAMS, INBOUND_PROGRAM, NETNS_OBJECT, NETNS_PROGRAM, NODE_OBJECT, cookie_program, load_program,
+    CGROUP_PROGRAMS, INBOUND_PROGRAM, NETNS_OBJECT, NETNS_PROGRAM, NODE_OBJECT, READS_INTERFACE,
+    cookie_program, load_program,
 };
 use super::sys::{self, AttachType};
 use super::{BpfError, chain};
@@ -62,9 +63,11 @@ pub fn run(
     let programs: Vec<_> =
         CGROUP_PROGRAMS.into_iter().map(|(name, hook)| (name, hook, load_program(node, name))).collect();
     let inbound = load_program(node, INBOUND_PROGRAM);
-    let instance = load(NETNS_OBJECT)
-        .map_err(|source| BpfError::Object { object: "netns", source })
-        .and_then(|mut ebpf| load_program(&mut ebpf, NETNS_PROGRAM));
+    let instance = instance(&mut loader());
+    if instance.is_ok() {
+        let reads = instance_that_reads_the_interface();
+        facts.arrival_interface = Some(tried(NETNS_PROGRAM, &reads).outcome);
+    }
 
     facts.programs = programs.iter().map(|(name, _, loaded)| tried(name, loaded)).collect();
     facts.programs.push(tried(INBOUND_PROGRAM, &inbound));
@@ -104,9 +107,28 @@ fn cookie(
 
 /// Loads an object with maps of its own.
 fn load(object: &[u8]) -> Result<Ebpf, aya::EbpfError> {
+    loader().load(object)
+}
+
+fn loader() -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
-    loader.load(object)
+    loader
+}
+
+/// A pod's own program.
+fn instance(loader: &mut EbpfLoader<'static>) -> Result<OwnedFd, BpfError> {
+    let mut ebpf =
+        loader.load(NETNS_OBJECT).map_err(|source| BpfError::Object { object: "netns", source })?;
+    load_program(&mut ebpf, NETNS_PROGRAM)
+}
+
+/// That of a pod that excludes interfaces.
+fn instance_that_reads_the_interface() -> Result<OwnedFd, BpfError> {
+    static YES: u32 = 1;
+    let mut loader = loader();
+    loader.override_global(READS_INTERFACE, &YES, true);
+    instance(&mut loader)
 }
 
 fn kind((name, kind): (&str, MapType)) -> Tried {
