@@ -42,7 +42,7 @@ pub fn until_some<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> O
             bail!("waited {:?} for {what}", scaled(limit));
         }
         #[expect(clippy::disallowed_methods, reason = "the bounded wait that everything else uses")]
-        thread::sleep(PAUSE);
+        thread::sleep(scaled(PAUSE));
     }
 }
 

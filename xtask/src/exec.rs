@@ -76,15 +76,15 @@ pub(crate) fn watch(command: &mut Command, mut look: impl FnMut(&str)) -> Result
     child.wait().with_context(|| format!("wait for `{}`", shell_line(command)))
 }
 
-/// Runs a program for at most `limit` and shows each line of its stdout to `look` as it comes; what it writes to
-/// stderr goes into `errors`. `None` if its time was up and it had to be killed.
+/// Runs a program and shows each line of its stdout to `look` as it comes; what it writes to stderr goes into `errors`.
+/// It is killed when `limit` has passed, or when as much has passed as `look` said last, since it said so: `None` then.
 pub(crate) fn follow(
     command: &mut Command,
     errors: File,
     limit: Duration,
-    mut look: impl FnMut(&str),
+    mut look: impl FnMut(&str) -> Option<Duration>,
 ) -> Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + limit;
+    let mut deadline = Instant::now() + limit;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
     let mut child = command.spawn().with_context(|| not_started(command))?;
     let stdout = child.stdout.take().context("a pipe from the child")?;
@@ -99,7 +99,11 @@ pub(crate) fn follow(
     });
     loop {
         match heard.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => look(&String::from_utf8_lossy(&line)),
+            Ok(line) => {
+                if let Some(limit) = look(&String::from_utf8_lossy(&line)) {
+                    deadline = Instant::now() + limit;
+                }
+            }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 child.kill().context("kill a child")?;
@@ -274,14 +278,19 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "echo one; echo two; exec sleep 600"]);
         let errors = || tempfile::tempfile().unwrap();
-        let status =
-            follow(&mut command, errors(), Duration::from_secs(1), |line| heard.push(line.to_owned()))
-                .unwrap();
-        assert_eq!((status, heard), (None, vec!["one".to_owned(), "two".to_owned()]));
+        let ended = follow(&mut command, errors(), Duration::from_secs(1), |line| {
+            heard.push(line.to_owned());
+            None
+        });
+        assert_eq!((ended.unwrap(), heard), (None, vec!["one".to_owned(), "two".to_owned()]));
+        // It has an hour, until it says something.
+        let ended =
+            follow(&mut command, errors(), Duration::from_hours(1), |_| Some(Duration::from_millis(1)));
+        assert_eq!(ended.unwrap(), None);
         assert!(started.elapsed() < Duration::from_mins(1));
         let mut command = Command::new("sh");
         let status =
-            follow(command.args(["-c", "exit 3"]), errors(), Duration::from_mins(1), |_| {}).unwrap();
+            follow(command.args(["-c", "exit 3"]), errors(), Duration::from_mins(1), |_| None).unwrap();
         assert_eq!(status.and_then(|status| status.code()), Some(3));
     }
 

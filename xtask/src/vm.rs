@@ -29,14 +29,15 @@ use crate::setup::{self, VmTools};
 use crate::{FAILED, workspace};
 use kernel::Kernel;
 use machine::Machine;
-use report::{News, Report};
+use report::{News, Program, Report};
 use suites::{Only, Plan, Suite};
 use table::Row;
 
 /// Machines at a time: each has two processors.
 const AT_A_TIME: usize = 2;
-/// For the boot, the archive and `veer doctor`, beside what the plan's programs may take.
-const BOOT_LIMIT: Duration = Duration::from_mins(4);
+/// What a machine may take for what is no test binary: its boot with the archive, `veer doctor`, and ending a test
+/// binary whose time is up.
+const PATIENCE: Duration = Duration::from_mins(4);
 
 /// The backend that Debian's kernels take.
 const EBPF: &str = "ebpf";
@@ -47,7 +48,7 @@ pub(crate) struct Options {
     /// Of Debian's kernels only these: 5.10, 6.1, 6.12, 6.18, newest
     #[arg(long, value_name = "SERIES", value_delimiter = ',')]
     kernel: Vec<String>,
-    /// A kernel of your own instead, as Debian packages; those of one kernel with commas between
+    /// A kernel of your own instead, as packages of Debian's form; those of one kernel with commas between
     #[arg(long, value_name = "FILE[,FILE]", conflicts_with = "kernel")]
     kernel_deb: Vec<String>,
     /// Only this suite; all of them, if absent
@@ -75,12 +76,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let suites = if options.suite.is_empty() { Suite::ALL.to_vec() } else { options.suite.clone() };
     let plan = Plan::of(&suites, &options.only, environment());
     let place = place(&root)?;
-    let base = place.join("base.cpio");
+    // Another call may run beside this one.
+    let scratch = tempfile::tempdir_in(&place).context("make a temporary directory")?;
+    let base = scratch.path().join("base.cpio");
     archive::create(&image::base(&binaries(&root, &plan)?, &tools.tools, &tools.busybox)?, &base)?;
 
     let bench = Bench { tools: &tools, plan: &plan, base: &base, place: &place };
     let rows = bench.run(subjects);
-    fs::remove_file(&base).with_context(|| format!("remove {}", base.display()))?;
+    scratch.close().context("remove a temporary directory")?;
     judge(&rows?, &plan, &place)
 }
 
@@ -92,6 +95,9 @@ fn judge(rows: &[Row], plan: &Plan, place: &Path) -> Result<ExitCode> {
         }
     }
     for line in table::render(rows, &plan.names()) {
+        print(&line)?;
+    }
+    for line in rows.iter().flat_map(table::not_applying) {
         print(&line)?;
     }
     let (count, failed) = (table::sum(rows), rows.iter().filter(|row| !row.complaints.is_empty()).count());
@@ -212,8 +218,8 @@ impl Bench<'_> {
             logs,
             parameters: String::new(),
         };
-        let limit = BOOT_LIMIT + Duration::from_secs(self.plan.limit());
-        let report = machine.run(limit, |report, news| progress(&subject.name, report, &news))?;
+        let patience = |report: &Report| PATIENCE + self.limit(report);
+        let report = machine.run(patience, |report, news| progress(&subject.name, report, &news))?;
         let mut complaints = report.complaints();
         if let (true, Some(doctor)) = (subject.takes_ebpf, &report.doctor)
             && doctor.backend != EBPF
@@ -224,6 +230,12 @@ impl Bench<'_> {
         }
         complaints.extend(machine.splats());
         Ok((report, complaints))
+    }
+
+    /// The limit of what runs in a machine just now.
+    fn limit(&self, report: &Report) -> Duration {
+        let of = |program: &Program| self.plan.limit(&program.suite, &program.name);
+        report.running().and_then(of).unwrap_or_default()
     }
 
     /// The archive of one machine: what is common, its modules, its plan.
@@ -249,6 +261,7 @@ fn progress(name: &str, report: &Report, news: &News) {
             let backend = doctor.map_or("nothing", |doctor| doctor.backend.as_str());
             format!("doctor: {}, would use {backend}", if able { "able" } else { "NOT able" })
         }
+        News::Begun => return,
         News::Ended => {
             let Some(program) = report.programs.iter().rfind(|program| program.end.is_some()) else { return };
             let seconds = program.end.map_or(0.0, |end| end.seconds);

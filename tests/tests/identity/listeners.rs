@@ -84,27 +84,35 @@ fn who_was_bound_before_the_proxy_listened_is_not_taken_for_it() {
 
 #[test]
 fn the_place_is_free_as_soon_as_the_last_of_the_proxys_sockets_does_not_listen_any_more() {
-    for protocol in [Protocol::TCP, Protocol::MPTCP] {
-        let mesh = mesh("container");
-        let (first, second) = (container(&mesh, "first"), container(&mesh, "second"));
-        let status = SocketAddr::from((Ipv4Addr::UNSPECIFIED, STATUS));
-        let one = listen(&first.maker, protocol, status);
-        let other = listen(&first.maker, protocol, ANY);
-        // What it accepts does not listen, and ends without freeing anything.
-        for _ in 0..3 {
-            let client = tcp(&mesh);
-            client.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, STATUS)).into()).unwrap();
-            drop((one.accept().unwrap(), client));
-        }
-        assert!(!may_bind(&second.maker, ANY), "{protocol:?}");
-        drop(one);
-        assert!(!may_bind(&second.maker, ANY), "{protocol:?}");
-        // As closing does: the socket lives, and does not listen any more.
-        other.shutdown(std::net::Shutdown::Both).unwrap();
-        // A process that is being started may hold a copy of what was closed for a moment.
-        wait::until("the place to be free", PATIENCE, || may_bind(&second.maker, ANY)).unwrap();
-        drop(other);
+    assert_free_after_the_last(Protocol::TCP);
+}
+
+#[test]
+fn the_place_is_free_as_soon_as_the_last_mptcp_socket_does_not_listen_any_more() {
+    assert_free_after_the_last(Protocol::MPTCP);
+}
+
+#[track_caller]
+fn assert_free_after_the_last(protocol: Protocol) {
+    let mesh = mesh("container");
+    let (first, second) = (container(&mesh, "first"), container(&mesh, "second"));
+    let status = SocketAddr::from((Ipv4Addr::UNSPECIFIED, STATUS));
+    let one = listen(&first.maker, protocol, status);
+    let other = listen(&first.maker, protocol, ANY);
+    // What it accepts does not listen, and ends without freeing anything.
+    for _ in 0..3 {
+        let client = tcp(&mesh);
+        client.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, STATUS)).into()).unwrap();
+        drop((one.accept().unwrap(), client));
     }
+    assert!(!may_bind(&second.maker, ANY));
+    drop(one);
+    assert!(!may_bind(&second.maker, ANY));
+    // As closing does: the socket lives, and does not listen any more.
+    other.shutdown(std::net::Shutdown::Both).unwrap();
+    // A process that is being started may hold a copy of what was closed for a moment.
+    wait::until("the place to be free", PATIENCE, || may_bind(&second.maker, ANY)).unwrap();
+    drop(other);
 }
 
 fn tcp(mesh: &Mesh) -> Socket {

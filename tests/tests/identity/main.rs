@@ -165,7 +165,7 @@ fn nobody_is_the_proxy_before_somebody_listens() {
 
     // What Istio's pilot-agent does first, before it asks for its configuration. It is written in Go.
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, STATUS));
-    let status = listen(&proxy.maker, Protocol::MPTCP, any);
+    let status = listen(&proxy.maker, of_go(), any);
     let listeners = others(&mesh);
     assert_eq!(dial(&proxy.maker, REMOTES[0], &listeners).unwrap().0.at, "remote");
     assert!(is_refused(&app.maker));
@@ -179,7 +179,7 @@ fn the_proxy_is_found_anew_when_it_starts_anew_in_another_container() {
     // istio-validation: an init container, which listens, dials and goes.
     let validation = container(&mesh, "istio-validation");
     let localhost = SocketAddr::from((Ipv4Addr::LOCALHOST, INBOUND));
-    let listening = listen(&validation.maker, Protocol::MPTCP, localhost);
+    let listening = listen(&validation.maker, of_go(), localhost);
     let to = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 6), 15002));
     connect(&tcp(&validation.maker, to).unwrap(), to).unwrap();
     drop((listening, validation));
@@ -234,6 +234,12 @@ fn a_proxy_that_listened_before_its_pod_was_enrolled_is_the_proxy() {
     mesh.agent.enrol_as(&mesh.pod, &dual_stack(&mesh.pod)).unwrap();
     assert_eq!(ends(&mesh, &proxy.maker, &listeners), AS_PROXY);
     assert_eq!(ends(&mesh, &app.maker, &listeners), AS_APP);
+}
+
+/// What Go listens with since 1.24: MPTCP, and TCP where the kernel has none (`net/mptcpsock_linux.go`).
+fn of_go() -> Protocol {
+    let tried = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
+    if tried.is_ok() { Protocol::MPTCP } else { Protocol::TCP }
 }
 
 /// A socket of this kind that listens, and may share its port.

@@ -20,7 +20,8 @@ pub(super) const PLACE: &str = "/veer";
 pub(super) const TOOLS: &str = "/tools";
 
 /// Programs that the tests and the kernel start, found on PATH here and there.
-const PROGRAMS: [&str; 17] = [
+const PROGRAMS: [&str; 18] = [
+    "getent",
     "ip",
     "nft",
     "conntrack",
@@ -59,6 +60,8 @@ pub(super) fn base(binaries: &[(String, PathBuf)], tools: &Tools, busybox: &Path
     archive.put("/etc/passwd", Entry::Text("root:x:0:0:root:/root:/bin/sh\n".to_owned()));
     archive.put("/etc/group", Entry::Text("root:x:0:\n".to_owned()));
     archive.put("/etc/hosts", Entry::Text("127.0.0.1 localhost\n::1 localhost\n".to_owned()));
+    // A test mounts one of its own there.
+    archive.put("/etc/resolv.conf", Entry::Text(String::new()));
     archive.put("/init", Entry::Link(Path::new(PLACE).join("vm-init")));
     for name in PROGRAMS {
         let path = workspace::program(name).with_context(|| format!("{name} is not on PATH"))?;

@@ -16,7 +16,8 @@ const MARK: &str = "@veer-vm ";
 enum Event {
     Boot { release: String },
     Doctor { exit: Option<i32>, report: Value },
-    Start { suite: String, program: String },
+    Lacks { ability: String, because: String },
+    Start { suite: String, program: String, tests: u32, without: Vec<String> },
     End { suite: String, program: String, exit: Option<i32>, late: bool, seconds: f64 },
     Error { text: String },
     Done,
@@ -30,7 +31,19 @@ pub(super) struct Program {
     pub(super) count: Count,
     /// The names of tests that failed.
     pub(super) failed: Vec<String>,
+    /// The names of tests that do not apply to this kernel, which lacks what they are about.
+    pub(super) without: Vec<String>,
+    /// How many it was to run.
+    tests: u32,
     pub(super) end: Option<End>,
+}
+
+/// What a kernel does not have that tests are about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lack {
+    pub(super) ability: String,
+    /// What the kernel said when it was asked for.
+    pub(super) because: String,
 }
 
 /// How a program has ended.
@@ -59,6 +72,7 @@ pub(super) struct Doctor {
 pub(super) struct Report {
     pub(super) release: Option<String>,
     pub(super) doctor: Option<Doctor>,
+    pub(super) lacks: Vec<Lack>,
     pub(super) programs: Vec<Program>,
     pub(super) error: Option<String>,
     pub(super) done: bool,
@@ -69,6 +83,7 @@ pub(super) struct Report {
 pub(super) enum News {
     Booted,
     Doctor,
+    Begun,
     Ended,
 }
 
@@ -86,8 +101,7 @@ impl Report {
             };
         }
         if let Some(program) = self.programs.last_mut().filter(|program| program.end.is_none()) {
-            program.count.add(line);
-            program.failed.extend(failed_test(line).map(str::to_owned));
+            program.take(line);
         }
         None
     }
@@ -102,10 +116,13 @@ impl Report {
                 self.doctor = Some(doctor(exit, &report));
                 Some(News::Doctor)
             }
-            Event::Start { suite, program } => {
-                let (count, failed) = (Count::default(), Vec::new());
-                self.programs.push(Program { suite, name: program, count, failed, end: None });
+            Event::Lacks { ability, because } => {
+                self.lacks.push(Lack { ability, because });
                 None
+            }
+            Event::Start { suite, program, tests, without } => {
+                self.programs.push(Program::begun(suite, program, tests, without));
+                Some(News::Begun)
             }
             Event::End { suite, program, exit, late, seconds } => {
                 let begun =
@@ -122,6 +139,11 @@ impl Report {
                 None
             }
         }
+    }
+
+    /// The program that runs now.
+    pub(super) fn running(&self) -> Option<&Program> {
+        self.programs.last().filter(|program| program.end.is_none())
     }
 
     /// What was found wrong, in a line each; nothing if all is well.
@@ -146,9 +168,44 @@ impl Report {
 }
 
 impl Program {
-    /// It ended well, and ran something: no test at all is no pass.
+    fn begun(suite: String, name: String, tests: u32, without: Vec<String>) -> Self {
+        let (count, failed) = (Count::default(), Vec::new());
+        Self { suite, name, count, failed, without, tests, end: None }
+    }
+
+    /// Takes in a line of its own: what became of a test, and at the end of all.
+    fn take(&mut self, line: &str) {
+        let mut all = Count::default();
+        all.add(line);
+        if all != Count::default() {
+            self.count = all;
+            return;
+        }
+        let Some((name, outcome)) = line.strip_prefix("test ").and_then(|line| line.rsplit_once(" ... "))
+        else {
+            return;
+        };
+        match outcome {
+            "ok" => self.count.passed += 1,
+            "FAILED" => {
+                self.count.failed += 1;
+                self.failed.push(name.to_owned());
+            }
+            "ignored" => self.count.ignored += 1,
+            _ => {}
+        }
+    }
+
+    /// It ended well, and every test that it was to run has passed.
     pub(super) fn is_well(&self) -> bool {
-        self.end.is_some_and(|end| end.exit == Some(0)) && self.count.failed == 0 && self.count.passed > 0
+        self.end.is_some_and(|end| end.exit == Some(0))
+            && self.count.passed == self.tests
+            && self.does_something()
+    }
+
+    /// No test at all is no pass, unless none applies.
+    fn does_something(&self) -> bool {
+        self.tests > 0 || !self.without.is_empty()
     }
 
     /// In a few words.
@@ -159,18 +216,26 @@ impl Program {
             None => ", and was never heard of again".to_owned(),
             Some(End { late: true, .. }) => ", and was ended: its time was up".to_owned(),
             Some(End { exit: None, .. }) => ", and was ended by a signal".to_owned(),
-            Some(End { exit: Some(0), .. }) if self.count.passed == 0 => ", and no test was run".to_owned(),
+            Some(End { exit: Some(0), .. }) if !self.does_something() => ", and no test was run".to_owned(),
+            Some(End { exit: Some(0), .. }) if self.count.passed + self.count.failed != self.tests => {
+                format!(" of the {} that apply", self.tests)
+            }
             Some(_) => String::new(),
         };
         let failed =
             if self.count.failed > 0 { format!(", {} failed{names}", self.count.failed) } else { names };
-        format!("{} passed{failed}{how}", self.count.passed)
+        let without = not_applying(self.without.len());
+        format!("{} passed{failed}{without}{how}", self.count.passed)
     }
 }
 
-/// `test what_it_shows ... FAILED`
-fn failed_test(line: &str) -> Option<&str> {
-    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
+/// So many that do not apply, if any: `, 3 do not apply`.
+pub(super) fn not_applying(tests: usize) -> String {
+    match tests {
+        0 => String::new(),
+        1 => ", 1 does not apply".to_owned(),
+        more => format!(", {more} do not apply"),
+    }
 }
 
 fn doctor(exit: Option<i32>, report: &Value) -> Doctor {
@@ -198,7 +263,7 @@ mod tests {
 
 @veer-vm {"event":"doctor","exit":1,"report":{"backend":"ebpf","findings":[{"level":"warning","name":"x","says":"y"}]}}
 
-@veer-vm {"event":"start","suite":"lean","program":"kit"}
+@veer-vm {"event":"start","suite":"lean","program":"kit","tests":2,"without":[]}
 
 running 2 tests
 test one ... ok
@@ -247,8 +312,44 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         let complaints = |words: &str| report(WELL.split_once(words).unwrap().0).complaints();
         let no_end = "the machine did not come to its end";
         assert_eq!(complaints("@veer-vm {\"event\":\"boot"), ["veer doctor was not heard of", no_end]);
-        assert_eq!(complaints("test two"), ["lean kit: 0 passed, and was never heard of again", no_end]);
+        assert_eq!(complaints("test two"), ["lean kit: 1 passed, and was never heard of again", no_end]);
         assert_eq!(complaints("@veer-vm {\"event\":\"done"), [no_end]);
+    }
+
+    /// The same of a kernel that lacks what one of three tests is about.
+    fn without_one() -> String {
+        let lacks = r#"@veer-vm {"event":"lacks","ability":"mptcp","because":"Protocol not supported"}"#;
+        let start = r#"@veer-vm {"event":"start""#;
+        let told = WELL.replace(start, &format!("{lacks}\n{start}"));
+        told.replace(r#""without":[]"#, r#""without":["three"]"#)
+    }
+
+    #[test]
+    fn what_does_not_apply_is_no_failure_and_is_told() {
+        let report = report(&without_one());
+        assert_eq!(report.complaints(), [""; 0]);
+        assert_eq!(report.programs[0].outcome(), "2 passed, 1 does not apply");
+        let lack = Lack { ability: "mptcp".to_owned(), because: "Protocol not supported".to_owned() };
+        assert_eq!(report.lacks, [lack]);
+    }
+
+    #[test]
+    fn a_test_that_applies_and_was_not_run_is_a_failure() {
+        let three = WELL.replace(r#""tests":2"#, r#""tests":3"#);
+        assert_eq!(report(&three).complaints(), ["lean kit: 2 passed of the 3 that apply"]);
+        let ignored = WELL.replace("2 passed", "1 passed").replace("0 ignored", "1 ignored");
+        assert_eq!(report(&ignored).complaints(), ["lean kit: 1 passed of the 2 that apply"]);
+    }
+
+    #[test]
+    fn where_no_test_applies_none_is_wanted_and_where_there_is_none_one_is() {
+        let none = without_one().replace(r#""tests":2"#, r#""tests":0"#).replace("2 passed", "0 passed");
+        let none = none.replace("test one ... ok\ntest two ... ok\n", "");
+        assert_eq!(report(&none).complaints(), [""; 0]);
+        assert_eq!(report(&none).programs[0].outcome(), "0 passed, 1 does not apply");
+        let nothing = WELL.replace(r#""tests":2"#, r#""tests":0"#).replace("2 passed", "0 passed");
+        let nothing = nothing.replace("test one ... ok\ntest two ... ok\n", "");
+        assert_eq!(report(&nothing).complaints(), ["lean kit: 0 passed, and no test was run"]);
     }
 
     #[test]
@@ -262,8 +363,6 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
             complaints(r#""exit":null,"late":false"#),
             ["lean kit: 2 passed, and was ended by a signal"]
         );
-        let nothing = report(&WELL.replace("2 passed", "0 passed")).complaints();
-        assert_eq!(nothing, ["lean kit: 0 passed, and no test was run"]);
     }
 
     #[test]

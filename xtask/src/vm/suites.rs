@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -21,21 +22,54 @@ type Programs = &'static [(&'static str, u64)];
 const LEAN: Programs = &[
     ("kit", 300),
     ("table", 2400),
-    ("modes", 900),
+    ("modes", 1200),
     ("connect", 2400),
     ("listeners", 2400),
-    ("identity", 1200),
+    ("identity", 2400),
+    ("interfaces", 2400),
     ("dns", 2400),
 ];
 
 const FULL: Programs = &[
-    ("envoy", 900),
-    ("sidecar", 600),
-    ("check", 900),
-    ("nftables", 1800),
-    ("restart", 1200),
-    ("socket_lb", 600),
-    ("userns", 600),
+    ("envoy", 1200),
+    ("sidecar", 1200),
+    ("check", 1200),
+    ("nftables", 2400),
+    ("restart", 2400),
+    ("heal", 1200),
+    ("repair", 1200),
+    ("doctor", 2400),
+    ("monitor", 1200),
+    ("uninstall", 2400),
+    ("socket_lb", 1200),
+    ("userns", 1200),
+];
+
+/// Tests that are about something which a kernel may lack: the name of that, test binary, and what the tests' names
+/// begin with, of all of them if that is empty. The first process asks the kernel by trying
+/// (`tests/src/bin/vm-init/ability.rs`) and leaves out those that do not apply; below the table they are named.
+const NEEDS: &[(&str, &str, &str)] = &[
+    ("ebpf", "table", "ebpf::"),
+    ("ebpf", "modes", "ebpf::"),
+    ("ebpf", "restart", "ebpf::"),
+    ("ebpf", "listeners", ""),
+    ("ebpf", "identity", ""),
+    ("ebpf", "heal", ""),
+    ("ebpf", "monitor", ""),
+    ("ebpf", "socket_lb", ""),
+    (
+        "interfaces-in-ebpf",
+        "interfaces",
+        "excluded::a_socket_that_is_tied_to_another_interface_is_captured_whatever",
+    ),
+    ("mptcp", "connect", "kinds::an_mptcp_client_is_redirected"),
+    ("mptcp", "listeners", "addresses::an_mptcp_listener_learns_the_original_destination"),
+    ("mptcp", "listeners", "addresses::an_mptcp_listener_of_the_inbound_port_is_told_apart_from_none"),
+    (
+        "mptcp",
+        "identity",
+        "listeners::the_place_is_free_as_soon_as_the_last_mptcp_socket_does_not_listen_any_more",
+    ),
 ];
 
 impl Suite {
@@ -60,7 +94,16 @@ impl Suite {
 #[derive(Serialize, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) environment: BTreeMap<String, String>,
+    pub(super) needs: Vec<Need>,
     pub(super) suites: Vec<Planned>,
+}
+
+/// Tests that are about something which a kernel may lack.
+#[derive(Serialize, Debug, PartialEq, Eq)]
+pub(super) struct Need {
+    ability: &'static str,
+    program: &'static str,
+    tests: &'static str,
 }
 
 /// A suite of the plan.
@@ -74,6 +117,7 @@ pub(super) struct Planned {
 #[derive(Serialize, Debug, PartialEq, Eq)]
 pub(super) struct Program {
     pub(super) name: String,
+    pub(super) test: Option<String>,
     pub(super) arguments: Vec<String>,
     pub(super) environment: BTreeMap<String, String>,
     pub(super) limit: u64,
@@ -116,7 +160,12 @@ impl Plan {
                 .collect(),
         });
         let suites = planned.filter(|planned| !planned.programs.is_empty()).collect();
-        Self { environment, suites }
+        let need = |(ability, program, tests): &(&'static str, &'static str, &'static str)| Need {
+            ability,
+            program,
+            tests,
+        };
+        Self { environment, needs: NEEDS.iter().map(need).collect(), suites }
     }
 
     /// The names of its suites.
@@ -137,16 +186,18 @@ impl Plan {
         names
     }
 
-    /// What all limits come to, in seconds.
-    pub(super) fn limit(&self) -> u64 {
-        self.suites.iter().flat_map(|suite| &suite.programs).map(|program| program.limit).sum()
+    /// The limit of a test binary.
+    pub(super) fn limit(&self, suite: &str, program: &str) -> Option<Duration> {
+        let suite = self.suites.iter().find(|planned| planned.name == suite)?;
+        let program = suite.programs.iter().find(|planned| planned.name == program)?;
+        Some(Duration::from_secs(program.limit))
     }
 }
 
 /// Two tests at a time: a machine has two processors.
 fn program(name: &str, limit: u64, test: Option<String>) -> Program {
-    let arguments = std::iter::once("--test-threads=2".to_owned()).chain(test).collect();
-    Program { name: name.to_owned(), arguments, environment: BTreeMap::new(), limit }
+    let arguments = vec!["--test-threads=2".to_owned()];
+    Program { name: name.to_owned(), test, arguments, environment: BTreeMap::new(), limit }
 }
 
 #[cfg(test)]
@@ -165,8 +216,16 @@ mod tests {
         assert_eq!(plan_of_two.programs(), ["envoy", "table"]);
         let plan = plan(&Suite::ALL, &["table:o1_"]);
         assert_eq!(plan.names(), ["lean"]);
-        assert_eq!(plan.suites[0].programs[0].arguments, ["--test-threads=2", "o1_"]);
+        assert_eq!(plan.suites[0].programs[0].test.as_deref(), Some("o1_"));
         assert!("tables".parse::<Only>().unwrap_err().contains("table, "));
+    }
+
+    #[test]
+    fn what_a_kernel_may_lack_is_needed_by_tests_of_the_suites() {
+        for (ability, program, _) in NEEDS {
+            let is_known = LEAN.iter().chain(FULL).any(|(name, _)| name == program);
+            assert!(is_known, "{program} needs {ability}");
+        }
     }
 
     #[test]
@@ -176,6 +235,7 @@ mod tests {
             assert!(plan.suites[0].programs.iter().all(|program| program.limit > 0), "{}", suite.name());
         }
         let both = plan(&Suite::ALL, &[]);
-        assert_eq!(both.limit(), LEAN.iter().chain(FULL).map(|(_, limit)| limit).sum::<u64>());
+        assert_eq!(both.limit("lean", "kit"), Some(Duration::from_mins(5)));
+        assert_eq!(both.limit("full", "kit"), None);
     }
 }

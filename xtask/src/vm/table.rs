@@ -1,6 +1,6 @@
 //! The table at the end: a line for each kernel, a column for each suite. Pure.
 
-use super::report::{Program, Report};
+use super::report::{self, Program, Report};
 use crate::test::Count;
 
 /// What became of one kernel.
@@ -44,7 +44,27 @@ fn cell(report: &Report, suite: &str) -> String {
     let broken = if broken > 0 { format!(", {broken} broken off") } else { String::new() };
     let ended = programs.iter().filter_map(|program| program.end);
     let seconds = ended.fold(0.0, |sum, end| sum + end.seconds);
-    format!("{} passed{failed}{broken} in {seconds:.0} s", count.passed)
+    let without: usize = programs.iter().map(|program| program.without.len()).sum();
+    let without = report::not_applying(without);
+    format!("{} passed{failed}{without}{broken} in {seconds:.0} s", count.passed)
+}
+
+/// Below the table: each test that does not apply to a kernel, and what that lacks.
+pub(super) fn not_applying(row: &Row) -> Vec<String> {
+    let tests: Vec<_> = row
+        .report
+        .programs
+        .iter()
+        .flat_map(|program| program.without.iter().map(|test| format!("  {} {test}", program.name)))
+        .collect();
+    if tests.is_empty() {
+        return tests;
+    }
+    let lacks = row.report.lacks.iter().map(|lack| format!("{} ({})", lack.ability, lack.because));
+    let lacks = lacks.collect::<Vec<_>>().join(", ");
+    std::iter::once(format!("{} does not have {lacks}, so these do not apply:", row.kernel))
+        .chain(tests)
+        .collect()
 }
 
 fn aligned(lines: &[Vec<String>]) -> Vec<String> {
@@ -80,7 +100,9 @@ mod tests {
             )
         };
         let start = |suite: &str, program: &str| {
-            format!(r#"@veer-vm {{"event":"start","suite":"{suite}","program":"{program}"}}"#)
+            format!(
+                r#"@veer-vm {{"event":"start","suite":"{suite}","program":"{program}","tests":9,"without":[]}}"#
+            )
         };
         let well = report(&[
             r#"@veer-vm {"event":"doctor","exit":0,"report":{"backend":"ebpf"}}"#,
@@ -105,5 +127,25 @@ mod tests {
             ]
         );
         assert_eq!(sum(&rows), Count { passed: 29, failed: 2, ignored: 0 });
+        assert!(not_applying(&rows[0]).is_empty());
+    }
+
+    #[test]
+    fn what_does_not_apply_is_counted_in_the_table_and_named_below_it() {
+        let told = report(&[
+            r#"@veer-vm {"event":"lacks","ability":"mptcp","because":"Protocol not supported"}"#,
+            r#"@veer-vm {"event":"start","suite":"lean","program":"kit","tests":9,"without":["one::two"]}"#,
+            "test result: ok. 9 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out; finished in 3.10s",
+            r#"@veer-vm {"event":"end","suite":"lean","program":"kit","exit":0,"late":false,"seconds":2.6}"#,
+        ]);
+        assert_eq!(cell(&told, "lean"), "9 passed, 1 does not apply in 3 s");
+        let row = Row { kernel: "5.10 (5.10.0-46)".to_owned(), report: told, complaints: Vec::new() };
+        assert_eq!(
+            not_applying(&row),
+            [
+                "5.10 (5.10.0-46) does not have mptcp (Protocol not supported), so these do not apply:",
+                "  kit one::two",
+            ]
+        );
     }
 }

@@ -5,17 +5,20 @@
 //! tests print theirs. Never does: run where it is not the first process. Started by: the kernel, from the
 //! archive that `xtask` has packed; whoever reads the lines judges, and takes a missing last one for a failure.
 
+mod ability;
 mod node;
 mod plan;
 mod report;
 mod run;
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use plan::Plan;
+use plan::{Need, Plan};
 use report::Event;
+use serde_json::Value;
 
 fn main() -> Result<()> {
     if std::process::id() != 1 {
@@ -31,15 +34,31 @@ fn live() -> Result<()> {
     let plan = Plan::read()?;
     node::prepare(&plan.environment)?;
     report::tell(&Event::Boot { release: node::release()? });
-    let (exit, report) = run::doctor(&plan)?;
-    report::tell(&Event::Doctor { exit, report });
+    let (exit, doctor) = run::doctor(&plan)?;
+    report::tell(&Event::Doctor { exit, report: &doctor });
+    let lacking = lacking(&plan, &doctor)?;
     for suite in &plan.suites {
         for program in &suite.programs {
-            run::program(&plan, &suite.name, program)?;
+            let is_its =
+                |need: &&Need| need.program == program.name && lacking.contains(need.ability.as_str());
+            let prefixes: Vec<_> = plan.needs.iter().filter(is_its).map(|need| need.tests.as_str()).collect();
+            run::program(&plan, &suite.name, program, &prefixes)?;
         }
     }
     report::tell(&Event::Done);
     Ok(())
+}
+
+/// What this kernel lacks of all that the plan's tests need; each is told.
+fn lacking<'a>(plan: &'a Plan, doctor: &Value) -> Result<BTreeSet<&'a str>> {
+    let mut lacking = BTreeSet::new();
+    for ability in plan.needs.iter().map(|need| need.ability.as_str()).collect::<BTreeSet<_>>() {
+        if let Some(because) = ability::lack(ability, doctor)? {
+            report::tell(&Event::Lacks { ability, because });
+            lacking.insert(ability);
+        }
+    }
+    Ok(lacking)
 }
 
 /// Ends the machine. Returning instead would be a panic of the kernel, which ends it as well, without a `done`.

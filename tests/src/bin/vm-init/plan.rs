@@ -13,8 +13,20 @@ const PATH: &str = "/veer/plan.json";
 pub(crate) struct Plan {
     /// Variables of every program.
     pub(crate) environment: BTreeMap<String, String>,
+    /// What tests need that a kernel may lack.
+    pub(crate) needs: Vec<Need>,
     /// The suites, in this order.
     pub(crate) suites: Vec<Suite>,
+}
+
+/// Tests that are about something which a kernel may lack.
+#[derive(Deserialize)]
+pub(crate) struct Need {
+    /// What it is; `ability` can tell.
+    pub(crate) ability: String,
+    pub(crate) program: String,
+    /// What the tests' names begin with: of all of them, if it is empty.
+    pub(crate) tests: String,
 }
 
 /// Programs under one heading.
@@ -29,6 +41,8 @@ pub(crate) struct Suite {
 pub(crate) struct Program {
     /// Its name below `/veer`.
     pub(crate) name: String,
+    /// Only tests with this in their name; all of them, if absent.
+    pub(crate) test: Option<String>,
     pub(crate) arguments: Vec<String>,
     /// Variables of this one alone.
     pub(crate) environment: BTreeMap<String, String>,

@@ -15,9 +15,12 @@ pub(crate) enum Event<'a> {
     /// The kernel runs, and it is this one.
     Boot { release: String },
     /// What `veer doctor --json` wrote, and its exit code.
-    Doctor { exit: Option<i32>, report: Value },
-    /// A program begins.
-    Start { suite: &'a str, program: &'a str },
+    Doctor { exit: Option<i32>, report: &'a Value },
+    /// The kernel lacks something that tests of the plan are about.
+    Lacks { ability: &'a str, because: String },
+    /// A program begins, with so many of its tests; those that do not apply, because what they are about is lacking,
+    /// are `without`.
+    Start { suite: &'a str, program: &'a str, tests: usize, without: Vec<String> },
     /// A program has ended; without an exit code it was ended, by a signal or because it took too long.
     End { suite: &'a str, program: &'a str, exit: Option<i32>, late: bool, seconds: f64 },
     /// The machine cannot go on.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -26,12 +26,24 @@ pub(crate) fn doctor(plan: &Plan) -> Result<(Option<i32>, Value)> {
     Ok((output.status.code(), report))
 }
 
-/// Runs one and reports it. Nothing that it has started outlives it.
-pub(crate) fn program(plan: &Plan, suite: &str, program: &Program) -> Result<()> {
+/// Runs one and reports it, without the tests whose names begin so, which do not apply. Nothing that it has started
+/// outlives it.
+pub(crate) fn program(plan: &Plan, suite: &str, program: &Program, inapplicable: &[&str]) -> Result<()> {
     let name = &program.name;
-    report::tell(&Event::Start { suite, program: name });
+    let wanted = program.test.as_deref().unwrap_or_default();
+    let names = tests(name)?.into_iter().filter(|test| test.contains(wanted));
+    let (without, tests): (Vec<_>, Vec<_>) =
+        names.partition(|test| inapplicable.iter().any(|prefix| test.starts_with(prefix)));
+    let count = tests.len();
+    report::tell(&Event::Start { suite, program: name, tests: count, without });
+    if tests.is_empty() {
+        let (exit, late, seconds) = (Some(0), false, 0.0);
+        report::tell(&Event::End { suite, program: name, exit, late, seconds });
+        return Ok(());
+    }
     let mut command = Command::new(at(name));
-    command.args(&program.arguments).envs(&plan.environment).envs(&program.environment);
+    command.arg("--exact").args(&program.arguments).args(tests);
+    command.envs(&plan.environment).envs(&program.environment);
     command.stdin(Stdio::null()).current_dir(PLACE);
     let started = Instant::now();
     let child = command.spawn().with_context(|| format!("start {name}"))?;
@@ -47,6 +59,20 @@ pub(crate) fn program(plan: &Plan, suite: &str, program: &Program) -> Result<()>
     let late = ended.is_none();
     report::tell(&Event::End { suite, program: name, exit: ended.and_then(Ended::code), late, seconds });
     Ok(())
+}
+
+/// The names of its tests.
+fn tests(name: &str) -> Result<Vec<String>> {
+    let mut command = Command::new(at(name));
+    let output =
+        command.args(["--list", "--format=terse"]).output().with_context(|| format!("start {name}"))?;
+    let listing = String::from_utf8(output.stdout).with_context(|| format!("read the tests of {name}"))?;
+    let tests: Vec<_> =
+        listing.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+    if tests.is_empty() {
+        bail!("{name} names no tests: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(tests)
 }
 
 /// How a program has ended.
