@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::{Admin, Condition, ListenError};
 use crate::cluster::client::ConnectError;
 use crate::cni::answer::Answerer;
 use crate::cni::server;
@@ -86,6 +87,9 @@ pub enum AppError {
     /// The pods' source.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// Where metrics or health were to be served.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// Where the API server is, or who the agent is to it.
     #[error(transparent)]
     Cluster(#[from] ConnectError),
@@ -108,6 +112,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let lock = lock::take(&config.place)?;
     let runtime = runtime()?;
     let pods::Pods { source, notices, cluster } = runtime.block_on(pods::pods(&config.pods_from))?;
+    let admin = Admin::bind(&config.admin)?;
     let choice::Chosen { loaded, reason } = choice::choose(config)?;
     let backend = if loaded.is_some() { BackendName::Ebpf } else { BackendName::Nftables };
     tracing::info!(backend = backend.name(), %reason, "backend");
@@ -122,7 +127,6 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let netns = NetnsThread::start()?;
     let others = OtherVersions::below(&config.place.bpffs);
     let node = Node::take_over(choice::backends(loaded, &config.place, &netns)?, netns.clone(), others)?;
-    let enrolled = node.registry().len();
     release_memory();
 
     let system = |attempt| move |source| AppError::System { attempt, source };
@@ -130,6 +134,8 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let choice::Granted { settings, identity_problem, before_proxy_problem } =
         choice::settings(config, backend);
     let status = AgentStatus {
+        admin_addr: admin.scraped_at(),
+        health_addr: admin.probed_at(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         build: build_text(build_id()),
         pid: std::process::id(),
@@ -141,12 +147,12 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         backend_reason: reason,
         cgroup: cgroup.map(|path| path.display().to_string()),
         exclude_namespaces: config.exclude_namespaces.iter().cloned().collect(),
-        enrolled,
         proxy_identity: settings.proxy_identity.name().to_owned(),
         identity_problem,
         before_proxy: settings.before_proxy.name().to_owned(),
         before_proxy_problem,
         // Looked at when it is asked for.
+        enrolled: 0,
         runs_before: Vec::new(),
         looked_at: None,
         unrepaired: Vec::new(),
@@ -155,10 +161,10 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let report = Report::default();
     let control = Control::new(lookup, status, neighbours, Arc::clone(&report), notices.clone());
     let follower = changes.ok().map(|changes| (changes, handle.clone()));
-    let answerer = Arc::new(Answerer { source, settings, node: handle, notices });
-    let HealConfig { cni_cache, interval } = config.heal.clone();
-    let reconciler = Reconciler { answerer: Arc::clone(&answerer), netns, cni_cache, interval, report };
-    let parts = Parts { pins, control, answerer, follower, reconciler, cluster };
+    let answerer = Answerer { source, settings, node: handle, notices, metrics: admin.metrics.clone() };
+    let answerer = Arc::new(answerer);
+    let reconciler = reconciler(&config.heal, &admin, &answerer, netns, report);
+    let parts = Parts { pins, control, answerer, follower, reconciler, cluster, admin };
 
     runtime.block_on(serve(&config.place, parts))?;
     drop(runtime);
@@ -168,6 +174,21 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     }
     drop(lock);
     Ok(())
+}
+
+/// What brings back what is lost, and how far it is with that.
+fn reconciler(
+    config: &HealConfig,
+    admin: &Admin,
+    answerer: &Arc<Answerer<Source>>,
+    netns: NetnsThread,
+    report: Report,
+) -> Reconciler<Source> {
+    let HealConfig { cni_cache, interval } = config.clone();
+    let condition = |name| -> Condition { admin.readiness.condition(name, "not looked at yet") };
+    let (settled, shared) = (condition("settled"), condition("datapath"));
+    let (answerer, metrics) = (Arc::clone(answerer), admin.metrics.clone());
+    Reconciler { answerer, netns, cni_cache, interval, report, metrics, settled, shared }
 }
 
 /// Who else is where the programs hang.
@@ -195,10 +216,11 @@ struct Parts {
     follower: Option<(AddressChanges, NodeHandle)>,
     reconciler: Reconciler<Source>,
     cluster: Option<pods::Cluster>,
+    admin: Admin,
 }
 
 async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
-    let Parts { pins, control, answerer, follower, reconciler, cluster } = parts;
+    let Parts { pins, control, answerer, follower, reconciler, cluster, admin } = parts;
     let listen = |path: PathBuf| {
         socket::listen(&path).map_err(|source| AppError::File { attempt: "listen on", path, source })
     };
@@ -221,8 +243,12 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
     if let Some(cluster) = cluster {
         cluster.start(&tasks, &stop);
     }
+    let served = admin.readiness.condition("socket", "the plugin's socket is not served yet");
+    let view = (answerer.source.clone(), answerer.node.clone(), Arc::clone(&reconciler.report));
+    admin.serve(view, &tasks, &stop).map_err(system("serve metrics and health"))?;
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));
+    served.holds();
     tracing::info!(run_dir = %place.run_dir.display(), "ready");
 
     let received = tokio::select! {
@@ -230,6 +256,7 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
         _ = interrupt.recv() => "SIGINT",
     };
     tracing::info!(signal = received, "stopping; the pods stay as they are");
+    served.fails("the agent is stopping");
     // New ADDs must find no socket, rather than one that nobody serves.
     for path in [place.cni_socket(), place.control_socket()] {
         if let Err(error) = fs::remove_file(&path) {

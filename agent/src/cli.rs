@@ -82,12 +82,26 @@ pub struct AgentFlags {
     /// How what is lost or was missed is found again.
     #[command(flatten)]
     pub heal: HealFlags,
+    /// Where the agent is watched.
+    #[command(flatten)]
+    pub admin: AdminFlags,
     /// Least important messages that are logged: error, warn, info, debug or trace
     #[arg(long, env = "VEER_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
     /// Form of the log on stderr: text or json
     #[arg(long, env = "VEER_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: String,
+}
+
+/// Where metrics and health are served.
+#[derive(Debug, Clone, Args)]
+pub struct AdminFlags {
+    /// Where /metrics is served (OpenMetrics), or off
+    #[arg(long, env = "VEER_ADMIN_ADDR", value_name = "ADDRESS|off", default_value = "0.0.0.0:15014")]
+    pub admin_addr: String,
+    /// Where /healthz and /readyz are served, or off
+    #[arg(long, env = "VEER_HEALTH_ADDR", value_name = "ADDRESS|off", default_value = "0.0.0.0:8000")]
+    pub health_addr: String,
 }
 
 /// How the API server is found, and who this node is to it.

@@ -12,11 +12,13 @@ use ipnet::Ipv4Net;
 use crate::cli::{AgentFlags, PlaceFlags};
 use crate::model::{BackendName, BeforeProxy, OwnerGroups, ProxyIdentity};
 
+mod admin;
 mod doctor;
 mod heal;
 mod kube;
 mod node;
 
+pub use admin::AdminConfig;
 pub use doctor::DoctorConfig;
 pub use heal::HealConfig;
 pub use kube::{KubeConfig, PodsFrom};
@@ -53,6 +55,8 @@ pub struct AgentConfig {
     pub before_proxy: BeforeProxy,
     /// How what is lost or was missed is found again.
     pub heal: HealConfig,
+    /// Where metrics and health are served.
+    pub admin: AdminConfig,
     /// How the agent logs.
     pub log: LogConfig,
 }
@@ -207,6 +211,7 @@ impl AgentConfig {
         let proxy_identity = node::proxy_identity(&flags.capture, &mut errors);
         let before_proxy = node::before_proxy(&flags.capture, &mut errors);
         let heal = heal::parse(&flags.heal, &mut errors);
+        let admin = admin::parse(&flags.admin, &mut errors);
         let level = flags.log_level.parse().unwrap_or_else(|_unknown| {
             errors.push(LOG_LEVEL.invalid(&flags.log_level));
             tracing::Level::INFO
@@ -234,6 +239,7 @@ impl AgentConfig {
             proxy_identity,
             before_proxy,
             heal,
+            admin,
             log,
         })
     }
@@ -277,7 +283,7 @@ fn is_namespace(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{CaptureFlags, HealFlags, KubeFlags};
+    use crate::cli::{AdminFlags, CaptureFlags, HealFlags, KubeFlags};
 
     pub(super) fn flags() -> AgentFlags {
         AgentFlags {
@@ -289,9 +295,14 @@ mod tests {
             exclude_namespaces: "kube-system, istio-system".to_owned(),
             capture: capture_flags("*", "127.0.0.1/32"),
             heal: heal_flags("/var/lib/cni", "300"),
+            admin: admin_flags("0.0.0.0:15014"),
             log_level: "info".to_owned(),
             log_format: "text".to_owned(),
         }
+    }
+
+    fn admin_flags(metrics: &str) -> AdminFlags {
+        AdminFlags { admin_addr: metrics.to_owned(), health_addr: "off".to_owned() }
     }
 
     fn heal_flags(cache: &str, interval: &str) -> HealFlags {
@@ -338,6 +349,7 @@ mod tests {
             exclude_namespaces: "kube_system".to_owned(),
             capture: capture_flags("staff", "10.0.0.0/8"),
             heal: heal_flags("cni", "0"),
+            admin: admin_flags("15014"),
             log_level: "loud".to_owned(),
             log_format: "xml".to_owned(),
         };
@@ -357,6 +369,7 @@ mod tests {
 127.0.0.0/8, such as 127.0.0.1/32
 --cni-cache (or VEER_CNI_CACHE): \"cni\" is not an absolute path
 --reconcile-interval (or VEER_RECONCILE_INTERVAL): \"0\" is not a number of seconds, 1-86400
+--admin-addr (or VEER_ADMIN_ADDR): \"15014\" is not off, or an address and a port such as 0.0.0.0:15014 or [::1]:0
 --log-level (or VEER_LOG_LEVEL): \"loud\" is not one of error, warn, info, debug, trace
 --log-format (or VEER_LOG_FORMAT): \"xml\" is not text or json"
         );

@@ -85,6 +85,10 @@ pub struct AgentStatus {
     pub backend_reason: String,
     /// Where the programs are attached; none of them are needed for nftables.
     pub cgroup: Option<String>,
+    /// Where metrics are served; `None` where that is off.
+    pub admin_addr: Option<String>,
+    /// Where health and readiness are.
+    pub health_addr: Option<String>,
     /// Namespaces that are left alone.
     pub exclude_namespaces: Vec<String>,
     /// Pods that are enrolled.

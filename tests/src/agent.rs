@@ -271,6 +271,8 @@ impl Setup {
         if !self.arguments.iter().any(|argument| argument.starts_with("--pods-from=")) {
             command.arg(flag("pods-from", &self.pods()));
         }
+        // Several agents run on one machine: none serves unless its test asks for it.
+        command.env("VEER_ADMIN_ADDR", "off").env("VEER_HEALTH_ADDR", "off");
         command.args(&self.arguments);
         Process::start("veer agent", command, &self.log)
     }

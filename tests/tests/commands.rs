@@ -149,7 +149,9 @@ fn an_agent_that_cannot_start_is_70_and_names_what_is_in_the_way() {
     let start = |pods: &str, bpffs: &str, cgroup: &str| {
         let pods = format!("--pods-from={pods}");
         let (bpffs, cgroup) = (format!("--bpffs={bpffs}"), format!("--cgroup={cgroup}"));
-        run(&mut veer(&["agent", &format!("--run-dir={}", path("run")), &pods, &bpffs, &cgroup]))
+        let mut agent = veer(&["agent", &format!("--run-dir={}", path("run")), &pods, &bpffs, &cgroup]);
+        // Other agents of this machine have the usual ports.
+        run(agent.env("VEER_ADMIN_ADDR", "off").env("VEER_HEALTH_ADDR", "off"))
     };
     let root = veer_tests::cgroup::Cgroup::new().unwrap();
     let (root, here) = (root.path().display().to_string(), place.path().display().to_string());
@@ -209,6 +211,7 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
     ];
     assert_eq!(keys(&status), expected);
     let expected = [
+        "adminAddr",
         "backend",
         "backendReason",
         "beforeProxy",
@@ -216,6 +219,7 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
         "cgroup",
         "enrolled",
         "excludeNamespaces",
+        "healthAddr",
         "lookedAt",
         "pid",
         "podsFrom",
@@ -386,6 +390,7 @@ fn a_pod_is_told_whole(backend: Backend) {
         pod["policy"],
         json!({
             "mode": "redirect", "families": ["IPv4", "IPv6"], "proxyUid": 1337, "proxyGid": 1337, "proxyIdentity": "uid",
+            "beforeProxy": "refuse",
             "outbound": {"port": 15001, "listeners": 2}, "inbound": {"port": 15006, "listeners": 2},
             "allOutbound": true, "allInbound": true, "beforeProxy": "refuse",
         })

@@ -1,9 +1,11 @@
 //! What a request leads to: the pod is looked up, decided on, and given to the node.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use veer_common::cni::{Attachment, PROTOCOL_VERSION, PodReference, Reply, Request, Verb, code};
 
+use crate::admin::Metrics;
 use crate::cluster::notice::{NoticeKind, Notices};
 use crate::enrol::EnrolError;
 use crate::enrol::node::{Enrolling, NodeHandle};
@@ -21,6 +23,8 @@ pub struct Answerer<S> {
     pub node: NodeHandle,
     /// Where pods are told what has become of them.
     pub notices: Notices,
+    /// How long its answers take.
+    pub metrics: Metrics,
 }
 
 /// Why a pod is not captured.
@@ -49,7 +53,11 @@ impl<S: PodSource> Answerer<S> {
         }
         let done = match request.verb {
             Verb::Add(attachment) => {
-                return self.add(attachment, netns, is_gone, "its connections go through its proxy").await;
+                let begun = Instant::now();
+                let told = "its connections go through its proxy";
+                let reply = self.add(attachment, netns, is_gone, told).await;
+                self.metrics.added(result(&reply), begun.elapsed());
+                return reply;
             }
             Verb::Check(attachment) => {
                 match self.node.run(move |node| node.check(&attachment)).await.and_then(|checked| checked) {
@@ -187,6 +195,15 @@ impl<S: PodSource> Answerer<S> {
 impl From<Reply> for Refusal {
     fn from(reply: Reply) -> Self {
         Self { reply, told: None }
+    }
+}
+
+/// How an ADD has ended, for metrics.
+const fn result(reply: &Reply) -> &'static str {
+    match reply {
+        Reply::Done => "enrolled",
+        Reply::Passed { .. } => "passed",
+        Reply::Failed { .. } => "failed",
     }
 }
 

@@ -7,10 +7,11 @@ use std::fmt::Debug;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use veer_common::maps::NetnsCookie;
+use veer_common::maps::{Counters, NetnsCookie};
 
 use super::ebpf::Ebpf;
 use super::error::EnrolError;
+use super::figures::Standing;
 use super::heal::Lists;
 use super::nftables::Nftables;
 use super::registry::Enrolled;
@@ -135,6 +136,18 @@ pub(super) trait Backend: Debug + Send {
         netns: BorrowedFd<'_>,
         listeners: &[Listener],
     ) -> Result<(), EnrolError>;
+
+    /// What a pod has counted.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn counters(&self, pod: &Enrolled) -> Result<Counters, EnrolError>;
+
+    /// How a pod stands; `None` for one that is not wholly enrolled.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    fn standing(&self, pod: &Enrolled) -> Result<Option<Standing>, EnrolError>;
 
     /// Turns events on or off.
     ///

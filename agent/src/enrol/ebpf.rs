@@ -8,10 +8,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use veer_common::address::{Address, Port};
-use veer_common::maps::{NetnsCookie, PodPolicy, PortListKey, PortSet, flag};
+use veer_common::maps::{Counters, NetnsCookie, PodPolicy, PortListKey, PortSet, flag};
 
 use super::backend::{Backend, Found, Joining};
 use super::error::EnrolError;
+use super::figures::{ProxyState, Standing};
 use super::follow::with_passthrough;
 use super::heal::{Lists, netns_of};
 use super::identity::in_ids_of_node;
@@ -319,6 +320,26 @@ impl Backend for Ebpf {
         listeners: &[Listener],
     ) -> Result<(), EnrolError> {
         self.bring_back(pod, actions, netns, listeners)
+    }
+
+    fn counters(&self, pod: &Enrolled) -> Result<Counters, EnrolError> {
+        Ok(self.datapath.maps.counters(pod.cookie)?)
+    }
+
+    fn standing(&self, pod: &Enrolled) -> Result<Option<Standing>, EnrolError> {
+        let maps = &self.datapath.maps;
+        let Some(policy) = maps.policy(pod.cookie)? else { return Ok(None) };
+        let has = |bit| policy.flags & bit != 0;
+        let listens = |port| maps.is_listened_on(pod.cookie, port);
+        let proxy = if has(flag::DIRECT_BEFORE_PROXY) && maps.is_before_proxy(pod.cookie)? {
+            ProxyState::Awaited
+        } else if listens(policy.outbound_port) && listens(policy.inbound_port) {
+            ProxyState::Listening
+        } else {
+            ProxyState::NotListening
+        };
+        let mode = if has(flag::TPROXY) { "tproxy" } else { "redirect" };
+        Ok(Some(Standing { mode, proxy }))
     }
 
     fn set_watched(&mut self, watched: bool) -> Result<(), EnrolError> {

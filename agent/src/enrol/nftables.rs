@@ -14,10 +14,12 @@ use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use veer_common::maps::NetnsCookie;
+use veer_common::maps::{Counters, NetnsCookie};
 
 use super::backend::{Backend, Found, Joining};
+use super::ebpf::DEFAULT_PORTS;
 use super::error::EnrolError;
+use super::figures::{ProxyState, Standing};
 use super::heal::{Lists, netns_of};
 use super::identity::in_ids_of_node;
 use super::record::{Families, Record};
@@ -25,7 +27,7 @@ use super::registry::Enrolled;
 use super::steps;
 use crate::capture::nft::{Family, Ruleset};
 use crate::capture::{InterfaceAddress, MapEntries, OwnAddresses};
-use crate::model::{BeforeProxy, ProxyIdentity};
+use crate::model::{BeforeProxy, InterceptionMode, ProxyIdentity};
 use crate::plan::{Action, Observed};
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::netlink::{self, Listener, marks};
@@ -310,6 +312,29 @@ impl Backend for Nftables {
         Ok(())
     }
 
+    fn counters(&self, pod: &Enrolled) -> Result<Counters, EnrolError> {
+        let netns = steps::open_netns(pod).ok_or_else(|| gone(pod))?;
+        Ok(nft::by_reason(&self.in_nft(netns.as_fd(), nft::counters)?))
+    }
+
+    fn standing(&self, pod: &Enrolled) -> Result<Option<Standing>, EnrolError> {
+        let netns = steps::open_netns(pod).ok_or_else(|| gone(pod))?;
+        let [outbound, inbound, _dns] = steps::proxy_ports(&DEFAULT_PORTS);
+        let found = self.netns.run(netns.as_fd(), move || netlink::listeners(&[outbound, inbound]))?;
+        let found = found.map_err(|source| EnrolError::Inspect { attempt: "list the listeners", source })?;
+        let listens = |port| found.iter().any(|listener| listener.port == port);
+        let proxy = if listens(outbound) && listens(inbound) {
+            ProxyState::Listening
+        } else {
+            ProxyState::NotListening
+        };
+        let mode = match self.record(pod)?.capture.mode {
+            InterceptionMode::Redirect => "redirect",
+            InterceptionMode::Tproxy => "tproxy",
+        };
+        Ok(Some(Standing { mode, proxy }))
+    }
+
     fn set_watched(&mut self, _watched: bool) -> Result<(), EnrolError> {
         // Rules report nothing.
         Ok(())
@@ -318,4 +343,13 @@ impl Backend for Nftables {
 
 fn families(ruleset: &Ruleset) -> Vec<Family> {
     ruleset.tables.iter().map(|table| table.family).collect()
+}
+
+/// That a pod's netns is not where it was.
+fn gone(pod: &Enrolled) -> EnrolError {
+    EnrolError::NotEnrolled(format!(
+        "{} is not the netns of pod {} any more",
+        pod.netns_path,
+        pod.full_name()
+    ))
 }

@@ -16,6 +16,7 @@ use veer_common::maps::NetnsCookie;
 use super::backend::{Backends, Found, Joining};
 use super::ebpf::DEFAULT_PORTS;
 use super::error::EnrolError;
+use super::figures::Tally;
 use super::registry::{Enrolled, Registry, main_attachment};
 use super::steps;
 use super::versions::OtherVersions;
@@ -79,6 +80,8 @@ pub struct Node {
     pub(super) registry: Registry,
     /// Who is reported by which number.
     pub(super) numbers: HashMap<NetnsNumber, NetnsCookie>,
+    /// What they have counted.
+    pub(super) tally: Tally,
     /// Who is redirected by programs that are none of this release's.
     others: OtherVersions,
 }
@@ -100,8 +103,8 @@ impl Node {
         netns: NetnsThread,
         others: OtherVersions,
     ) -> Result<Self, EnrolError> {
-        let (registry, numbers) = (Registry::default(), HashMap::new());
-        let mut node = Self { backends, netns, registry, numbers, others };
+        let (registry, numbers, tally) = (Registry::default(), HashMap::new(), Tally::default());
+        let mut node = Self { backends, netns, registry, numbers, tally, others };
         node.tend_other_versions();
         for version in node.others.alive()? {
             tracing::warn!("{version}");
@@ -116,6 +119,7 @@ impl Node {
         for backend in node.backends.all() {
             backend.taken_over()?;
         }
+        node.begin_tally();
         // What changed while no agent was there.
         node.refresh_all();
         Ok(node)
@@ -283,6 +287,7 @@ impl Node {
     }
 
     pub(super) fn forget(&mut self, cookie: NetnsCookie) {
+        self.end_tally(cookie);
         let Some(pod) = self.registry.remove(cookie) else { return };
         self.numbers.retain(|_, other| *other != cookie);
         for problem in &self.backends.get_mut(pod.backend).unenrol(&pod) {

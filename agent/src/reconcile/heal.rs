@@ -22,9 +22,14 @@ const SHARED: &str = "all pods";
 impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
     /// Looks at everything that is enrolled, and brings back what is lost.
     pub(super) async fn heal(&self, backoff: &mut Backoff, problems: &mut Vec<Unrepaired>) {
-        if let Err(error) = self.heal_shared().await {
-            tracing::error!(%error, "bring back what all pods share");
-            problems.push(Unrepaired { pod: SHARED.to_owned(), problem: error.to_string() });
+        match self.heal_shared().await {
+            Ok(()) => self.shared.holds(),
+            Err(error) => {
+                tracing::error!(%error, "bring back what all pods share");
+                self.metrics.reconcile_failed();
+                self.shared.fails(&error.to_string());
+                problems.push(Unrepaired { pod: SHARED.to_owned(), problem: error.to_string() });
+            }
         }
         let looked = self.answerer.node.run(|node| {
             let pods = node.registry().iter().map(|pod| (pod.cookie, pod.pod.clone())).collect::<Vec<_>>();
@@ -41,6 +46,7 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
             } else if let Err(error) = self.heal_pod(cookie, &pod, &mut lists).await {
                 let wait = backoff.failed(&name, Instant::now(), fastrand::f64());
                 tracing::error!(pod = %name, %error, again = wait.as_secs_f32(), "give it back what it has lost");
+                self.metrics.reconcile_failed();
                 problems.push(Unrepaired { pod: name, problem: error.to_string() });
             }
         }

@@ -22,6 +22,7 @@ use veer_common::cni::PodReference;
 pub use self::repair::Unrepaired;
 
 use self::backoff::Backoff;
+use crate::admin::{Condition, Metrics, Repair};
 use crate::cluster::notice::NoticeKind;
 use crate::cni::answer::Answerer;
 use crate::platform::netns::NetnsThread;
@@ -55,6 +56,12 @@ pub struct Reconciler<S> {
     pub interval: Duration,
     /// What the last pass could not repair.
     pub report: Report,
+    /// What it has come to, counted.
+    pub metrics: Metrics,
+    /// That it has looked at everything once.
+    pub settled: Condition,
+    /// That what all pods share is in its place.
+    pub shared: Condition,
 }
 
 impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
@@ -69,6 +76,7 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
             }
             looks += 1;
             if looks == 1 {
+                self.settled.holds();
                 tracing::info!("looked at everything");
             }
             if stop.run_until_cancelled(self.until(full_pass, &mut backoff)).await.is_none() {
@@ -141,6 +149,8 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
                 let (again, pod) = (wait.as_secs_f32(), &name);
                 tracing::error!(%pod, %problem, again, "runs without redirection");
                 self.answerer.notices.tell(reference, NoticeKind::Failed, problem.as_str());
+                self.metrics.reconcile_failed();
+                self.metrics.repaired(Repair::Fail);
                 problems.push(Unrepaired { pod: name, problem });
             }
         }

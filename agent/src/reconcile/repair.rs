@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use veer_common::cni::{PodReference, Reply};
 
 use super::Reconciler;
+use crate::admin::Repair;
 use crate::doctor::redirection::Mesh;
 use crate::locate::{NotLocated, Seen, locate};
 use crate::model::{Decision, Pod, decide};
@@ -86,10 +87,14 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
                     open stay what they are";
         match self.answerer.add(located.attachment.clone(), Some(netns), is_gone, done).await {
             Reply::Done => {
+                self.metrics.repaired(Repair::Success);
                 tracing::warn!(pod = %name(pod), "was running without redirection, and is redirected from here on");
                 Ok(())
             }
-            Reply::Passed { .. } => Ok(()),
+            Reply::Passed { .. } => {
+                self.metrics.repaired(Repair::Skip);
+                Ok(())
+            }
             Reply::Failed { msg, .. } => Err(msg),
         }
     }

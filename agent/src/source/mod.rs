@@ -103,6 +103,19 @@ pub struct SourceHealth {
     pub failures: u64,
     /// How often one pod was asked for, because it was to be enrolled and not known.
     pub lookups: u64,
+    /// Changes that it has heard of.
+    pub changes: SourceChanges,
+}
+
+/// Changes of pods that a source has heard of, since the agent's start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SourceChanges {
+    /// Pods that are new to it.
+    pub added: u64,
+    /// Pods that it knew, and that are otherwise now.
+    pub modified: u64,
+    /// Pods that are gone.
+    pub deleted: u64,
 }
 
 /// How a source stands.

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use veer_common::address::Port;
 use veer_common::maps::{Counters, NetnsCookie};
-use veer_common::reason::{COUNTERS, Reason};
+use veer_common::reason::COUNTERS;
 
 use super::super::Failure;
 use super::{PodView, faults, policy_view, reasons, totals};
@@ -47,7 +47,7 @@ fn pod(netns: &NetnsThread, cookie: NetnsCookie, record: &Record) -> PodView {
     let mut policy = None;
     let has_rules = inside.as_ref().is_some_and(|inside| inside.has_rules);
     if let Some(inside) = inside {
-        counters = sum(&inside.counters.unwrap_or_default());
+        counters = nft::by_reason(&inside.counters.unwrap_or_default());
         let mut sockets: HashMap<Port, usize> = HashMap::new();
         for listener in inside.listeners.unwrap_or_default() {
             *sockets.entry(listener.port).or_default() += 1;
@@ -83,18 +83,6 @@ fn look(netns: &NetnsThread, file: &impl AsFd, record: &Record) -> Option<Inside
         has_rules: nft::has_tables_of(&ruleset).unwrap_or(false),
     };
     netns.run(file.as_fd(), look).ok()
-}
-
-/// The counters of both families, by the reasons whose names they have.
-fn sum(counted: &[Counted]) -> Counters {
-    let mut sums = [0; COUNTERS];
-    for reason in Reason::ALL {
-        let of_reason = counted.iter().filter(|counted| counted.name == reason.name());
-        if let Some(sum) = sums.get_mut(reason as usize) {
-            *sum = of_reason.map(|counted| counted.packets).sum();
-        }
-    }
-    Counters(sums)
 }
 
 /// What a pod's record and its netns say of where connections go; none if the netns is gone.

@@ -378,6 +378,11 @@ impl Maps {
         self.slots(cookie, port).any(|registered| registered == socket)
     }
 
+    /// Whether a listener is registered for a port.
+    pub fn is_listened_on(&self, cookie: NetnsCookie, port: Port) -> bool {
+        self.slots(cookie, port).next().is_some()
+    }
+
     fn slots(&self, cookie: NetnsCookie, port: Port) -> impl Iterator<Item = u64> {
         let lookup = move |slot| sys::lookup_u64(self.listeners_fd(), &listener_key(cookie, port, slot)).ok();
         (0..MAX_LISTENER_SLOTS).filter_map(lookup)

@@ -17,7 +17,7 @@ use std::io;
 
 use crate::capture::nft::{Family, Ruleset};
 
-pub use self::read::{Counted, chains, counters, present};
+pub use self::read::{Counted, by_reason, chains, counters, present};
 
 /// Why nf_tables is not as it should be.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,8 @@
 use std::io;
 
 use netlink_packet_core::NlasIterator;
+use veer_common::maps::Counters;
+use veer_common::reason::{COUNTERS, Reason};
 
 use super::NftError;
 use super::expression::{COUNTER, family_number};
@@ -28,6 +30,18 @@ pub struct Counted {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+/// What was counted in both families, by the reasons whose names the counters have.
+pub fn by_reason(counted: &[Counted]) -> Counters {
+    let mut sums = [0; COUNTERS];
+    for reason in Reason::ALL {
+        let of_reason = counted.iter().filter(|counted| counted.name == reason.name());
+        if let Some(sum) = sums.get_mut(reason as usize) {
+            *sum = of_reason.map(|counted| counted.packets).sum();
+        }
+    }
+    Counters(sums)
 }
 
 /// The families that have a table of ours.

@@ -122,6 +122,7 @@ async fn watch(kube: &Inner, from: &str, position: &mut Option<String>) -> End {
             Ok(None) => return End::Over,
             Err(_elapsed) => return End::Failed(ApiError::Timeout(SILENCE)),
         };
+        count(kube, &event);
         match event {
             WatchEvent::Added(wire) | WatchEvent::Modified(wire) => {
                 *position = Some(wire.version().to_owned());
@@ -135,6 +136,16 @@ async fn watch(kube: &Inner, from: &str, position: &mut Option<String>) -> End {
             WatchEvent::Error(status) => return ended(kube::Error::Api(status).into()),
         }
     }
+}
+
+fn count(kube: &Inner, event: &WatchEvent<Wire>) {
+    let counter = match event {
+        WatchEvent::Added(_) => &kube.counts.added,
+        WatchEvent::Modified(_) => &kube.counts.modified,
+        WatchEvent::Deleted(_) => &kube.counts.deleted,
+        WatchEvent::Bookmark(_) | WatchEvent::Error(_) => return,
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 async fn begin(

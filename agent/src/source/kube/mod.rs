@@ -27,7 +27,7 @@ use veer_common::cni::PodReference;
 use self::outage::{Change, Standing, State};
 use self::store::{Found, Store};
 use self::wire::Wire;
-use super::{PodSource, SourceError, SourceHealth, SourceState};
+use super::{PodSource, SourceChanges, SourceError, SourceHealth, SourceState};
 use crate::cluster::client::{ApiError, ApiServer};
 use crate::cluster::node::Readiness;
 use crate::model::Pod;
@@ -62,6 +62,9 @@ struct Counts {
     lists: AtomicU64,
     failures: AtomicU64,
     lookups: AtomicU64,
+    added: AtomicU64,
+    modified: AtomicU64,
+    deleted: AtomicU64,
 }
 
 impl Kube {
@@ -128,6 +131,11 @@ impl PodSource for Kube {
             lists: count(&counts.lists),
             failures: count(&counts.failures),
             lookups: count(&counts.lookups),
+            changes: SourceChanges {
+                added: count(&counts.added),
+                modified: count(&counts.modified),
+                deleted: count(&counts.deleted),
+            },
         })
     }
 

@@ -1,0 +1,167 @@
+//! What is read when somebody asks: the pods and their counters, the maps, the source, the conditions.
+//!
+//! Nothing of it costs anything in between. Pods are read a few at a time, so that an ADD waits for those alone.
+
+use std::fmt;
+use std::sync::PoisonError;
+
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use veer_common::reason::{Fault, Reason};
+
+use super::metrics::One;
+use super::{Held, View};
+use crate::enrol::figures::{Figures, ProxyState};
+use crate::model::BackendName;
+use crate::platform::bpf::load::{build_id, build_text};
+use crate::source::{PodSource, SourceChanges, SourceHealth, SourceState};
+
+/// Pods that are read at once.
+const AT_ONCE: usize = 32;
+
+type Two = [(&'static str, &'static str); 2];
+type Three = [(&'static str, &'static str); 3];
+
+/// All metrics, in the text form of OpenMetrics.
+pub(super) async fn text<S: PodSource + Sync>(view: &View<S>) -> Result<String, fmt::Error> {
+    let figures = figures(view).await;
+    let conditions = view.conditions().await;
+    let mut registry = Registry::default();
+    let build = [("version", env!("CARGO_PKG_VERSION").to_owned()), ("build", build_text(build_id()))];
+    registry.register("veer_build", "Release and eBPF programs of the agent", Info::new(build.to_vec()));
+    pods(&mut registry, &figures);
+    connections(&mut registry, &figures);
+    maps(&mut registry, &figures);
+    reconciliation(&mut registry, view);
+    readiness(&mut registry, &conditions);
+    source(&mut registry, view.source.health().as_ref());
+    let mut text = String::new();
+    view.metrics.encode(&mut text)?;
+    encode_registry(&mut text, &registry)?;
+    encode_eof(&mut text)?;
+    Ok(text)
+}
+
+/// Without the node's thread all is empty, and the condition `node` says so.
+async fn figures<S>(view: &View<S>) -> Figures {
+    let cookies = view.node.run(|node| node.registry().iter().map(|pod| pod.cookie).collect::<Vec<_>>());
+    let cookies = cookies.await.unwrap_or_default();
+    let mut figures = Figures::default();
+    for some in cookies.chunks(AT_ONCE) {
+        let some = some.to_vec();
+        if let Ok(read) = view.node.run(move |node| node.figures(&some)).await {
+            figures.add(&read);
+        }
+    }
+    if let Ok(totals) = view.node.run(|node| node.totals()).await {
+        figures.totals = totals;
+    }
+    figures
+}
+
+fn set<L: Clone + std::hash::Hash + Eq>(family: &Family<L, Gauge>, labels: &L, value: u64) {
+    family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+fn pods(registry: &mut Registry, figures: &Figures) {
+    let enrolled = Family::<Two, Gauge>::default();
+    for backend in [BackendName::Ebpf, BackendName::Nftables] {
+        for mode in ["redirect", "tproxy"] {
+            let count = figures.pods.get(&(backend.name(), mode)).copied().unwrap_or_default();
+            set(&enrolled, &[("backend", backend.name()), ("mode", mode)], count);
+        }
+    }
+    registry.register("veer_pods_enrolled", "Pods that are redirected", enrolled);
+    let proxies = Family::<One, Gauge>::default();
+    for state in ProxyState::ALL {
+        let count = figures.proxies.get(&state).copied().unwrap_or_default();
+        set(&proxies, &[("state", state.name())], count);
+    }
+    registry.register("veer_pods_proxy", "Enrolled pods by whether their proxy listens", proxies);
+}
+
+fn connections(registry: &mut Registry, figures: &Figures) {
+    let counted = |index: usize| figures.totals.0.get(index).copied().unwrap_or_default();
+    let connections = Family::<Three, Counter>::default();
+    for reason in Reason::ALL {
+        let direction = if reason.is_inbound() { "inbound" } else { "outbound" };
+        let action = reason.action().name();
+        let labels = [("direction", direction), ("action", action), ("reason", reason.name())];
+        connections.get_or_create(&labels).inc_by(counted(reason as usize));
+    }
+    let help = "Connections and datagrams that were decided on since the agent's start";
+    registry.register("veer_connections", help, connections);
+    let faults = Family::<One, Counter>::default();
+    for fault in Fault::ALL {
+        faults.get_or_create(&[("fault", fault.name())]).inc_by(counted(fault as usize));
+    }
+    let help = "What went wrong in the datapath since the agent's start";
+    registry.register("veer_datapath_faults", help, faults);
+}
+
+fn maps(registry: &mut Registry, figures: &Figures) {
+    let (entries, capacity) = (Family::<One, Gauge>::default(), Family::<One, Gauge>::default());
+    for (map, count, most) in figures.maps() {
+        set(&entries, &[("map", map)], count);
+        set(&capacity, &[("map", map)], most);
+    }
+    registry.register("veer_map_entries", "Entries of a map of the datapath", entries);
+    registry.register("veer_map_capacity", "Entries that a map of the datapath can have", capacity);
+}
+
+fn reconciliation<S>(registry: &mut Registry, view: &View<S>) {
+    let look = view.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let unrepaired = <Gauge>::default();
+    unrepaired.set(i64::try_from(look.unrepaired.len()).unwrap_or(i64::MAX));
+    registry.register("veer_pods_unrepaired", "Pods that are not as they ought to be", unrepaired);
+    let ended = <Gauge>::default();
+    ended.set(look.ended_at.and_then(|ended| i64::try_from(ended).ok()).unwrap_or_default());
+    let help = "When the last look at everything ended, in seconds since the epoch; 0 before the first";
+    registry.register("veer_reconcile_last_pass_timestamp_seconds", help, ended);
+}
+
+fn readiness(registry: &mut Registry, conditions: &[Held]) {
+    let family = Family::<One, Gauge>::default();
+    for held in conditions {
+        set(&family, &[("condition", held.name)], held.holds().into());
+    }
+    registry.register("veer_ready_condition", "Whether a condition of readiness holds", family);
+    let ready = <Gauge>::default();
+    ready.set(conditions.iter().all(Held::holds).into());
+    registry.register("veer_ready", "Whether a pod that is created now would be redirected", ready);
+}
+
+fn source(registry: &mut Registry, health: Option<&SourceHealth>) {
+    // One that looks each time is current.
+    let state = health.map_or(SourceState::Synced, |health| health.state);
+    let states = [
+        (SourceState::Starting, "starting"),
+        (SourceState::Synced, "synced"),
+        (SourceState::Degraded, "degraded"),
+    ];
+    let family = Family::<One, Gauge>::default();
+    for (other, name) in states {
+        set(&family, &[("state", name)], (other == state).into());
+    }
+    registry.register("veer_source_state", "How the source of pods stands: 1 for one state", family);
+    let events = Family::<One, Counter>::default();
+    let SourceChanges { added, modified, deleted } = health.map(|health| health.changes).unwrap_or_default();
+    // Istio's words.
+    for (kind, count) in [("add", added), ("update", modified), ("delete", deleted)] {
+        events.get_or_create(&[("type", kind)]).inc_by(count);
+    }
+    let help = "Changes of pods that the agent has heard of from the API server";
+    registry.register("nodeagent_reconcile_events", help, events);
+    let requests = Family::<One, Counter>::default();
+    let rows = health.map_or([0; 3], |health| [health.lists, health.failures, health.lookups]);
+    for (kind, count) in ["list", "failure", "lookup"].into_iter().zip(rows) {
+        requests.get_or_create(&[("kind", kind)]).inc_by(count);
+    }
+    let help =
+        "What the source of pods has asked the API server for since the agent's start, and what failed";
+    registry.register("veer_source_requests", help, requests);
+}
