@@ -46,8 +46,7 @@ pub(crate) const IMPROVEMENTS: [Improvement; 6] = [
             let is_excluded =
                 is_dns || port == TUNNEL || excluded.split(',').any(|one| one == port.to_string());
             let is_direct = veer.at().is_some_and(|at| arrives_as("direct", cell).contains(&at));
-            let is_brought_back = istio.at() == Some("inbound") || is_lost(policy, istio);
-            policy.tproxy && is_excluded && is_brought_back && is_direct
+            policy.tproxy && is_excluded && is_brought_back(policy, istio) && is_direct
         },
     },
     Improvement {
@@ -57,7 +56,7 @@ pub(crate) const IMPROVEMENTS: [Improvement; 6] = [
               the pod's own address back to the proxy",
         holds: |policy, cell, istio, veer| {
             let is_resolver = policy.dns && cell.to.port() == 53 && is_local(cell.to.ip().to_canonical());
-            is_resolver && cell.by == By::Tcp && istio.at() == Some("inbound") && veer.at() == Some("app")
+            is_resolver && cell.by == By::Tcp && is_brought_back(policy, istio) && veer.at() == Some("app")
         },
     },
     Improvement {
@@ -82,6 +81,12 @@ pub(crate) const IMPROVEMENTS: [Improvement; 6] = [
         },
     },
 ];
+
+/// Whether it came to the proxy's inbound listener, or would have, were that there.
+fn is_brought_back(policy: &Policy, istio: &Outcome) -> bool {
+    let is_refused = matches!(istio, Outcome::Failed(ErrorKind::ConnectionRefused));
+    istio.at() == Some("inbound") || (policy.proxy_is_away && is_refused) || is_lost(policy, istio)
+}
 
 /// Whether it came to the proxy that is away, by rules that do not refuse.
 fn is_lost(policy: &Policy, istio: &Outcome) -> bool {
