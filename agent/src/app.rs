@@ -7,7 +7,6 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
@@ -38,6 +37,7 @@ use crate::platform::records::RecordError;
 use crate::reconcile::{Reconciler, Report};
 use crate::socket;
 use crate::source::{PodSource, Source, SourceError};
+use crate::wall_clock;
 
 mod choice;
 mod pods;
@@ -139,7 +139,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         build: build_text(build_id()),
         pid: std::process::id(),
-        started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        started_at: wall_clock::seconds(),
         pods_from: source.name(),
         source: None,
         pod_events: None,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,7 @@ use crate::platform::bpf::order::{Neighbours, RunsBefore};
 use crate::reconcile::{Look, Report, Unrepaired};
 use crate::socket;
 use crate::source::{PodSource, SourceHealth};
+use crate::wall_clock;
 
 /// The socket's name below the run directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -356,6 +357,6 @@ fn endpoint(address: veer_common::address::Address, port: veer_common::address::
 fn wall_clock_ms(monotonic_ns: u64) -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     let age = now.saturating_sub(Duration::from_nanos(monotonic_ns));
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(age);
+    let wall = wall_clock::since_epoch().saturating_sub(age);
     u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
 }

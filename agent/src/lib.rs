@@ -36,3 +36,4 @@ pub mod socket;
 pub mod source;
 pub mod telemetry;
 pub mod uninstall;
+mod wall_clock;

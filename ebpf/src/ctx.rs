@@ -450,6 +450,12 @@ impl SkLookup {
         load::<8>(self.0.cast()) == AF_INET6
     }
 
+    /// 0, as the verifier does not know: a family is a small number.
+    #[inline(always)]
+    pub fn computed_zero(self) -> u32 {
+        load::<8>(self.0.cast()) >> 16
+    }
+
     /// The address that was dialled.
     #[inline(always)]
     pub fn local(self) -> Address {

@@ -189,10 +189,15 @@ pub fn arrival() -> Option<Arrival> {
 }
 
 /// Jumps to the inbound program of the node; comes back only if there is none.
+///
+/// `index` is 0 and must not be a constant. The kernel patches a jump whose index it knows into a direct one, and for
+/// that keeps a list of all programs that have one (`prog_array_map_poke_track`), which it walks each time one is
+/// loaded: each pod would cost the more the more pods there are, and replacing the program that is jumped to would
+/// patch the code of all of them.
 #[inline(always)]
-pub fn jump_to_inbound(context: &SkLookupContext) {
+pub fn jump_to_inbound(context: &SkLookupContext, index: u32) {
     // SAFETY: nothing is held that would have to be dropped.
-    unsafe { INBOUND.tail_call(context, 0) };
+    unsafe { INBOUND.tail_call(context, index) };
 }
 
 /// Whether somebody reads events.

@@ -1,4 +1,5 @@
-//! What the plugin says to the agent, said by a test: the messages of `veer_common::cni` over `cni.sock`.
+//! What the plugin says to the agent, said by a test: the messages of `veer_common::cni` over `cni.sock`, and how a
+//! runtime names a pod's attachment.
 
 use std::io::{IoSlice, Write};
 use std::mem::MaybeUninit;
@@ -8,9 +9,26 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use veer_common::cni::{PROTOCOL_VERSION, Reply, Request, SOCKET_NAME, Verb, encode, read_message};
+use veer_common::cni::{
+    Attachment, PROTOCOL_VERSION, PodReference, Reply, Request, SOCKET_NAME, Verb, encode, read_message,
+};
 
+use crate::netns::NetNs;
 use crate::wait;
+
+/// The Kubernetes namespace of the kit's pods.
+pub const NAMESPACE: &str = "test";
+
+/// How a runtime names the attachment of the pod `name`, which has this netns.
+pub fn of(netns: &NetNs, name: &str) -> Attachment {
+    Attachment {
+        container_id: netns.name().to_owned(),
+        netns: netns.path().display().to_string(),
+        interface: "eth0".to_owned(),
+        network: "test".to_owned(),
+        pod: Some(PodReference { namespace: NAMESPACE.to_owned(), name: name.to_owned(), uid: None }),
+    }
+}
 
 /// Asks the agent below `run_dir`; `netns` goes with an ADD.
 pub fn ask(run_dir: &Path, verb: Verb, netns: Option<BorrowedFd<'_>>) -> Result<Reply> {

@@ -3,8 +3,9 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use veer_common::cni::{Attachment, PodReference};
+use veer_common::cni::Attachment;
 
+use crate::attachment::{self, NAMESPACE};
 use crate::manifest::Manifest;
 use crate::netns::NetNs;
 use crate::veth::{self, ip};
@@ -45,17 +46,11 @@ impl BarePod {
 
     /// Its manifest, without any annotation but the injector's.
     pub fn manifest(&self) -> Manifest {
-        Manifest::new("test", &self.name)
+        Manifest::new(NAMESPACE, &self.name)
     }
 
     /// How a runtime names its attachment.
     pub fn attachment(&self) -> Attachment {
-        Attachment {
-            container_id: self.netns.name().to_owned(),
-            netns: self.netns.path().display().to_string(),
-            interface: "eth0".to_owned(),
-            network: "test".to_owned(),
-            pod: Some(PodReference { namespace: "test".to_owned(), name: self.name.clone(), uid: None }),
-        }
+        attachment::of(&self.netns, &self.name)
     }
 }

@@ -7,7 +7,7 @@
 
 use std::ffi::{CString, c_int};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -25,17 +25,54 @@ pub(crate) fn call<T>(command: c_int, attribute: &mut T) -> io::Result<c_int> {
 pub(crate) fn detach(pin: &Path) -> io::Result<()> {
     const OBJ_GET: c_int = 7;
     const LINK_DETACH: c_int = 34;
-    /// What `BPF_OBJ_GET` takes.
-    #[repr(C)]
-    struct Pinned {
-        path: u64,
-        fd: u32,
-        flags: u32,
-    }
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let mut pinned = Pinned { path: path.as_ptr().expose_provenance() as u64, fd: 0, flags: 0 };
     let link = open(OBJ_GET, &mut pinned)?;
-    call(LINK_DETACH, &mut u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?).map(drop)
+    call(LINK_DETACH, &mut number(link.as_fd())?).map(drop)
+}
+
+/// Gives an object a name on a bpffs.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    const OBJ_PIN: c_int = 6;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut pinned = Pinned { path: path.as_ptr().expose_provenance() as u64, fd: number(object)?, flags: 0 };
+    call(OBJ_PIN, &mut pinned).map(drop)
+}
+
+/// Puts a socket into a sockhash whose values are 8 bytes, where the key is free.
+pub(crate) fn insert_socket(map: BorrowedFd<'_>, key: &[u8], socket: BorrowedFd<'_>) -> io::Result<()> {
+    const MAP_UPDATE_ELEM: c_int = 2;
+    const NOEXIST: u64 = 1;
+    /// What `BPF_MAP_UPDATE_ELEM` takes.
+    #[repr(C)]
+    struct Element {
+        map: u32,
+        _padding: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let value = u64::from(number(socket)?);
+    let mut element = Element {
+        map: number(map)?,
+        _padding: 0,
+        key: key.as_ptr().expose_provenance() as u64,
+        value: (&raw const value).expose_provenance() as u64,
+        flags: NOEXIST,
+    };
+    call(MAP_UPDATE_ELEM, &mut element).map(drop)
+}
+
+fn number(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
+}
+
+/// What `BPF_OBJ_GET` and `BPF_OBJ_PIN` take.
+#[repr(C)]
+struct Pinned {
+    path: u64,
+    fd: u32,
+    flags: u32,
 }
 
 /// Calls bpf(2) for a command that gives back a descriptor.

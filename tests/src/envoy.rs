@@ -1,4 +1,5 @@
-//! The real Envoy as a pod's sidecar: 1337:1337, no capability, listeners shaped as Istio shapes them.
+//! The real Envoy as a pod's sidecar: 1337:1337, no capability, listeners shaped as Istio shapes them; for TPROXY as
+//! 0:1337 with NET_ADMIN.
 
 mod access_log;
 mod bootstrap;
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Gid, Uid, chown};
+use rustix::thread::CapabilitySet;
 use serde::Deserialize;
 
 pub use access_log::{Direction, Entry};
+use bootstrap::Inbound;
 
 use crate::http::{self, Headers, Response};
 use crate::launch::{Identity, Launch, executable};
@@ -49,7 +52,7 @@ pub struct Envoy {
 
 /// Its whole configuration, for whoever starts it otherwise; `access_log` is a path where it runs.
 pub fn configuration(access_log: &Path, http_ports: &[u16]) -> serde_json::Value {
-    bootstrap::bootstrap(access_log, http_ports)
+    bootstrap::bootstrap(access_log, http_ports, Inbound::Redirected)
 }
 
 /// The same for a gateway, which listens on `port` and asks `upstream`.
@@ -65,15 +68,25 @@ pub fn read_access_log(path: &Path) -> Result<Vec<Entry>> {
 impl Sidecar<'_> {
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Result<Envoy> {
-        let Identity { uid, gid, .. } = Identity::proxy();
+        self.start_as(&Identity::proxy(), CapabilitySet::empty(), Inbound::Redirected)
+    }
+
+    /// The same for a pod with TPROXY: it takes what is for others' addresses, and shows the app its client's.
+    pub fn start_transparent(self) -> Result<Envoy> {
+        let proxy = Identity::new(0, Identity::proxy().gid);
+        self.start_as(&proxy, CapabilitySet::NET_ADMIN, Inbound::Transparent)
+    }
+
+    fn start_as(self, proxy: &Identity, keeps: CapabilitySet, inbound: Inbound) -> Result<Envoy> {
+        let Identity { uid, gid, .. } = *proxy;
         let directory = self.directory.to_owned();
         let configuration = directory.join("envoy.json");
-        let bootstrap = bootstrap::bootstrap(&access_log::path(&directory), self.http_ports);
+        let bootstrap = bootstrap::bootstrap(&access_log::path(&directory), self.http_ports, inbound);
         fs::write(&configuration, serde_json::to_vec_pretty(&bootstrap)?)
             .with_context(|| format!("write {}", configuration.display()))?;
         chown(&directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
             .with_context(|| format!("give {} to the proxy", directory.display()))?;
-        let mut command = self.launch.with_identity(Identity::proxy()).command(binary()?)?;
+        let mut command = self.launch.with_identity(proxy.clone()).keeping(keeps).command(binary()?)?;
         command.arg("--config-path").arg(&configuration);
         command.arg("--concurrency").arg(self.workers.to_string());
         // Several on one machine, none of which restarts hot.

@@ -55,12 +55,13 @@ impl Identity {
 }
 
 /// What is to become of a process before its program runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Launch {
     netns: Option<PathBuf>,
     cgroup: Option<PathBuf>,
     identity: Option<Identity>,
     lacks: Vec<CapabilitySet>,
+    keeps: CapabilitySet,
     survives: bool,
     bpf_gate: Option<PathBuf>,
     mounts: Option<PathBuf>,
@@ -68,10 +69,27 @@ pub struct Launch {
     clock_offset: Option<i64>,
 }
 
+impl Default for Launch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Launch {
     /// A process that stays where the test is, as who it is.
-    pub fn new() -> Self {
-        Self::default()
+    pub const fn new() -> Self {
+        Self {
+            netns: None,
+            cgroup: None,
+            identity: None,
+            lacks: Vec::new(),
+            keeps: CapabilitySet::empty(),
+            survives: false,
+            bpf_gate: None,
+            has_own_mounts: false,
+            clock_offset: None,
+            mounts: None,
+        }
     }
 
     /// In this namespace.
@@ -93,6 +111,13 @@ impl Launch {
     #[must_use]
     pub fn with_identity(mut self, identity: Identity) -> Self {
         self.identity = Some(identity);
+        self
+    }
+
+    /// With some capabilities in spite of that. Only root's have them.
+    #[must_use]
+    pub const fn keeping(mut self, capabilities: CapabilitySet) -> Self {
+        self.keeps = capabilities;
         self
     }
 
@@ -150,6 +175,9 @@ impl Launch {
         if let Some(identity) = &self.identity {
             command.arg(format!("--uid={}", identity.uid)).arg(format!("--gid={}", identity.gid));
             command.args(identity.groups.iter().map(|group| format!("--group={group}")));
+        }
+        if !self.keeps.is_empty() {
+            command.arg(format!("--keep={}", self.keeps.bits()));
         }
         command.args(self.lacks.iter().map(|capability| format!("--without={}", capability.bits())));
         if let Some(gate) = &self.bpf_gate {

@@ -7,7 +7,8 @@
 //! ([`objects`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real plugin ([`plugin`]) and Envoy
 //! ([`envoy`]), an app ([`http`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), a gate
 //! before bpf(2) ([`bpf_gate`], [`seccomp`]), load ([`load`],
-//! [`dst_server`], [`jam`]), and a real Kubernetes ([`kube`]).
+//! [`dst_server`], [`jam`]), a real Kubernetes ([`kube`]), and what a program needs that is run by people
+//! ([`supervise`]) or as a test ([`harness`]).
 //! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
 //! Used by: the tests in `tests/`, the demo and the benchmarks. All of it needs root.
 //!
@@ -28,6 +29,7 @@ pub mod dns;
 pub mod dst_server;
 pub mod envoy;
 pub mod filling;
+pub mod harness;
 pub mod http;
 pub mod istio_init;
 pub mod jam;
@@ -49,6 +51,7 @@ pub mod scratch;
 pub mod seccomp;
 pub mod socket_lb;
 pub mod socket_maker;
+pub mod supervise;
 pub mod userns;
 pub mod veth;
 pub mod wait;

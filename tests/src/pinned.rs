@@ -111,6 +111,12 @@ impl Pinned {
         bpf::detach(&path).with_context(|| format!("detach {}", path.display()))
     }
 
+    /// Detaches the inbound program from a pod's netns, as nobody should, likewise.
+    pub fn detach_netns(&self, cookie: NetnsCookie) -> Result<()> {
+        let path = self.netns_link(cookie);
+        bpf::detach(&path).with_context(|| format!("detach {}", path.display()))
+    }
+
     /// Removes the pin of the link to a pod's netns, as nobody should: without an agent, the link goes with it.
     pub fn remove_netns_link(&self, cookie: NetnsCookie) -> Result<()> {
         fs::remove_file(self.netns_link(cookie)).context("remove the link to a netns")

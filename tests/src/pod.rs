@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
-use veer_common::cni::{Attachment, PodReference};
+use veer_common::cni::Attachment;
 
+use crate::attachment::{self, NAMESPACE};
 use crate::cgroup::Cgroup;
 use crate::launch::{Identity, Launch};
 use crate::manifest::Manifest;
@@ -169,17 +170,11 @@ impl TestPod {
 
     /// Its manifest, without any annotation but the injector's.
     pub fn manifest(&self) -> Manifest {
-        Manifest::new("test", &self.name)
+        Manifest::new(NAMESPACE, &self.name)
     }
 
     /// How a runtime names its attachment.
     pub fn attachment(&self) -> Attachment {
-        Attachment {
-            container_id: self.netns.name().to_owned(),
-            netns: self.netns.path().display().to_string(),
-            interface: "eth0".to_owned(),
-            network: "test".to_owned(),
-            pod: Some(PodReference { namespace: "test".to_owned(), name: self.name.clone(), uid: None }),
-        }
+        attachment::of(&self.netns, &self.name)
     }
 }

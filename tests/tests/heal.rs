@@ -171,6 +171,91 @@ fn programs_that_somebody_detaches_are_attached_again() {
 }
 
 #[test]
+fn an_inbound_program_that_somebody_detaches_is_attached_again_and_the_pod_is_never_forgotten() {
+    let mut node = node();
+    let (cookie, before) = (node.cookie(), node.counts(node.cookie()));
+    node.pinned().detach_netns(cookie).unwrap();
+    let inbound_is_back = |node: &Node| {
+        let log = node.agent.log();
+        log.contains("its inbound redirection was gone") || log.contains("attached its inbound program again")
+    };
+    wait::until("the agent to notice", PASS, || inbound_is_back(&node)).unwrap();
+    assert_eq!(node.ends(), RIGHT);
+
+    node.agent.kill().unwrap();
+    node.pinned().detach_netns(cookie).unwrap();
+    node.agent.start_again().unwrap();
+    assert_eq!(node.ends(), RIGHT, "as soon as it serves");
+    assert_eq!(node.counts(cookie), before);
+    let log = node.agent.log();
+    assert!(!log.contains("its netns is gone") && !log.contains("was running without redirection"), "{log}");
+}
+
+/// What is pinned in a directory goes, but what holds programs to their hooks.
+fn remove_pins(node: &Node, directory: &str, keep: &[&str]) {
+    for entry in fs::read_dir(node.pinned().root().join(directory)).unwrap() {
+        let path = entry.unwrap().path();
+        if !keep.iter().any(|name| path.ends_with(name)) {
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn maps_whose_pins_are_lost_while_no_agent_runs_are_those_that_the_next_one_goes_on_with() {
+    let mut node = node();
+    let (cookie, before) = (node.cookie(), node.counts(node.cookie()));
+    assert_eq!(node.ends(), RIGHT);
+    node.agent.kill().unwrap();
+    // Who is enrolled is in a map that no program uses; and see below for the other.
+    remove_pins(&node, "maps", &[name::ENROLMENTS, name::INBOUND]);
+    remove_pins(&node, "programs", &[]);
+    assert_eq!(node.ends(), RIGHT, "without any agent");
+    node.agent.start_again().unwrap();
+    assert_eq!(node.ends(), RIGHT, "as soon as it serves");
+    assert_eq!(node.counts(cookie), before);
+    let log = node.agent.log();
+    assert!(log.contains("the pin of map PODS was gone, and is back"), "{log}");
+}
+
+#[test]
+fn a_pod_whose_record_is_lost_while_no_agent_runs_stays_redirected_until_it_is_found_again() {
+    let mut node = node();
+    let (cookie, before) = (node.cookie(), node.counts(node.cookie()));
+    node.agent.kill().unwrap();
+    remove_pins(&node, "maps", &[]);
+    // The kernel empties an array of programs, in its own time, when nobody but programs holds it.
+    let is_refused = || dial(node.pod().app(), (REMOTE_V4, 80), &node.listeners).is_err();
+    wait::until("connections to be refused", PASS, is_refused).unwrap();
+    let inbound = dial_from_world(&node.world, (node.pod().v4(), APP), &node.listeners).unwrap_err();
+    assert!(
+        format!("{inbound:#}").contains("Connection refused"),
+        "past the proxy goes nothing: {inbound:#}"
+    );
+    node.agent.start_again().unwrap();
+    assert_eq!(node.ends(), RIGHT);
+    let whole = node.counts(cookie);
+    assert_eq!(whole.get(name::ENROLMENTS), None);
+    let others = |counts: &Counts| {
+        let mut counts = counts.clone();
+        counts.remove(name::ENROLMENTS);
+        counts
+    };
+    assert_eq!(others(&whole), others(&before));
+    // As the runtime tries again, or the reconciler does for one that it can find.
+    node.agent.enrol_as(node.pod(), &manifest(node.pod())).unwrap();
+    assert_eq!(node.ends(), RIGHT);
+    assert_eq!(node.counts(cookie), before);
+
+    node.agent.kill().unwrap();
+    remove_pins(&node, "maps", &[]);
+    node.listeners = Listeners::default();
+    drop(node.pod.take());
+    node.agent.start_again().unwrap();
+    node.wait_for(cookie, &Counts::new(), "what has neither a name nor a netns to go");
+}
+
+#[test]
 fn a_pod_that_is_gone_without_a_del_leaves_nothing() {
     let mut node = node();
     let cookie = node.cookie();

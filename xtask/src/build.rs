@@ -62,8 +62,9 @@ pub(crate) fn executables(root: &Path, profile: Profile, selection: &[&str]) -> 
 
 /// Builds all that is in the directories `tests` of the workspace, and the binaries of those packages: in one call,
 /// because with the dependencies of tests the others have other features, and a second call would compile them anew.
+/// With the tests that want a machine of their own: who calls this gives them one.
 pub(crate) fn tests(root: &Path, profile: Profile) -> Result<Executables> {
-    built(root, "test", profile, &["--no-run", "--test", "*"])
+    built(root, "test", profile, &["--no-run", "--test", "*", "--features", "veer-tests/own-machine"])
 }
 
 fn built(root: &Path, verb: &str, profile: Profile, selection: &[&str]) -> Result<Executables> {

@@ -1,7 +1,6 @@
 //! `veer status`: the node at a glance. Exit 0 when the agent answers and everything is attached.
 
 use std::io::{self, BufRead, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -14,6 +13,7 @@ use crate::model::BeforeProxy;
 use crate::platform::bpf::load::build_text;
 use crate::platform::bpf::maps::Maps;
 use crate::reconcile::Unrepaired;
+use crate::wall_clock;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -168,8 +168,7 @@ fn render(status: &NodeStatus) -> String {
 }
 
 fn uptime(started_at: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let seconds = now.saturating_sub(started_at);
+    let seconds = wall_clock::seconds().saturating_sub(started_at);
     match seconds {
         0..60 => format!("{seconds} s"),
         60..3600 => format!("{} min", seconds / 60),

@@ -103,6 +103,25 @@ pub struct ContainerView {
 }
 
 impl PodView {
+    /// A pod, with what was found of it.
+    fn of(pod: Enrolled, policy: Option<PolicyView>, inbound_attached: bool, counters: &Counters) -> Self {
+        Self {
+            netns_cookie: pod.cookie,
+            netns_inode: pod.netns.inode,
+            inbound_attached,
+            policy,
+            totals: totals(counters),
+            reasons: reasons(counters),
+            faults: faults(counters),
+            namespace: pod.pod.namespace,
+            name: pod.pod.name,
+            container_id: pod.container_id,
+            netns: pod.netns_path,
+            enrolled_at: pod.enrolled_at,
+            backend: pod.backend,
+        }
+    }
+
     /// Seeks the directory of the proxy's cgroup, whose name has the container's.
     pub fn seek_container(&mut self) {
         let policy = self.policy.as_mut();
@@ -164,25 +183,12 @@ fn pods_of_maps(pins: &Pins, maps: &Maps) -> Result<Vec<PodView>, BpfError> {
     let attached_to = cgroup_link(pins).map(|target| target.object);
     for (cookie, record) in maps.enrolments()? {
         let pod = Enrolled::from_map(cookie, &record, ListEntries::default());
-        let counters = maps.counters(cookie)?;
-        pods.push(PodView {
-            netns_cookie: cookie,
-            netns_inode: pod.netns.inode,
-            inbound_attached: inbound_attached(pins, cookie),
-            policy: match maps.policy(cookie)? {
-                Some(policy) => Some(policy_of_maps(maps, cookie, &policy, attached_to)?),
-                None => None,
-            },
-            totals: totals(&counters),
-            reasons: reasons(&counters),
-            faults: faults(&counters),
-            namespace: pod.pod.namespace,
-            name: pod.pod.name,
-            container_id: pod.container_id,
-            netns: pod.netns_path,
-            enrolled_at: pod.enrolled_at,
-            backend: pod.backend,
-        });
+        let policy = match maps.policy(cookie)? {
+            Some(policy) => Some(policy_of_maps(maps, cookie, &policy, attached_to)?),
+            None => None,
+        };
+        let inbound_attached = inbound_attached(pins, cookie);
+        pods.push(PodView::of(pod, policy, inbound_attached, &maps.counters(cookie)?));
     }
     Ok(pods)
 }

@@ -60,12 +60,33 @@ impl Ebpf {
         self.datapath.tells_interfaces()
     }
 
+    /// What became of a pod's netns, which its link hangs on.
+    fn netns_of(&self, pod: &Enrolled, link: Option<u64>) -> Netns {
+        netns_of(pod, link, |netns| self.cookie_of(netns).is_ok_and(|cookie| cookie == pod.cookie))
+    }
+
     /// Attaches the inbound program of a pod whose link was lost, if its netns is where it was.
     fn reattach(&mut self, pod: &Enrolled, policy: &PodPolicy) -> Result<(), EnrolError> {
         let netns = steps::open_netns(pod).ok_or_else(|| {
             EnrolError::NotEnrolled(format!("{} is not the pod's netns any more", pod.netns_path))
         })?;
         Ok(self.datapath.attach_netns(Instance::of(pod.cookie, policy), netns.as_fd())?)
+    }
+
+    /// Whether a netns that lives has a policy and an inbound program: somebody took the pod's record, and not the pod.
+    fn is_redirected(&self, cookie: NetnsCookie) -> Result<bool, EnrolError> {
+        let lives = self.datapath.netns_of_link(cookie).is_some_and(|inode| inode != 0);
+        Ok(lives && self.datapath.maps.policy(cookie)?.is_some())
+    }
+
+    fn reattach_or_report(&mut self, pod: &Enrolled, policy: &PodPolicy, why: &str) {
+        let (name, cookie) = (pod.full_name(), pod.cookie);
+        match self.reattach(pod, policy) {
+            Ok(()) => tracing::warn!(pod = %name, cookie, why, "attached its inbound program again"),
+            Err(error) => {
+                tracing::error!(pod = %name, cookie, why, %error, "its inbound program is not ours");
+            }
+        }
     }
 
     /// Gives an enrolled pod back what it has lost: after a CHECK that failed, the way out is another ADD.
@@ -121,8 +142,7 @@ impl Ebpf {
         if steps::has_proxy(policy, listeners) {
             steps::end_before_proxy(&mut self.datapath, pod);
         }
-        steps::adopt(&mut self.datapath, pod, policy, &borrow(pod, listeners)?);
-        Ok(())
+        Ok(steps::adopt(&mut self.datapath, pod, policy, &borrow(pod, listeners)?)?)
     }
 
     /// Looks for listeners once more: one that began to listen after the first look and before there was a
@@ -165,12 +185,23 @@ impl Backend for Ebpf {
     fn recall(&mut self) -> Result<Vec<Enrolled>, EnrolError> {
         let mut lists = self.datapath.maps.list_entries()?;
         let records = self.datapath.maps.enrolments()?;
-        // A link that a DEL could not reach, because the bpffs was not mounted where the agent was.
         for cookie in self.datapath.pins().netns_cookies()? {
-            if records.binary_search_by_key(&cookie, |(known, _)| *known).is_err() {
-                tracing::warn!(cookie, "removed the inbound program of a pod that nobody knows");
-                self.datapath.detach_netns(cookie)?;
+            if records.binary_search_by_key(&cookie, |(known, _)| *known).is_ok() {
+                continue;
             }
+            if self.is_redirected(cookie)? {
+                tracing::warn!(cookie, "redirects a pod whose record is gone: it is found if it runs");
+                lists.remove(&cookie);
+                continue;
+            }
+            // A link that a DEL could not reach, because the bpffs was not mounted where the agent was; or one to a
+            // pod without a record that has gone by now.
+            tracing::warn!(cookie, "removed what was left of a pod that nobody knows");
+            self.datapath.maps.remove_policy(cookie)?;
+            self.datapath.maps.end_before_proxy(cookie)?;
+            self.datapath.maps.remove_proxy_container(cookie)?;
+            self.datapath.maps.remove_counters(cookie)?;
+            self.datapath.detach_netns(cookie)?;
         }
         let pods = records
             .into_iter()
@@ -189,7 +220,7 @@ impl Backend for Ebpf {
     fn take_over(&mut self, pod: &Enrolled) -> Result<Found, EnrolError> {
         let (cookie, name) = (pod.cookie, pod.full_name());
         let Some(policy) = self.datapath.maps.policy(cookie)? else {
-            if netns_of(pod, self.datapath.netns_of_link(cookie)) == Netns::Gone {
+            if self.netns_of(pod, self.datapath.netns_of_link(cookie)) == Netns::Gone {
                 tracing::warn!(pod = %name, cookie, "removed what was left of an enrolment");
                 return Ok(Found::Leftover);
             }
@@ -199,16 +230,12 @@ impl Backend for Ebpf {
         };
         match self.datapath.refresh_netns(Instance::of(cookie, &policy)) {
             Ok(true) => tracing::info!(pod = %name, cookie, "took over"),
-            Ok(false) => {
+            Ok(false) if self.netns_of(pod, Some(0)) == Netns::Gone => {
                 tracing::info!(pod = %name, cookie, "its netns is gone");
                 return Ok(Found::Leftover);
             }
-            Err(error) => match self.reattach(pod, &policy) {
-                Ok(()) => tracing::warn!(pod = %name, cookie, %error, "attached its inbound program again"),
-                Err(second) => {
-                    tracing::error!(pod = %name, cookie, %error, %second, "its inbound program is not ours");
-                }
-            },
+            Ok(false) => self.reattach_or_report(pod, &policy, "it was detached"),
+            Err(error) => self.reattach_or_report(pod, &policy, &error.to_string()),
         }
         Ok(Found::Kept)
     }

@@ -81,14 +81,18 @@ impl Node {
     }
 
     /// A pod that cannot be looked at keeps what it has.
-    pub fn refresh_or_report(&mut self, cookie: NetnsCookie) {
+    fn refresh_or_report(&mut self, cookie: NetnsCookie) {
         if let Err(error) = self.refresh(cookie) {
             let pod = self.registry.get(cookie).map(super::Enrolled::full_name).unwrap_or_default();
             tracing::error!(%pod, %error, "bring its addresses up to date");
         }
     }
 
-    fn refresh(&mut self, cookie: NetnsCookie) -> Result<(), EnrolError> {
+    /// Looks at a pod anew.
+    ///
+    /// # Errors
+    /// If that cannot be done, or what has changed has no room; the pod keeps what it has.
+    pub fn refresh(&mut self, cookie: NetnsCookie) -> Result<(), EnrolError> {
         let Some(before) = self.registry.get(cookie).cloned() else { return Ok(()) };
         // Its DEL is on the way.
         let Some(netns) = steps::open_netns(&before) else { return Ok(()) };

@@ -4,7 +4,7 @@
 //! Called by: the reconciler, for one pod after the other.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use veer_common::maps::NetnsCookie;
@@ -111,13 +111,21 @@ impl Node {
     }
 }
 
-/// What became of the netns of a pod whose link, if there is one, hangs on `link`.
-pub(super) fn netns_of(pod: &Enrolled, link: Option<u64>) -> plan::Netns {
-    // A link tells for certain; a path may lead to another netns that has got the number of one that is gone.
+/// What became of the netns of a pod whose link, if there is one, hangs on `link`. `is_same` tells of a netns whether it
+/// has the pod's cookie.
+pub(super) fn netns_of(
+    pod: &Enrolled,
+    link: Option<u64>,
+    is_same: impl FnOnce(BorrowedFd<'_>) -> bool,
+) -> plan::Netns {
+    let here = steps::open_netns(pod);
+    // A link tells that its netns lives. One that hangs on nothing was detached, or its netns is gone; a path may lead
+    // to another netns then that has got the number of that one.
     if link == Some(0) {
-        return plan::Netns::Gone;
+        let lives = here.is_some_and(|netns| is_same(netns.as_fd()));
+        return if lives { plan::Netns::Here } else { plan::Netns::Gone };
     }
-    if steps::open_netns(pod).is_some() {
+    if here.is_some() {
         return plan::Netns::Here;
     }
     // Where the directory is not there either, this is no place to look from.

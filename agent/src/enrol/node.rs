@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot};
 use veer_common::cni::{Attachment, PodReference, ValidAttachment};
@@ -25,6 +24,7 @@ use crate::model::{BackendName, Capture, Origins};
 use crate::platform::netlink::changes::NetnsNumber;
 use crate::platform::netlink::{self, Listener};
 use crate::platform::netns::{NetnsId, NetnsThread};
+use crate::wall_clock;
 
 /// Requests that wait for the thread: a node starts 16 pods at once at the most, the rest waits in
 /// the plugins.
@@ -228,7 +228,7 @@ impl Node {
         if fit == BackendName::Nftables && backend == BackendName::Ebpf && self.backends.chosen() != fit {
             return Err(EnrolError::NeedsRules(before.map(Enrolled::full_name).unwrap_or_default()));
         }
-        let since = before.map_or_else(unix_time, |before| before.enrolled_at);
+        let since = before.map_or_else(wall_clock::seconds, |before| before.enrolled_at);
         let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), backend, since);
         let is_known = before.is_some();
         let joining = Joining {
@@ -323,8 +323,4 @@ impl Node {
             listeners,
         })
     }
-}
-
-fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

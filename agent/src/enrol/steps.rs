@@ -12,6 +12,7 @@ use veer_common::maps::{Enrolment, PodPolicy, PortListKey, PortSet, SocketRecord
 
 use super::error::EnrolError;
 use super::registry::Enrolled;
+use crate::platform::bpf::BpfError;
 use crate::platform::bpf::load::{Datapath, Instance};
 use crate::platform::listeners::Borrowed;
 use crate::platform::netlink::{self, Listener};
@@ -130,7 +131,7 @@ fn take(hands: &mut Hands<'_>, step: Step, target: &Target<'_>) -> Result<(), En
         Step::Netns => {
             hands.datapath.attach_netns(Instance::of(cookie, &target.policy), target.netns.as_fd())?;
         }
-        Step::Listeners => adopt(hands.datapath, target.pod, &target.policy, &target.listeners),
+        Step::Listeners => adopt(hands.datapath, target.pod, &target.policy, &target.listeners)?,
         Step::BeforeProxy if target.awaits_proxy => maps.begin_before_proxy(cookie)?,
         Step::BeforeProxy => {}
         Step::Policy => maps.insert_policy(cookie, &target.policy)?,
@@ -217,7 +218,15 @@ pub fn end_before_proxy(datapath: &mut Datapath, pod: &Enrolled) {
 /// Registers listeners that the TCP_LISTEN hook did not see.
 ///
 /// A listener that the kernel does not take (Go's are MPTCP) is reported and left out, as by the hook.
-pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, policy: &PodPolicy, listeners: &[Borrowed]) {
+///
+/// # Errors
+/// `Full`: then those that are left have no room.
+pub fn adopt(
+    datapath: &mut Datapath,
+    pod: &Enrolled,
+    policy: &PodPolicy,
+    listeners: &[Borrowed],
+) -> Result<(), BpfError> {
     for Borrowed { listener, socket } in listeners {
         if listener.port == policy.dns_port && policy.flags & flag::DNS_CAPTURE == 0 {
             continue;
@@ -226,7 +235,7 @@ pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, policy: &PodPolicy, listen
         let is_proxys = listener.uid == policy.proxy_uid;
         let cgroup = known.map(|record| record.cgroup).filter(|id| *id != 0).or(listener.cgroup);
         if is_proxys && policy.flags & flag::BY_CONTAINER != 0 {
-            adopt_container(datapath, pod, cgroup);
+            adopt_container(datapath, pod, cgroup)?;
         }
         // Its record does not tell: it outlives an enrolment, and the slots do not.
         if datapath.maps.listeners(pod.cookie, listener.port).contains(&listener.cookie) {
@@ -239,21 +248,25 @@ pub fn adopt(datapath: &mut Datapath, pod: &Enrolled, policy: &PodPolicy, listen
         let (name, port) = (pod.full_name(), listener.port.get());
         match datapath.maps.insert_listener(&record, listener.port, socket.as_fd(), is_proxys) {
             Ok(()) => tracing::info!(pod = %name, port, "took over a listener older than the enrolment"),
+            Err(full @ BpfError::Full { .. }) => return Err(full),
             Err(error) => tracing::warn!(pod = %name, port, %error, "a listener that cannot be taken over"),
         }
     }
+    Ok(())
 }
 
 /// Makes the container of an older listener the proxy's, where that counts and nobody is yet.
-fn adopt_container(datapath: &mut Datapath, pod: &Enrolled, cgroup: Option<u64>) {
+fn adopt_container(datapath: &mut Datapath, pod: &Enrolled, cgroup: Option<u64>) -> Result<(), BpfError> {
     let name = pod.full_name();
     match cgroup.map(|id| datapath.maps.adopt_proxy_container(pod.cookie, id)) {
         Some(Ok(())) => {}
+        Some(Err(full @ BpfError::Full { .. })) => return Err(full),
         Some(Err(error)) => tracing::error!(pod = %name, %error, "keep which container is the proxy's"),
         None => {
             tracing::warn!(pod = %name, "the container of a listener cannot be told: it is not the proxy's");
         }
     }
+    Ok(())
 }
 
 /// Whether iptables would have sent a connection to where the socket is bound: what the TCP_LISTEN hook asks

@@ -66,14 +66,12 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
         lists: &mut Lists,
     ) -> Result<(), EnrolError> {
         let lists = lists.remove(&cookie).unwrap_or_default();
-        let actions = self.answerer.node.run(move |node| {
-            // Reports of changes may have been lost.
-            node.refresh_or_report(cookie);
-            node.examine(cookie, &lists)
-        });
-        let actions = actions.await??;
+        // Reports of changes may have been lost.
+        let looked = self.answerer.node.run(move |node| (node.refresh(cookie), node.examine(cookie, &lists)));
+        let (refreshed, actions) = looked.await?;
+        let actions = actions?;
         if actions.is_empty() {
-            return Ok(());
+            return refreshed;
         }
         let capture = self.capture(pod, &actions).await;
         let done = self.answerer.node.run(move |node| node.heal(cookie, capture.as_ref())).await??;
@@ -81,7 +79,7 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
         if !done.is_empty() && done != [Action::Forget] {
             tracing::warn!(pod = %repair::name(pod), "brought back: {}", findings(&done));
         }
-        Ok(())
+        refreshed
     }
 
     /// What the manifest asks for, where only that tells what was lost.

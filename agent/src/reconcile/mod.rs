@@ -14,7 +14,7 @@ mod repair;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use veer_common::cni::PodReference;
@@ -27,6 +27,7 @@ use crate::cluster::notice::NoticeKind;
 use crate::cni::answer::Answerer;
 use crate::platform::netns::NetnsThread;
 use crate::source::PodSource;
+use crate::wall_clock;
 
 /// How long news of pods is gathered before they are looked at.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -123,7 +124,7 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
         let missing = self.missing().await;
         self.repair_all(&missing, backoff, &mut problems).await;
         backoff.keep_only(|name| problems.iter().any(|unrepaired| unrepaired.pod == name));
-        let ended_at = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
+        let ended_at = Some(wall_clock::seconds());
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Look { ended_at, unrepaired: problems };
     }
 

@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tracing::{info, warn};
 use veer_common::cni::PodReference;
@@ -22,6 +22,7 @@ use veer_common::cni::PodReference;
 use super::{FileError, PodSource, SourceError, SourceHealth, UnreadableManifest};
 use crate::model::Pod;
 use crate::model::manifest::MAX_MANIFEST_BYTES;
+use crate::wall_clock;
 
 /// A directory of pod manifests.
 #[derive(Clone, Debug)]
@@ -291,7 +292,7 @@ fn parse(file: File) -> Result<Pod, FileError> {
 
 fn is_young(metadata: &Metadata) -> bool {
     // A time in the future is as doubtful.
-    let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+    let age = metadata.modified().ok().and_then(wall_clock::age_of);
     age.is_none_or(|age| age < RACY)
 }
 

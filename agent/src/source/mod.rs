@@ -7,7 +7,6 @@ mod kube;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +14,7 @@ use thiserror::Error;
 use veer_common::cni::PodReference;
 
 use crate::model::{ManifestError, Pod};
+use crate::wall_clock;
 
 pub use self::directory::Directory;
 pub use self::kube::Kube;
@@ -134,8 +134,7 @@ impl SourceHealth {
     /// For people: `synced, 12 pods`.
     pub fn text(&self) -> String {
         let problem = self.problem.as_deref().unwrap_or_default();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        let seconds = now.saturating_sub(self.since);
+        let seconds = wall_clock::seconds().saturating_sub(self.since);
         let pods = self.pods;
         match self.state {
             SourceState::Synced => format!("synced, {pods} pods"),

@@ -38,7 +38,7 @@ fn veer_netns(context: SkLookupContext) -> u32 {
     let reads_interface = unsafe { core::ptr::read_volatile(&raw const READS_INTERFACE) };
     let interface = if reads_interface != 0 { lookup.interface() } else { 0 };
     if maps::set_arrival(&Arrival { cookie, interface, _reserved: 0 }) {
-        maps::jump_to_inbound(&context);
+        maps::jump_to_inbound(&context, lookup.computed_zero());
     }
     // Only reached without a program to jump to. The pod is enrolled: nothing goes past its proxy.
     SK_DROP

@@ -48,6 +48,9 @@ struct Options {
     /// Supplementary group, any number of them
     #[arg(long, requires = "uid")]
     group: Vec<u32>,
+    /// Capabilities, as bits, that the program is to have for all that; only root's has them
+    #[arg(long, requires = "uid", default_value_t = 0)]
+    keep: u64,
     /// Capability, as a bit, that the program is not to have; any number of them
     #[arg(long, conflicts_with = "uid")]
     without: Vec<u64>,
@@ -105,7 +108,8 @@ fn main() -> Result<()> {
         shift_clocks(seconds)?;
     }
     if let (Some(uid), Some(gid)) = (options.uid, options.gid) {
-        become_nobody_special(uid, gid, &options.group)?;
+        let keep = CapabilitySet::from_bits_retain(options.keep);
+        become_nobody_special(uid, gid, &options.group, keep)?;
     }
     // What a program of root's gets when it is executed is limited by the bounding set.
     for bit in &options.without {
@@ -154,21 +158,21 @@ fn environment() -> Result<Vec<CString>> {
 
 /// The bounding set first, because that takes a capability; the rest goes with the user, and what root
 /// would keep goes by hand.
-fn become_nobody_special(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
+fn become_nobody_special(uid: u32, gid: u32, groups: &[u32], keep: CapabilitySet) -> Result<()> {
     let last: u32 = fs::read_to_string("/proc/sys/kernel/cap_last_cap")
         .context("read /proc/sys/kernel/cap_last_cap")?
         .trim()
         .parse()
         .context("parse /proc/sys/kernel/cap_last_cap")?;
-    for capability in (0..=last).map(|number| CapabilitySet::from_bits_retain(1 << number)) {
+    let all = (0..=last).map(|number| CapabilitySet::from_bits_retain(1 << number));
+    for capability in all.filter(|capability| !keep.contains(*capability)) {
         remove_capability_from_bounding_set(capability).context("empty the bounding set")?;
     }
     let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
     setgroups(&groups).context("set the supplementary groups")?;
     setgid(Gid::from_raw(gid)).with_context(|| format!("become group {gid}"))?;
     setuid(Uid::from_raw(uid)).with_context(|| format!("become user {uid}"))?;
-    let none = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).context("drop all capabilities")?;
     clear_ambient_capability_set().context("clear the ambient capabilities")?;
     set_no_new_privs(true).context("set no_new_privs")

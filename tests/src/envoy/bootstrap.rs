@@ -15,11 +15,23 @@ const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 const GATEWAY: &str = "behind-the-gateway";
 const BLACK_HOLE: &str = "BlackHoleCluster";
 
+/// The mark of what an Envoy sends with its client's address; Istio's own.
+const MARK: u32 = 1337;
+
+/// How inbound connections come to an Envoy, and what its app is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Inbound {
+    /// By a redirection; the app sees Envoy.
+    Redirected,
+    /// As they are; the app sees the client.
+    Transparent,
+}
+
 /// The whole bootstrap.
-pub(super) fn bootstrap(access_log: &Path, http_ports: &[u16]) -> Value {
+pub(super) fn bootstrap(access_log: &Path, http_ports: &[u16], inbound_by: Inbound) -> Value {
     let outbound = loggers(access_log, Direction::Outbound);
     let inbound = loggers(access_log, Direction::Inbound);
-    let mut listeners = vec![virtual_outbound(&outbound), virtual_inbound(&inbound, http_ports)];
+    let mut listeners = vec![virtual_outbound(&outbound), virtual_inbound(&inbound, http_ports, inbound_by)];
     listeners.extend(http_ports.iter().map(|port| outbound_http(&outbound, *port)));
     let mut clusters = vec![passthrough(), black_hole(), inbound_cluster(INBOUND_PASSTHROUGH)];
     clusters.extend(http_ports.iter().map(|port| inbound_cluster(&inbound_name(*port))));
@@ -39,7 +51,7 @@ pub(super) fn gateway(access_log: &Path, port: u16, upstream: SocketAddr) -> Val
             "listeners": [{
                 "name": format!("0.0.0.0_{port}"),
                 "address": address("0.0.0.0", port),
-                "filter_chains": [{"filters": [http(&format!("outbound_0.0.0.0_{port}"), GATEWAY, &log)]}],
+                "filter_chains": [{"filters": [http(&format!("outbound_0.0.0.0_{port}"), GATEWAY, &log, true)]}],
             }],
             "clusters": [{
                 "name": GATEWAY,
@@ -75,32 +87,43 @@ fn outbound_http(log: &Value, port: u16) -> Value {
         "address": address("0.0.0.0", port),
         "additional_addresses": [{"address": address("::", port)}],
         "bind_to_port": false,
-        "filter_chains": [{"filters": [http(&format!("outbound_0.0.0.0_{port}"), PASSTHROUGH, log)]}],
+        "filter_chains": [{"filters": [http(&format!("outbound_0.0.0.0_{port}"), PASSTHROUGH, log, true)]}],
     })
 }
 
 /// 15006 chooses a filter chain by the dialled port.
-fn virtual_inbound(log: &Value, http_ports: &[u16]) -> Value {
+fn virtual_inbound(log: &Value, http_ports: &[u16], by: Inbound) -> Value {
     let mut chains = vec![to_itself("virtualInbound-blackhole", INBOUND_PORT)];
     chains.extend(http_ports.iter().map(|port| {
         json!({
             "name": format!("0.0.0.0_{port}"),
             "filter_chain_match": {"destination_port": port},
-            "filters": [http(&format!("inbound_0.0.0.0_{port}"), &inbound_name(*port), log)],
+            "filters": [http(&format!("inbound_0.0.0.0_{port}"), &inbound_name(*port), log, false)],
         })
     }));
+    let mut filters = vec![json!({
+        "name": "envoy.filters.listener.original_dst",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+        },
+    })];
+    if by == Inbound::Transparent {
+        filters.push(json!({
+            "name": "envoy.filters.listener.original_src",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc",
+                "mark": MARK,
+            },
+        }));
+    }
     chains.push(json!({"name": "virtualInbound", "filters": [tcp(INBOUND_PASSTHROUGH, log)]}));
     json!({
         "name": "virtualInbound",
         "traffic_direction": "INBOUND",
         "address": address("0.0.0.0", INBOUND_PORT),
         "additional_addresses": [{"address": address("::", INBOUND_PORT)}],
-        "listener_filters": [{
-            "name": "envoy.filters.listener.original_dst",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
-            },
-        }],
+        "transparent": by == Inbound::Transparent,
+        "listener_filters": filters,
         "access_log": log,
         "filter_chains": chains,
     })
@@ -127,7 +150,8 @@ fn tcp(cluster: &str, log: &Value) -> Value {
     })
 }
 
-fn http(stat_prefix: &str, cluster: &str, log: &Value) -> Value {
+/// Outbound routes tell how often a request was tried, as Istio's do: so the app hears whether one came that way.
+fn http(stat_prefix: &str, cluster: &str, log: &Value, counts_attempts: bool) -> Value {
     json!({
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
@@ -140,6 +164,7 @@ fn http(stat_prefix: &str, cluster: &str, log: &Value) -> Value {
                 "virtual_hosts": [{
                     "name": "allow_any",
                     "domains": ["*"],
+                    "include_request_attempt_count": counts_attempts,
                     "routes": [{"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s"}}],
                 }],
             },

@@ -69,7 +69,8 @@ impl Census {
         Ok((last, leak))
     }
 
-    fn differs_by(&self, before: &Self) -> Leak {
+    /// What there is more or less of than before.
+    pub(crate) fn differs_by(&self, before: &Self) -> Leak {
         let names = || self.entries.keys().chain(before.entries.keys());
         let of = |counts: &Counts, name: &str| counts.get(name).copied().unwrap_or_default();
         let mut names: Vec<_> = names().copied().collect();

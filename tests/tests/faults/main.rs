@@ -1,13 +1,13 @@
 //! The fault suite: what breaks on a node breaks here, under a steady load of requests through real Envoys.
 //!
-//! Nothing may get lost, no pod may be left in a wrong state, and nothing may leak. A program of its own rather
-//! than tests, because its table is for people. It takes a part of a fault's name, as a test does, and ends
-//! like one. With `VEER_LONG` set (`cargo xtask test faults`) it does ten times as much; `VEER_SEED` chooses
-//! the same moments again, as far as the machine lets it.
+//! Nothing may get lost, no pod may be left in a wrong state, and nothing may leak; that the suite would see it if it
+//! did is tried first ([`counting`]). With `VEER_LONG` set (`cargo xtask test faults`) it does ten times as much;
+//! `VEER_SEED` chooses the same moments again, as far as the machine lets it.
 
 mod agents;
 mod bpf;
 mod census;
+mod counting;
 mod load;
 mod node;
 mod plugins;
@@ -17,7 +17,6 @@ mod stage;
 mod stream;
 mod table;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Instant;
@@ -25,6 +24,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use veer_tests::agent::Agent;
 use veer_tests::cgroup::Cgroup;
+use veer_tests::harness::{self, Harness, Outcome, say};
 use veer_tests::wait;
 
 use census::Census;
@@ -32,11 +32,6 @@ use load::Load;
 use scene::Scene;
 use stage::{Extent, Stage, Told};
 use table::Row;
-
-/// One line on stdout. Whoever closes it early does not want the rest.
-macro_rules! say {
-    ($($text:tt)*) => { drop(writeln!(io::stdout(), $($text)*)) };
-}
 
 /// Something that breaks.
 struct Fault {
@@ -61,56 +56,25 @@ const FAULTS: [Fault; 13] = [
 ];
 
 fn main() -> ExitCode {
-    match perform() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("faults: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    harness::run("faults", perform)
 }
 
-fn perform() -> Result<bool> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // What the usual harness is asked by tools that list tests.
-    if arguments.iter().any(|argument| argument == "--list") {
-        return Ok(true);
-    }
-    let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let is_asked = |fault: &&Fault| {
-        filter.is_none_or(|part| "faults".contains(part.as_str()) || fault.name.contains(part.as_str()))
-    };
-    let faults: Vec<&Fault> = FAULTS.iter().filter(is_asked).collect();
-    let started = Instant::now();
-    say!("\nrunning {} faults", faults.len());
+fn perform(harness: &Harness) -> Result<Outcome> {
+    let faults = harness.choose(FAULTS.iter().collect(), |fault| fault.name);
+    say(&format!("\nrunning {} faults", faults.len()));
     let rows = if faults.is_empty() { Vec::new() } else { run(&faults)? };
-    let failed = rows.iter().filter(|row| !row.is_well()).count();
     if !rows.is_empty() {
-        say!("\n{}", table::render(&rows));
+        say(&format!("\n{}", table::render(&rows)));
     }
-    say!(
-        "\ntest result: {}. {} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out; \
-         finished in {:.2}s\n",
-        if failed == 0 { "ok" } else { "FAILED" },
-        rows.len() - failed,
-        FAULTS.len() - rows.len(),
-        started.elapsed().as_secs_f64()
-    );
-    Ok(failed == 0)
-}
-
-fn seed() -> Result<u64> {
-    match std::env::var("VEER_SEED") {
-        Ok(seed) => seed.parse().context("VEER_SEED is not a number"),
-        Err(_not_set) => Ok(fastrand::u64(..)),
-    }
+    let failed = rows.iter().filter(|row| !row.is_well()).count();
+    let filtered_out = FAULTS.len() - rows.len();
+    Ok(Outcome { passed: rows.len() - failed, failed, filtered_out, is_complete: true })
 }
 
 fn run(faults: &[&Fault]) -> Result<Vec<Row>> {
-    let extent = if std::env::var_os("VEER_LONG").is_some() { Extent::FULL } else { Extent::LEAN };
-    let seed = seed()?;
-    say!("the same moments again: VEER_SEED={seed}");
+    let extent = if harness::is_long() { Extent::FULL } else { Extent::LEAN };
+    let seed = harness::seed()?;
+    say(&format!("the same moments again: VEER_SEED={seed}"));
     let cgroup = Cgroup::new()?;
     let mut agent = Agent::start(&cgroup)?;
     let scene = Scene::set(&agent, &cgroup)?;
@@ -128,9 +92,10 @@ fn run(faults: &[&Fault]) -> Result<Vec<Row>> {
         let wrong = stage.wrong_pods();
         anyhow::ensure!(wrong.is_empty(), "before the first fault: {}", wrong.join("; "));
         let before = count(&stage)?;
+        say(&format!("  {}", counting::try_out(&mut stage, &before)?));
         let row = |fault: &&Fault| {
             let row = endure(fault, &mut stage, &before)?;
-            say!("  {}", table::progress(&row));
+            say(&format!("  {}", table::progress(&row)));
             Ok(row)
         };
         faults.iter().map(row).collect()

@@ -168,7 +168,7 @@ pub(crate) fn clocks(stage: &mut Stage<'_>) -> Result<Told> {
     stage.forget(&pods)?;
     Ok(Told {
         times: 2,
-        seen: "monotonic clocks, by a time namespace; the wall clock is the machine's".to_owned(),
+        seen: "monotonic clocks, by a time namespace; the wall clock: cargo xtask vm".to_owned(),
     })
 }
 

@@ -13,6 +13,8 @@ use super::load::Worker;
 
 /// The header that an Envoy gives a request which has none.
 const BY_ENVOY: &str = "x-request-id";
+/// The header that the Envoy of the client's own pod gives it.
+const BY_OWN_ENVOY: &str = "x-envoy-attempt-count";
 /// Where an Envoy dials its own app from.
 const PASSTHROUGH: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)), IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6))];
@@ -69,6 +71,9 @@ impl Requests<'_> {
         ensure!(response.status == 200, "status {}", response.status);
         let echo: Echo = serde_json::from_slice(&response.body).context("decode the app's answer")?;
         ensure!(echo.headers.contains_key(BY_ENVOY), "no Envoy was on the way: {:?}", echo.headers);
+        let by_own = echo.headers.contains_key(BY_OWN_ENVOY);
+        let has_own = matches!(self.client, Client::App(_));
+        ensure!(by_own == has_own, "whether the client's own Envoy was on the way: {:?}", echo.headers);
         let by_sidecar = PASSTHROUGH.contains(&echo.peer.ip());
         ensure!(by_sidecar == (self.served == Served::BySidecar), "the app was reached from {}", echo.peer);
         Ok(())

@@ -1,8 +1,7 @@
 //! The differential matrix: every connection under istio-init's own rules, under each backend of veer, and
 //! explained. Every cell must agree, but for the improvements that are named; and the backends must count the same.
 //!
-//! A program of its own rather than tests, because its table is for people. It takes a policy's name, or a
-//! part of names as a test does, and ends like one. With `VEER_LONG` set (`cargo xtask test --long`) it makes up
+//! With `VEER_LONG` set (`cargo xtask test --long`) it makes up
 //! further policies; `VEER_SEED` makes it the same ones again.
 
 mod cell;
@@ -17,18 +16,13 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use veer_tests::harness::{self, Harness, Outcome, say};
 
 use judge::IMPROVEMENTS;
 use policy::Policy;
 use run::{Backend, Tally};
-
-/// One line on stdout. Whoever closes it early does not want the rest.
-macro_rules! say {
-    ($($text:tt)*) => { drop(writeln!(io::stdout(), $($text)*)) };
-}
 
 /// What a run of the usual size has at least.
 const LEAST_CELLS: usize = 2000;
@@ -36,59 +30,31 @@ const LEAST_CELLS: usize = 2000;
 const RANDOM_POLICIES: usize = 200;
 
 fn main() -> ExitCode {
-    match perform() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("matrix: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    harness::run("matrix", perform)
 }
 
-fn perform() -> Result<bool> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // What the usual harness is asked by tools that list tests.
-    if arguments.iter().any(|argument| argument == "--list") {
-        return Ok(true);
-    }
-    let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
+fn perform(harness: &Harness) -> Result<Outcome> {
     let known = all_policies()?;
-    let is_name = known.iter().any(|policy| Some(&policy.name) == filter);
-    let is_asked = |policy: &Policy| {
-        filter.is_none_or(|part| {
-            let is_part = "matrix".contains(part.as_str()) || policy.name.contains(part.as_str());
-            if is_name { policy.name == *part } else { is_part }
-        })
-    };
     let count = known.len();
-    let policies: Vec<Policy> = known.into_iter().filter(is_asked).collect();
-    let started = Instant::now();
-    say!("\nrunning {} policies of the matrix", policies.len());
+    let policies = harness.choose(known, |policy| policy.name.as_str());
+    say(&format!("\nrunning {} policies of the matrix", policies.len()));
     let tallies = run_all(&policies)?;
     let failed = report(&policies, &tallies)?;
     let cells: usize = tallies.iter().flatten().map(|tally| tally.cells).sum();
-    let complete = filter.is_some() || cells >= LEAST_CELLS;
-    let verdict = if failed == 0 && complete { "ok" } else { "FAILED" };
-    say!(
-        "\ntest result: {verdict}. {} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out; \
-         finished in {:.2}s\n",
-        policies.len() - failed,
-        count - policies.len(),
-        started.elapsed().as_secs_f64()
-    );
-    Ok(failed == 0 && complete)
+    Ok(Outcome {
+        passed: policies.len() - failed,
+        failed,
+        filtered_out: count - policies.len(),
+        is_complete: !harness.asks_for_all() || cells >= LEAST_CELLS,
+    })
 }
 
 /// Those of every run, and in a long one as many again as are made up.
 fn all_policies() -> Result<Vec<Policy>> {
     let mut policies = policy::all();
-    if std::env::var_os("VEER_LONG").is_some() {
-        let seed = match std::env::var("VEER_SEED") {
-            Ok(seed) => seed.parse().context("VEER_SEED is not a number")?,
-            Err(_not_set) => fastrand::u64(..),
-        };
-        say!("\nthe random policies again: VEER_SEED={seed}");
+    if harness::is_long() {
+        let seed = harness::seed()?;
+        say(&format!("\nthe random policies again: VEER_SEED={seed}"));
         let mut random = fastrand::Rng::with_seed(seed);
         policies.extend((0..RANDOM_POLICIES).map(|number| policy::random(number, &mut random)));
     }
@@ -105,7 +71,7 @@ fn run_all(policies: &[Policy]) -> Result<Vec<Vec<Tally>>> {
             scope.spawn(|| {
                 while let Some(policy) = policies.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = run::policy(policy, &connections, &datagrams);
-                    say!("  {} {}", policy.name, outcome(&result));
+                    say(&format!("  {} {}", policy.name, outcome(&result)));
                     results.lock().unwrap_or_else(PoisonError::into_inner).push((&policy.name, result));
                 }
             });

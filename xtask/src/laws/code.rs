@@ -1,4 +1,4 @@
-//! The laws on what code names: pure modules, network namespaces, processes.
+//! The laws on what code names: pure modules, network namespaces, processes, the wall clock.
 
 use super::rust::{self, Named, Names};
 use super::{Source, Violation};
@@ -41,6 +41,8 @@ const NETNS: &str = "agent/src/platform/netns.rs";
 const TEST_KIT: &str = "tests/src/";
 /// setns(2) as the crates call it.
 const ENTERS_NAMESPACE: [&str; 3] = ["setns", "move_into_link_name_space", "move_into_thread_name_spaces"];
+/// The one place of what runs on nodes that reads the wall clock.
+const WALL_CLOCK: &str = "agent/src/wall_clock.rs";
 /// Written in two parts, so that this file does not break its own law.
 const OWN_NETNS: &str = concat!("/proc/self", "/ns/net");
 
@@ -53,6 +55,7 @@ pub(super) fn judge(source: &Source) -> Vec<Violation> {
                 netns_is_entered_in_one_place,
                 own_netns_is_per_thread,
                 platform_starts_processes,
+                the_wall_clock_is_read_in_one_place,
             ];
             laws.iter().flat_map(|law| law(source, &names)).collect()
         }
@@ -111,6 +114,17 @@ fn platform_starts_processes(source: &Source, names: &Names) -> Vec<Violation> {
         source.violation(path.line, format!("`{}`: only platform/ starts processes", path.text))
     };
     names.paths.iter().filter(starts).map(violation).collect()
+}
+
+fn the_wall_clock_is_read_in_one_place(source: &Source, names: &Names) -> Vec<Violation> {
+    let path = &source.path;
+    let is_on_nodes = ["agent/src/", "cni-plugin/src/"].iter().any(|place| path.starts_with(place));
+    let is_bound = is_on_nodes && path != WALL_CLOCK && !is_test_file(path);
+    let reads = |path: &&Named| is_bound && !path.in_test && path.text.ends_with("SystemTime::now");
+    let violation = |path: &Named| {
+        source.violation(path.line, format!("`{}`: it jumps; Instant waits, {WALL_CLOCK} tells", path.text))
+    };
+    names.paths.iter().filter(reads).map(violation).collect()
 }
 
 /// Whether the path is `module` or below it: also once `module.rs` has become a directory.
@@ -211,5 +225,15 @@ mod tests {
         assert_eq!(lines("agent/src/platform/nft.rs", bad), [0; 0]);
         assert_eq!(lines("xtask/src/demo.rs", bad), [0; 0]);
         assert_eq!(lines("agent/src/main.rs", "use std::process::ExitCode;"), [0; 0]);
+    }
+
+    #[test]
+    fn the_wall_clock_is_read_where_it_is_told_and_in_tests() {
+        let bad = "use std::time::SystemTime;\nfn f() { SystemTime::now(); }";
+        assert_eq!(lines("agent/src/reconcile/mod.rs", bad), [2]);
+        assert_eq!(lines("cni-plugin/src/client.rs", bad), [2]);
+        for path in ["agent/src/wall_clock.rs", "agent/src/source/directory/tests.rs", "tests/src/wait.rs"] {
+            assert_eq!(lines(path, bad), [0; 0], "{path}");
+        }
     }
 }

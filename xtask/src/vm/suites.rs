@@ -41,6 +41,7 @@ const FULL: Programs = &[
     ("doctor", 2400),
     ("monitor", 1200),
     ("uninstall", 2400),
+    ("clocks", 1800),
     ("socket_lb", 1200),
     ("userns", 1200),
 ];

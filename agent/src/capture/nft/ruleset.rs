@@ -32,11 +32,22 @@ pub struct Ruleset {
 impl Ruleset {
     /// What open connections need of it, and no more: without a NAT chain in a netns, or without a rule that needs
     /// connection tracking, the kernel stops translating the addresses of connections that it has redirected (seen
-    /// on Linux 6.18; `nf_nat_unregister_fn` and `nf_ct_netns_put`). Such a rule is the only one left.
+    /// on Linux 6.18; `nf_nat_unregister_fn` and `nf_ct_netns_put`). Such a rule is the only one left there. A proxy
+    /// that shows its app the client's address (TPROXY) gets the app's answers by their mark alone: what carries marks
+    /// from connection to packet and back stays, and so does the way of marked packets.
     #[must_use]
     pub fn drained(&self) -> Self {
-        let translates = |chain: &&Chain| chain.base.is_some_and(|base| base.kind == Kind::Nat);
         let tracks = || Rule { matches: vec![Match::State(State::New)], statements: vec![Statement::Accept] };
+        let carries_mark = |rule: &&Rule| {
+            rule.statements.iter().any(|done| matches!(done, Statement::SaveMark | Statement::RestoreMark))
+        };
+        let rules = |chain: &Chain| match chain.base?.kind {
+            Kind::Nat => Some(vec![tracks()]),
+            Kind::Filter | Kind::Route => {
+                let marking: Vec<_> = chain.rules.iter().filter(carries_mark).cloned().collect();
+                (!marking.is_empty()).then_some(marking)
+            }
+        };
         let drained = |table: &Table| Table {
             family: table.family,
             counters: Vec::new(),
@@ -44,11 +55,10 @@ impl Ruleset {
             chains: table
                 .chains
                 .iter()
-                .filter(translates)
-                .map(|chain| Chain { rules: vec![tracks()], ..chain.clone() })
+                .filter_map(|chain| Some(Chain { rules: rules(chain)?, ..chain.clone() }))
                 .collect(),
         };
-        Self { tables: self.tables.iter().map(drained).collect(), marks: false }
+        Self { tables: self.tables.iter().map(drained).collect(), marks: self.marks }
     }
 }
 

@@ -62,6 +62,7 @@ fn a_pod_with_tproxy() {
     let ruleset = Ruleset::of(&capture, false);
     assert!(ruleset.marks);
     assert_snapshot!(ruleset.to_string());
+    assert!(ruleset.drained().marks);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use veer_common::maps::{Counters, NetnsCookie};
 use veer_common::reason::COUNTERS;
 
 use super::super::Failure;
-use super::{PodView, faults, policy_view, reasons, totals};
+use super::{PodView, policy_view};
 use crate::capture::{InterfaceAddress, Links};
 use crate::enrol::record::Record;
 use crate::enrol::steps;
@@ -56,21 +56,7 @@ fn pod(netns: &NetnsThread, cookie: NetnsCookie, record: &Record) -> PodView {
         let listeners = |port| sockets.get(&port).copied().unwrap_or_default();
         policy = Some(policy_view(&entries.policy, false, listeners));
     }
-    PodView {
-        netns_cookie: cookie,
-        netns_inode: pod.netns.inode,
-        inbound_attached: has_rules,
-        policy,
-        totals: totals(&counters),
-        reasons: reasons(&counters),
-        faults: faults(&counters),
-        namespace: pod.pod.namespace,
-        name: pod.pod.name,
-        container_id: pod.container_id,
-        netns: pod.netns_path,
-        enrolled_at: pod.enrolled_at,
-        backend: pod.backend,
-    }
+    PodView::of(pod, policy, has_rules, &counters)
 }
 
 fn look(netns: &NetnsThread, file: &impl AsFd, record: &Record) -> Option<Inside> {

@@ -9,7 +9,6 @@ use veer_common::maps::{PodPolicy, flag};
 
 use super::{DEFAULT_PORTS, Ebpf};
 use crate::enrol::error::EnrolError;
-use crate::enrol::heal::netns_of;
 use crate::enrol::registry::Enrolled;
 use crate::plan::{Action, Netns, Observed};
 use crate::platform::bpf::load::Instance;
@@ -26,7 +25,7 @@ impl Ebpf {
         let link = self.datapath.netns_of_link(pod.cookie);
         let maps = &self.datapath.maps;
         let policy = maps.policy(pod.cookie)?;
-        let netns = netns_of(pod, link);
+        let netns = self.netns_of(pod, link);
         let missing = policy.map_or(0, |policy| self.unregistered(pod, &policy, listeners).len());
         Ok(Observed {
             netns,

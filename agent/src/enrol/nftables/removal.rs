@@ -2,16 +2,17 @@
 //!
 //! A DEL need not care for those: the pod is about to go. Called by: `uninstall`.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{Nftables, families};
+use super::Nftables;
 use crate::capture::Links;
 use crate::enrol::backend::Backend;
 use crate::enrol::error::EnrolError;
 use crate::enrol::record::Record;
 use crate::enrol::registry::Enrolled;
 use crate::enrol::steps;
-use crate::platform::netlink::{self, marks};
+use crate::platform::netlink;
 use crate::platform::nft;
 
 /// What is left of a pod's rules.
@@ -19,7 +20,7 @@ use crate::platform::nft;
 pub enum Withdrawn {
     /// Nothing.
     Wholly,
-    /// Chains without rules, for the connections that are open.
+    /// Chains that redirect nothing, for the connections that are open.
     Drained,
 }
 
@@ -62,7 +63,14 @@ impl Nftables {
     fn has_connections(&self, record: &Record, netns: BorrowedFd<'_>) -> bool {
         let policy = record.map_entries(0, Vec::new(), &Links::default()).policy;
         let ports = steps::proxy_ports(&policy).map(veer_common::address::Port::get);
-        let connections = move || netlink::connections(|_address, port| ports.contains(&port));
+        let marks = record.ruleset().marks;
+        let connections = move || {
+            let own: Vec<_> = netlink::addresses()?.into_iter().map(|own| own.address).collect();
+            // Of a transparent proxy: they have the address that was dialled, or the client's, and any port.
+            let is_others = |address: IpAddr| !address.is_loopback() && !own.contains(&address);
+            let is_proxys = |address, port| ports.contains(&port) || (marks && is_others(address));
+            netlink::connections(|address, port| is_proxys(address.to_canonical(), port))
+        };
         !matches!(self.netns.run(netns, connections), Ok(Ok(0)))
     }
 
@@ -71,11 +79,6 @@ impl Nftables {
         let drained = ruleset.drained();
         let mut problems: Vec<EnrolError> =
             self.in_nft(netns, move || nft::apply(&drained)).err().into_iter().collect();
-        if ruleset.marks {
-            let families = families(&ruleset);
-            let take = move || marks::remove(&families);
-            problems.extend(self.inside(netns, "take the route of marked packets", take).err());
-        }
         if record.families.captures_v6 {
             let take = || match netlink::connections_from_passthrough_address()? {
                 0 => netlink::remove_passthrough_address(),

@@ -23,6 +23,7 @@ use super::held::{self, Held};
 use super::maps::Maps;
 use super::pins::{Pins, unpin};
 use super::replace::{self, Target};
+use super::restore;
 use super::sys::{self, AttachType};
 use crate::platform::netns::{self, NetnsError, NetnsThread};
 
@@ -162,6 +163,9 @@ impl Datapath {
     /// Whatever the kernel refuses; what was attached before stays attached, all of it.
     pub fn start(pins: Pins, cgroup: BorrowedFd<'_>, cgroup_id: u64) -> Result<Self, BpfError> {
         pins.create()?;
+        for name in restore::lost_maps(&pins)? {
+            tracing::warn!("the pin of map {name} was gone, and is back: a program had it");
+        }
         let target = Target { cgroup, id: cgroup_id };
         let build = build_id();
         let (maps, origin) = match replace::found(&pins, build, &target)? {

@@ -15,7 +15,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage};
 use nix::errno::Errno;
 use veer_common::address::Port;
 use veer_common::maps::{
-    Counters, Enrolment, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_LISTENER_SLOTS,
+    Counters, Enrolment, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_LISTENER_SLOTS, MAX_LISTENERS,
     MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy,
     PortListKey, PortSet, ProxyContainer, RangeMatch, Settings, SocketRecord, name,
 };
@@ -392,7 +392,7 @@ impl Maps {
     /// told apart, then a slot.
     ///
     /// # Errors
-    /// As the kernel says; ENOSPC when all slots are taken.
+    /// `Full`, or as the kernel says; ENOSPC when all slots of the port are taken.
     pub fn insert_listener(
         &mut self,
         record: &SocketRecord,
@@ -414,6 +414,10 @@ impl Maps {
             match sys::insert_socket(self.listeners_fd(), &key, socket) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                // As the kernel says that a sockhash is full.
+                Err(error) if error.raw_os_error() == Some(Errno::E2BIG as i32) => {
+                    return Err(BpfError::Full { map: name::LISTENERS, capacity: MAX_LISTENERS });
+                }
                 Err(source) => {
                     return Err(BpfError::RawMap { attempt: "write to", map: name::LISTENERS, source });
                 }

@@ -18,6 +18,7 @@ pub mod order;
 pub mod pins;
 pub mod query;
 mod replace;
+mod restore;
 pub mod sys;
 pub mod trial;
 
@@ -116,7 +117,7 @@ pub enum BpfError {
         problems: Vec<String>,
     },
     /// A map is full.
-    #[error("map {map} is full ({capacity} entries): this node holds no more; nothing of the pod was kept")]
+    #[error("map {map} is full ({capacity} entries): this node holds no more")]
     Full {
         /// Which map.
         map: &'static str,

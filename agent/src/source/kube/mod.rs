@@ -15,7 +15,7 @@ mod wire;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use kube::core::Request;
 use kube::core::params::GetParams;
@@ -32,6 +32,7 @@ use crate::cluster::client::{ApiError, ApiServer};
 use crate::cluster::node::Readiness;
 use crate::model::Pod;
 use crate::model::manifest::could_name_a_pod;
+use crate::wall_clock;
 
 /// How long an ADD waits for the watch to tell of its pod.
 const AWAITED: Duration = Duration::from_secs(2);
@@ -76,7 +77,7 @@ impl Kube {
             server,
             give_back,
             store: Store::new(),
-            standing: Mutex::new(Standing::new(SystemTime::now())),
+            standing: Mutex::new(Standing::new(wall_clock::now())),
             readiness: watch::Sender::new(None),
             asking: Semaphore::new(ASKED_AT_ONCE),
             counts: Counts::default(),
@@ -208,7 +209,7 @@ impl Inner {
 
     /// The server watches for us.
     fn succeeded(&self) {
-        let change = self.change(|standing| standing.succeeded(SystemTime::now()));
+        let change = self.change(|standing| standing.succeeded(wall_clock::now()));
         if let Some(Change::Synced(after)) = change {
             let pods = self.store.len();
             tracing::info!(node = %self.node, pods, after = after.as_secs_f32(), "the node's pods are known");
@@ -218,7 +219,7 @@ impl Inner {
     /// An attempt has failed, or the watch has broken.
     fn failed(&self, problem: String) {
         self.counts.failures.fetch_add(1, Ordering::Relaxed);
-        let change = self.change(|standing| standing.failed(SystemTime::now(), problem));
+        let change = self.change(|standing| standing.failed(wall_clock::now(), problem));
         if let Some(Change::Failing(problem)) = change {
             let pods = self.store.len();
             tracing::warn!(node = %self.node, pods, %problem, "the API server does not tell of changes; what is known stays");

@@ -6,12 +6,13 @@ use std::io::{ErrorKind, Write, stdout};
 use anyhow::{Context, Result};
 use nix::sys::utsname::uname;
 use rustix::process::setpriority_process;
+use veer_tests::supervise;
 
 use crate::order::Cpus;
 use crate::progress::Progress;
 use crate::report::{Machine, Report};
 use crate::scene::Scene;
-use crate::{Options, footprint, joining, paths, plot, supervise, table};
+use crate::{Options, footprint, joining, paths, plot, table};
 
 /// The strongest.
 const PRIORITY: i32 = -20;

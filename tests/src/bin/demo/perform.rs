@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::sys::utsname::uname;
-use rustix::process::{Signal, set_parent_process_death_signal};
+use veer_tests::supervise;
 
 use crate::counters::{self, Sent};
 use crate::node::{Lifetime, Node};
@@ -20,7 +20,7 @@ use crate::{Options, look_around, place, proof};
 
 /// Runs the demo. Exit code 0 if everything is true.
 pub(crate) fn perform(options: &Options) -> Result<ExitCode> {
-    set_parent_process_death_signal(Some(Signal::KILL)).context("ask to die with the supervisor")?;
+    supervise::be_supervised()?;
     let start = Instant::now();
     let speaker = Speaker { json: options.json, style: Style::for_stdout() };
     let lifetime = if options.keep { Lifetime::Kept } else { Lifetime::Demo };

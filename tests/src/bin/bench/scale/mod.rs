@@ -21,12 +21,13 @@ use veer_tests::cgroup::Cgroup;
 use veer_tests::launch::Launch;
 use veer_tests::pinned::Pinned;
 use veer_tests::pod::World;
+use veer_tests::supervise;
 
 use crate::footprint::{self, Memory};
 use crate::order::Cpus;
 use crate::progress::Progress;
 use crate::report::{Timing, milliseconds};
-use crate::{run, supervise};
+use crate::run;
 use connections::Comparison;
 use filling::Window;
 use kernel::Held;
