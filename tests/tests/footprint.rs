@@ -55,14 +55,16 @@ fn ticks(agent: &Agent) -> u64 {
     after_name.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
 }
 
+/// What it holds itself. Beside that its pages of the program count as resident, of which an unoptimised build has
+/// three times as many as one that is shipped: `cargo xtask bench` tells all of that one.
 #[test]
-fn with_two_pods_the_agent_has_less_than_30_mb_resident() {
+fn with_two_pods_the_agent_holds_less_than_10_mb() {
     let mesh = Mesh::new().unwrap();
     let _second = mesh.another_pod("second").unwrap();
     let status = fs::read_to_string(proc(&mesh.agent).join("status")).unwrap();
-    let resident = number(&status, "VmRSS");
-    eprintln!("resident: {resident} kB");
-    assert!(resident < 30 << 10, "{resident} kB");
+    let (own, resident) = (number(&status, "RssAnon"), number(&status, "VmRSS"));
+    eprintln!("its own: {own} kB, resident: {resident} kB");
+    assert!(own < 10 << 10, "{own} kB");
 }
 
 #[test]

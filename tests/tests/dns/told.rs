@@ -78,6 +78,7 @@ looked at before, none of which matched:
   5  proxy               uid 1000 is not the proxy's, 1337
   6  proxy-group         gid 1000 is not the proxy's, 1337
   7  owner-group         the node captures all groups
+  8  before-proxy        the node refuses what comes before the proxy
 "
     );
     let told = explain(&["--to=192.0.2.1:443", "--as=0:0", "--protocol=udp"]);
