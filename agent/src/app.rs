@@ -22,6 +22,7 @@ use crate::config::{AgentConfig, HealConfig, Place};
 use crate::control::{AgentStatus, Control};
 use crate::enrol::versions::OtherVersions;
 use crate::enrol::{EnrolError, Node, NodeHandle, follow};
+use crate::installer::watch::Installer;
 use crate::lock::{self, LockError};
 use crate::lookup::Lookup;
 use crate::model::BackendName;
@@ -133,6 +134,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let (handle, thread) = node.start().map_err(system("start the node's thread"))?;
     let choice::Granted { settings, identity_problem, before_proxy_problem } =
         choice::settings(config, backend);
+    let (installer, cni) = Installer::of(config, &admin);
     let status = AgentStatus {
         admin_addr: admin.scraped_at(),
         health_addr: admin.probed_at(),
@@ -156,24 +158,29 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         runs_before: Vec::new(),
         looked_at: None,
         unrepaired: Vec::new(),
+        cni: cni.borrow().clone(),
     };
     let lookup = Lookup { source: source.clone(), settings: settings.clone(), node: handle.clone() };
     let report = Report::default();
-    let control = Control::new(lookup, status, neighbours, Arc::clone(&report), notices.clone());
+    let control = Control::new(lookup, status, neighbours, Arc::clone(&report), notices.clone(), cni);
     let follower = changes.ok().map(|changes| (changes, handle.clone()));
     let answerer = Answerer { source, settings, node: handle, notices, metrics: admin.metrics.clone() };
     let answerer = Arc::new(answerer);
     let reconciler = reconciler(&config.heal, &admin, &answerer, netns, report);
-    let parts = Parts { pins, control, answerer, follower, reconciler, cluster, admin };
+    let parts = Parts { pins, control, answerer, follower, reconciler, cluster, admin, installer };
 
     runtime.block_on(serve(&config.place, parts))?;
     drop(runtime);
-    // Every handle is gone with the runtime's tasks, so the thread's queue has ended.
+    join(thread);
+    drop(lock);
+    Ok(())
+}
+
+/// Every handle is gone with the runtime's tasks, so the thread's queue has ended.
+fn join(thread: std::thread::JoinHandle<()>) {
     if thread.join().is_err() {
         tracing::error!("the node's thread panicked");
     }
-    drop(lock);
-    Ok(())
 }
 
 /// What brings back what is lost, and how far it is with that.
@@ -217,10 +224,11 @@ struct Parts {
     reconciler: Reconciler<Source>,
     cluster: Option<pods::Cluster>,
     admin: Admin,
+    installer: Installer,
 }
 
 async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
-    let Parts { pins, control, answerer, follower, reconciler, cluster, admin } = parts;
+    let Parts { pins, control, answerer, follower, reconciler, cluster, admin, installer } = parts;
     let listen = |path: PathBuf| {
         socket::listen(&path).map_err(|source| AppError::File { attempt: "listen on", path, source })
     };
@@ -249,6 +257,8 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));
     served.holds();
+    // Once somebody answers whom the runtime will call.
+    tasks.spawn(installer.serve(stop.clone()));
     tracing::info!(run_dir = %place.run_dir.display(), "ready");
 
     let received = tokio::select! {

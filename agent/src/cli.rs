@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
     version,
     about = "Puts pods into a service mesh without touching them: eBPF instead of istio-init",
     after_help = "Exit codes: 0 done, 64 usage or configuration, 69 no agent or datapath here, 70 failed, \
-                  75 `veer uninstall`: an agent runs, 126 `veer check`: the redirection is missing. `veer doctor` has 1 and 2 of its own."
+                  75 `veer uninstall`, `install-cni` and `uninstall-cni`: an agent runs, 126 `veer check`: the redirection is missing. `veer doctor` has 1 and 2 of its own."
 )]
 pub struct Cli {
     /// What to do.
@@ -24,7 +24,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the node's agent
-    Agent(AgentFlags),
+    Agent(Box<AgentFlags>),
     /// Show the node at a glance: agent, programs, pods
     Status(ReadFlags),
     /// List the enrolled pods, with where their connections went
@@ -40,6 +40,10 @@ pub enum Command {
     Doctor(DoctorFlags),
     /// Explain where a connection goes: the verdict, the rule, what gave the rule, and the rules before it
     Explain(ExplainFlags),
+    /// Put the plugin into the runtime's CNI configuration, once
+    InstallCni(InstallCniFlags),
+    /// Take the plugin out of the runtime's CNI configuration again
+    UninstallCni(UninstallCniFlags),
     /// Take everything of veer off this node: pods are no longer redirected
     Uninstall(UninstallFlags),
 }
@@ -85,6 +89,17 @@ pub struct AgentFlags {
     /// Where the agent is watched.
     #[command(flatten)]
     pub admin: AdminFlags,
+    /// Put the plugin into the runtime's CNI configuration and keep it there: off, or the mode; auto chooses it
+    #[arg(
+        long,
+        env = "VEER_CNI_INSTALL",
+        value_name = "off|auto|chained|owned|multus|dropin",
+        default_value = "off"
+    )]
+    pub cni_install: String,
+    /// Where and what.
+    #[command(flatten)]
+    pub cni: CniFlags,
     /// Least important messages that are logged: error, warn, info, debug or trace
     #[arg(long, env = "VEER_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
@@ -148,6 +163,103 @@ pub struct HealFlags {
     /// Time between two looks at everything, in seconds; what has failed is tried again sooner
     #[arg(long, env = "VEER_RECONCILE_INTERVAL", value_name = "SECONDS", default_value = "300")]
     pub reconcile_interval: String,
+}
+
+/// Where a runtime's CNI is.
+#[derive(Debug, Clone, Args)]
+pub struct CniPlaceFlags {
+    /// Directory of the runtime's CNI configuration; auto finds it
+    #[arg(long, env = "VEER_CNI_CONF_DIR", value_name = "auto|DIR", default_value = "auto")]
+    pub cni_conf_dir: String,
+    /// Directory of the runtime's CNI plugins; auto takes the one that belongs to the configuration
+    #[arg(long, env = "VEER_CNI_BIN_DIR", value_name = "auto|DIR", default_value = "auto")]
+    pub cni_bin_dir: String,
+}
+
+/// What is put into a runtime's CNI configuration, and where.
+#[derive(Debug, Clone, Args)]
+pub struct CniFlags {
+    /// Where the runtime's CNI is.
+    #[command(flatten)]
+    pub directories: CniPlaceFlags,
+    /// The plugin that is copied; absent: veer-cni beside this program
+    #[arg(long, env = "VEER_CNI_PLUGIN", value_name = "PATH")]
+    pub cni_plugin: Option<String>,
+    /// The file of the network that pods are to be redirected in; absent: the one that the runtime uses
+    #[arg(long, env = "VEER_CNI_PRIMARY", value_name = "FILE")]
+    pub cni_primary: Option<String>,
+}
+
+/// Flags of `veer install-cni`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    long_about = "Put the plugin into the runtime's CNI configuration, once.\n\n\
+        Copies veer-cni to where the runtime finds it, and then adds it to the network that the runtime uses, in the\n\
+        way that fits the node:\n\
+        chained: into the vendor's list; one plugin (.conf) becomes a list, and its file is put aside\n\
+        owned:   into a copy that sorts first, 00-00-veer.conflist; the vendor's file stays as it is\n\
+        multus:  into the list that Multus delegates to, never into Multus's own\n\
+        dropin:  into the directory beside the list that libcni 1.3 and newer read\n\
+        All other bytes of the vendors' files stay, the network's name and version among them. `veer agent\n\
+        --cni-install` does it at its start, and puts it right when a vendor writes its file anew.",
+    after_help = "Exit codes: 0 done, or nothing had to be; 64 usage; 69 there is no network yet, or its file is being written: \
+        run it again; 70 failed; 75 a running agent sees to it."
+)]
+pub struct InstallCniFlags {
+    /// Where things are.
+    #[command(flatten)]
+    pub place: PlaceFlags,
+    /// The mode; auto chooses it
+    #[arg(
+        long,
+        env = "VEER_CNI_INSTALL",
+        value_name = "auto|chained|owned|multus|dropin",
+        default_value = "auto"
+    )]
+    pub cni_install: String,
+    /// Where and what.
+    #[command(flatten)]
+    pub cni: CniFlags,
+    /// Namespaces whose pods start without the agent, separated by commas
+    #[arg(long, env = "VEER_EXCLUDE_NAMESPACES", value_name = "NAMES", default_value = "kube-system")]
+    pub exclude_namespaces: String,
+    /// Least important messages that the plugin logs: error, warn, info, debug or trace
+    #[arg(long, env = "VEER_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// Only tell what would be changed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `veer uninstall-cni`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    long_about = "Take the plugin out of the runtime's CNI configuration: the vendors' files are as they were, byte for byte.\n\n\
+        From then on pods start without veer. The plugin itself stays as long as pods are there that were attached with\n\
+        it, because some runtimes (CRI-O) call it when they go: it then succeeds without an agent. Run this again to\n\
+        remove it. To take veer off a node: end the agent, then this, then `veer uninstall`.",
+    after_help = "Exit codes: 0 done, or nothing was there; the plugin may have stayed, and the output says why; 64 usage; \
+        70 something could not be put back, run it again; 75 a running agent would put it in again."
+)]
+pub struct UninstallCniFlags {
+    /// Where things are.
+    #[command(flatten)]
+    pub place: PlaceFlags,
+    /// Where the runtime's CNI is.
+    #[command(flatten)]
+    pub directories: CniPlaceFlags,
+    /// Where the runtime's CNI keeps what it knows of attachments
+    #[arg(long, env = "VEER_CNI_CACHE", value_name = "DIR", default_value = "/var/lib/cni")]
+    pub cni_cache: String,
+    /// Only tell what would be changed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `veer check`.
@@ -309,7 +421,8 @@ pub struct ExplainFlags {
         those on their way to one arrive, for which it waits a second or two. It asks nothing, goes on after a\n\
         failure and names all of them, and may be run any number of times.\n\n\
         It does not touch the runtime's CNI configuration or the plugin: as long as veer-cni is in there, new pods\n\
-        cannot start without an agent. Nor does it touch pods: a sidecar goes with its pod.",
+        cannot start without an agent. `veer uninstall-cni` takes it out, and comes first. Nor does it touch pods: a\n\
+        sidecar goes with its pod.",
     after_help = "Exit codes: 0 all is gone, or nothing was there; 64 usage; 70 something could not be removed \
         (stderr names it; run it again); 75 an agent runs, and nothing was done."
 )]

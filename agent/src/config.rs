@@ -13,12 +13,14 @@ use crate::cli::{AgentFlags, PlaceFlags};
 use crate::model::{BackendName, BeforeProxy, OwnerGroups, ProxyIdentity};
 
 mod admin;
+mod cni;
 mod doctor;
 mod heal;
 mod kube;
 mod node;
 
 pub use admin::AdminConfig;
+pub use cni::{CniConfig, InstallCniConfig, UninstallCniConfig};
 pub use doctor::DoctorConfig;
 pub use heal::HealConfig;
 pub use kube::{KubeConfig, PodsFrom};
@@ -57,6 +59,8 @@ pub struct AgentConfig {
     pub heal: HealConfig,
     /// Where metrics and health are served.
     pub admin: AdminConfig,
+    /// How the plugin comes into the runtime's configuration.
+    pub cni: CniConfig,
     /// How the agent logs.
     pub log: LogConfig,
 }
@@ -212,6 +216,7 @@ impl AgentConfig {
         let before_proxy = node::before_proxy(&flags.capture, &mut errors);
         let heal = heal::parse(&flags.heal, &mut errors);
         let admin = admin::parse(&flags.admin, &mut errors);
+        let cni = cni::of_agent(&flags.cni_install, &flags.cni, &mut errors);
         let level = flags.log_level.parse().unwrap_or_else(|_unknown| {
             errors.push(LOG_LEVEL.invalid(&flags.log_level));
             tracing::Level::INFO
@@ -240,6 +245,7 @@ impl AgentConfig {
             before_proxy,
             heal,
             admin,
+            cni,
             log,
         })
     }
@@ -283,7 +289,7 @@ fn is_namespace(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{AdminFlags, CaptureFlags, HealFlags, KubeFlags};
+    use crate::cli::{AdminFlags, CaptureFlags, CniFlags, CniPlaceFlags, HealFlags, KubeFlags};
 
     pub(super) fn flags() -> AgentFlags {
         AgentFlags {
@@ -296,6 +302,8 @@ mod tests {
             capture: capture_flags("*", "127.0.0.1/32"),
             heal: heal_flags("/var/lib/cni", "300"),
             admin: admin_flags("0.0.0.0:15014"),
+            cni_install: "off".to_owned(),
+            cni: cni_flags("auto", None),
             log_level: "info".to_owned(),
             log_format: "text".to_owned(),
         }
@@ -307,6 +315,17 @@ mod tests {
 
     fn heal_flags(cache: &str, interval: &str) -> HealFlags {
         HealFlags { cni_cache: cache.to_owned(), reconcile_interval: interval.to_owned() }
+    }
+
+    fn cni_flags(directory: &str, primary: Option<&str>) -> CniFlags {
+        CniFlags {
+            directories: CniPlaceFlags {
+                cni_conf_dir: directory.to_owned(),
+                cni_bin_dir: directory.to_owned(),
+            },
+            cni_plugin: primary.map(|_| "veer-cni".to_owned()),
+            cni_primary: primary.map(str::to_owned),
+        }
     }
 
     fn capture_flags(groups: &str, loopback: &str) -> CaptureFlags {
@@ -350,6 +369,8 @@ mod tests {
             capture: capture_flags("staff", "10.0.0.0/8"),
             heal: heal_flags("cni", "0"),
             admin: admin_flags("15014"),
+            cni_install: "yes".to_owned(),
+            cni: cni_flags("net.d", Some("a/10-b.conflist")),
             log_level: "loud".to_owned(),
             log_format: "xml".to_owned(),
         };
@@ -370,6 +391,12 @@ mod tests {
 --cni-cache (or VEER_CNI_CACHE): \"cni\" is not an absolute path
 --reconcile-interval (or VEER_RECONCILE_INTERVAL): \"0\" is not a number of seconds, 1-86400
 --admin-addr (or VEER_ADMIN_ADDR): \"15014\" is not off, or an address and a port such as 0.0.0.0:15014 or [::1]:0
+--cni-install (or VEER_CNI_INSTALL): \"yes\" is not one of off, auto, chained, owned, multus, dropin
+--cni-conf-dir (or VEER_CNI_CONF_DIR): \"net.d\" is not auto or an absolute path
+--cni-bin-dir (or VEER_CNI_BIN_DIR): \"net.d\" is not auto or an absolute path
+--cni-plugin (or VEER_CNI_PLUGIN): \"veer-cni\" is not an absolute path
+--cni-primary (or VEER_CNI_PRIMARY): \"a/10-b.conflist\" is not the name of a file below --cni-conf-dir that ends in \
+.conf, .conflist or .json
 --log-level (or VEER_LOG_LEVEL): \"loud\" is not one of error, warn, info, debug, trace
 --log-format (or VEER_LOG_FORMAT): \"xml\" is not text or json"
         );

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use veer_common::cni::PodReference;
@@ -25,6 +25,7 @@ use veer_common::reason::Reason;
 
 use crate::cluster::notice::{NoticeCounts, Notices};
 use crate::enrol::{Enrolled, NodeHandle};
+use crate::installer::InstallState;
 use crate::lookup::Lookup;
 use crate::model::BackendName;
 use crate::platform::bpf::events::Events;
@@ -111,6 +112,8 @@ pub struct AgentStatus {
     pub looked_at: Option<u64>,
     /// Pods that have lost something, or run without redirection, and could not be repaired by that look.
     pub unrepaired: Vec<Unrepaired>,
+    /// Whether the plugin is in the runtime's configuration, as far as the agent sees to it.
+    pub cni: InstallState,
 }
 
 /// A line of `veer monitor`.
@@ -179,6 +182,7 @@ pub struct Control<S> {
     neighbours: Option<Neighbours>,
     report: Report,
     notices: Notices,
+    cni: watch::Receiver<InstallState>,
     lines: broadcast::Sender<Line>,
     watchers: Arc<AtomicUsize>,
 }
@@ -191,10 +195,21 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
         neighbours: Option<Neighbours>,
         report: Report,
         notices: Notices,
+        cni: watch::Receiver<InstallState>,
     ) -> Arc<Self> {
         let (lines, _nobody) = broadcast::channel(BACKLOG);
         let node = lookup.node.clone();
-        Arc::new(Self { node, lookup, status, neighbours, report, notices, lines, watchers: Arc::default() })
+        Arc::new(Self {
+            node,
+            lookup,
+            status,
+            neighbours,
+            report,
+            notices,
+            cni,
+            lines,
+            watchers: Arc::default(),
+        })
     }
 
     /// Serves questions until `stop`.
@@ -242,6 +257,7 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
             self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let source = self.lookup.source.health();
         let pod_events = self.notices.counts();
+        let cni = self.cni.borrow().clone();
         AgentStatus {
             source,
             pod_events,
@@ -249,6 +265,7 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
             runs_before,
             looked_at,
             unrepaired,
+            cni,
             ..self.status.clone()
         }
     }

@@ -24,6 +24,7 @@ pub mod doctor;
 pub mod enrol;
 pub mod explain;
 pub mod install;
+pub mod installer;
 pub mod locate;
 pub mod lock;
 pub mod lookup;

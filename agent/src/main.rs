@@ -64,6 +64,8 @@ fn run(command: Command) -> Result<u8, Failure> {
         }
         Command::Check(flags) => commands::check::run(&flags),
         Command::Explain(flags) => commands::explain::run(&flags),
+        Command::InstallCni(flags) => commands::install_cni::install(&flags),
+        Command::UninstallCni(flags) => commands::install_cni::uninstall(&flags),
         Command::Uninstall(flags) => commands::uninstall::run(&flags),
     }
     .map(|()| 0)

@@ -67,6 +67,7 @@ pub struct Launch {
     mounts: Option<PathBuf>,
     has_own_mounts: bool,
     clock_offset: Option<i64>,
+    is_traced: bool,
 }
 
 impl Default for Launch {
@@ -88,6 +89,7 @@ impl Launch {
             bpf_gate: None,
             has_own_mounts: false,
             clock_offset: None,
+            is_traced: false,
             mounts: None,
         }
     }
@@ -156,6 +158,14 @@ impl Launch {
         self
     }
 
+    /// Stopped before its program does anything, and traced by whoever starts it: see
+    /// [`Traced`](crate::traced::Traced).
+    #[must_use]
+    pub const fn traced(mut self) -> Self {
+        self.is_traced = true;
+        self
+    }
+
     /// It outlives the test. Else the kernel kills it when the thread that started it ends.
     #[must_use]
     pub const fn surviving(mut self) -> Self {
@@ -191,6 +201,9 @@ impl Launch {
         }
         if let Some(seconds) = self.clock_offset {
             command.arg(format!("--clock-offset={seconds}"));
+        }
+        if self.is_traced {
+            command.arg("--traced");
         }
         if !self.survives {
             command.arg("--die-with-parent");

@@ -6,7 +6,7 @@
 //! ([`pinned`], [`filling`]), what the kernel holds of it
 //! ([`objects`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real plugin ([`plugin`]) and Envoy
 //! ([`envoy`]), an app ([`http`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), a gate
-//! before bpf(2) ([`bpf_gate`], [`seccomp`]), load ([`load`],
+//! before bpf(2) ([`bpf_gate`], [`seccomp`]), a process that stops at each system call ([`traced`]), load ([`load`],
 //! [`dst_server`], [`jam`]), a real Kubernetes ([`kube`]), and what a program needs that is run by people
 //! ([`supervise`]) or as a test ([`harness`]).
 //! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
@@ -52,6 +52,7 @@ pub mod seccomp;
 pub mod socket_lb;
 pub mod socket_maker;
 pub mod supervise;
+pub mod traced;
 pub mod userns;
 pub mod veth;
 pub mod wait;

@@ -217,6 +217,7 @@ fn status_shows_the_node_and_ends_with_0_when_all_is_well() {
         "beforeProxy",
         "build",
         "cgroup",
+        "cni",
         "enrolled",
         "excludeNamespaces",
         "healthAddr",

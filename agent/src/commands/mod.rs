@@ -1,10 +1,12 @@
 //! The operator's commands, one file each, and what they share.
 //!
-//! Owns: what is printed. Never does: change anything; `uninstall` has that done by the room of its name.
+//! Owns: what is printed. Never does: change anything; `uninstall`, `install-cni` and `uninstall-cni` have that done by
+//! the rooms `uninstall` and `installer`.
 
 pub mod check;
 pub mod doctor;
 pub mod explain;
+pub mod install_cni;
 pub mod monitor;
 pub mod pods;
 pub mod status;

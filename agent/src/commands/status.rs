@@ -9,6 +9,8 @@ use super::{Failure, ask, broken_off, enrolments, place, print_json};
 use crate::cli::ReadFlags;
 use crate::control::{AgentStatus, Question};
 use crate::enrol::versions::{OtherVersion, OtherVersions};
+use crate::install::Placed;
+use crate::installer::{InstallState, Phase, Writer};
 use crate::model::BeforeProxy;
 use crate::platform::bpf::load::build_text;
 use crate::platform::bpf::maps::Maps;
@@ -127,6 +129,7 @@ fn render(status: &NodeStatus) -> String {
                     .iter()
                     .map(|Unrepaired { pod, problem }| format!("warning    {pod}: {problem}")),
             );
+            lines.extend(cni(&agent.cni));
             lines.extend(agent.runs_before.iter().map(|program| format!("warning    {program}")));
         }
         None => lines
@@ -165,6 +168,26 @@ fn render(status: &NodeStatus) -> String {
     lines.push(format!("faults     {}", status.faults));
     lines.push(String::new());
     lines.join("\n")
+}
+
+fn cni(state: &InstallState) -> Vec<String> {
+    let InstallState { phase, directory, placed, problem, other_writer, .. } = state;
+    let mut lines = vec![match (phase, placed) {
+        (Phase::Off, _) => {
+            "cni        somebody else puts the plugin into the runtime's configuration".to_owned()
+        }
+        (Phase::Installed, Some(Placed { mode, file, network, .. })) => {
+            format!("cni        in {directory}/{file} ({mode}), for the network {network}")
+        }
+        _ => format!("cni        not in {directory}, pods that start now are not redirected"),
+    }];
+    lines.extend(problem.iter().map(|problem| format!("warning    {problem}")));
+    lines.extend(placed.iter().flat_map(|placed| &placed.notes).map(|note| format!("warning    {note}")));
+    lines.extend(other_writer.iter().map(|Writer { file, vendor, times, .. }| {
+        let who = vendor.as_deref().unwrap_or("somebody");
+        format!("warning    {who} took it out by writing {file}, {times} times since the agent started")
+    }));
+    lines
 }
 
 fn uptime(started_at: u64) -> String {

@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::cni::{BIN_DIR, CONF_DIR};
 use super::{CGROUP, ConfigErrors, Place, Setting, absolute};
 use crate::cli::DoctorFlags;
 use crate::platform::probe::Where;
-
-const CNI_CONF_DIR: Setting = Setting("--cni-conf-dir", "VEER_CNI_CONF_DIR", "auto or an absolute path");
-const CNI_BIN_DIR: Setting = Setting("--cni-bin-dir", "VEER_CNI_BIN_DIR", "auto or an absolute path");
 
 /// Where `veer doctor` looks.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,8 +34,8 @@ impl DoctorConfig {
         };
         let config = Self {
             cgroup: auto(&CGROUP, &flags.cgroup),
-            cni_conf_dir: auto(&CNI_CONF_DIR, &flags.cni_conf_dir),
-            cni_bin_dir: auto(&CNI_BIN_DIR, &flags.cni_bin_dir),
+            cni_conf_dir: auto(&CONF_DIR, &flags.cni_conf_dir),
+            cni_bin_dir: auto(&BIN_DIR, &flags.cni_bin_dir),
             place,
         };
         if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }

@@ -79,6 +79,13 @@ pub fn is_ours(text: &str) -> bool {
     whose(text) == Whose::Ours
 }
 
+/// Whether a list was made by [`wrap`], and so is ours as a whole.
+pub fn is_wrap(text: &str) -> bool {
+    let mark =
+        |keys: Keys<'_>| keys.get(MARK.0).is_some_and(|value| value.get() == format!("\"{}\"", MARK.1));
+    keys(text).is_ok_and(mark)
+}
+
 /// The list with `entry` in it, once: where it already is, else as the last plugin. A list that the operator has put
 /// an entry into gets none.
 ///
@@ -138,7 +145,8 @@ pub fn wrap(text: &str, entry: &str) -> Result<String, TextError> {
     let version = raw("cniVersion").map(|raw| format!("  \"cniVersion\": {raw},\n")).unwrap_or_default();
     let plugin = text.trim_matches([' ', '\t', '\r', '\n']);
     Ok(format!(
-        "{{\n  \"name\": {name},\n{version}  \"loadOnlyInlinedPlugins\": true,\n  \"plugins\": [\n{plugin},\n    {entry}\n  ]\n}}\n"
+        "{{\n  \"name\": {name},\n{version}  \"loadOnlyInlinedPlugins\": true,\n  \"{}\": \"{}\",\n  \"plugins\": [\n{plugin},\n    {entry}\n  ]\n}}\n",
+        MARK.0, MARK.1
     ))
 }
 

@@ -94,6 +94,7 @@ impl Directory {
     #[must_use]
     pub fn cleaned(&self) -> Self {
         let mut clean = Self::default();
+        let is_ours = |name: &str, file: &File| is_ours(name, file) || self.is_wrap(name, file);
         for (name, file) in self.files.iter().filter(|(name, file)| !is_ours(name, file)) {
             let vendors = name.strip_suffix(MOVED_BY_CILIUM).unwrap_or(name);
             let without = file.text().filter(|_text| vendors.ends_with(".conflist"));
@@ -105,7 +106,7 @@ impl Directory {
         for (aside, original) in &self.files {
             let Some(name) = aside.strip_suffix(ASIDE) else { continue };
             let list = list_beside(name);
-            let is_wrapped = self.text(&list).is_some_and(|text| text::present(text) == Present::Ours);
+            let is_wrapped = self.files.get(&list).is_some_and(|file| self.is_wrap(&list, file));
             if clean.files.contains_key(name) {
                 // Its vendor has written it anew.
                 clean.files.remove(aside);
@@ -114,11 +115,18 @@ impl Directory {
                 clean.files.insert(name.to_owned(), original.clone());
             }
             // Else somebody has put a list of his own in the place of ours. What we have put aside is not thrown away.
-            if is_wrapped {
-                clean.files.remove(&list);
-            }
         }
         clean
+    }
+
+    /// Whether a list stands for one plugin, of which there is the file, in its place or put aside.
+    fn is_wrap(&self, name: &str, file: &File) -> bool {
+        let Some(stem) = name.strip_suffix(".conflist") else { return false };
+        let originals = [".conf", ".json"].map(|ending| format!("{stem}{ending}"));
+        let is_there = |original: &String| {
+            self.files.contains_key(original) || self.files.contains_key(&format!("{original}{ASIDE}"))
+        };
+        file.text().is_some_and(text::is_wrap) && originals.iter().any(is_there)
     }
 
     /// The files that name our plugin, wherever in them.

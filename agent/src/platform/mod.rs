@@ -2,11 +2,15 @@
 //!
 //! Owns: [`bpf`] (objects, pins, links, maps), [`netns`] (entering, identity), [`netlink`] (addresses),
 //! [`listeners`] (sockets older than the agent), [`cgroup`] (where pods live), [`redirection`] (a trial of it, in a pod),
-//! [`probe`] (what a node can, and who else is there), [`runtime`] (which pods run).
+//! [`probe`] (what a node can, and who else is there), [`runtime`] (which pods run), [`cnidir`] (the runtime's configuration, changed file by file), [`inotify`] (that it has
+//! changed), [`attachments`] (who was attached with our plugin).
 //! Never does: decide what a pod gets. Called by: `enrol`, `app` and the commands.
 
+pub mod attachments;
 pub mod bpf;
 pub mod cgroup;
+pub mod cnidir;
+pub mod inotify;
 pub mod listeners;
 pub mod netlink;
 pub mod netns;

@@ -7,7 +7,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -18,6 +18,7 @@ use clap::Parser;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::ptrace;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, fexecve, setgid, setgroups, setuid};
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -69,6 +70,9 @@ struct Options {
     /// Be killed when the thread that started this ends
     #[arg(long)]
     die_with_parent: bool,
+    /// Be traced by whoever started this
+    #[arg(long)]
+    traced: bool,
     /// The program and its arguments
     #[arg(last = true, required = true)]
     program: Vec<String>,
@@ -76,7 +80,7 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let (program, arguments) = options.program.split_first().context("no program")?;
+    let program = options.program.first().context("no program")?;
     // Opened as who we are: the way to it may be root's alone, as everything below /root is.
     let executable = if program.contains('/') {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
@@ -123,10 +127,20 @@ fn main() -> Result<()> {
     if let Some(gate) = &options.bpf_gate {
         bpf_gate::go_before(gate)?;
     }
+    if options.traced {
+        // From here on it stops when the program is executed.
+        ptrace::traceme().context("be traced")?;
+    }
+    execute(executable, &options.program)
+}
+
+/// Becomes the program; returns only if that fails.
+fn execute(executable: Option<OwnedFd>, command: &[String]) -> Result<()> {
+    let (program, arguments) = command.split_first().context("no program")?;
     match executable {
         Some(file) => {
             let environment = environment()?;
-            let arguments = options.program.iter().map(|text| CString::new(text.as_str()));
+            let arguments = command.iter().map(|text| CString::new(text.as_str()));
             let arguments =
                 arguments.collect::<Result<Vec<_>, _>>().context("an argument has a zero byte")?;
             match fexecve(file, &arguments, &environment) {

@@ -81,7 +81,7 @@ fn what_is_no_list_is_refused_in_words() {
 fn a_plugin_stands_in_its_list_as_it_was_written() {
     let text = "{ \"cniVersion\": \"0.3.1\",\n  \"type\": \"x\", \"name\": \"n\\u00e9\", \"n\": 1.50 }\n";
     let expected = format!(
-        "{{\n  \"name\": \"n\\u00e9\",\n  \"cniVersion\": \"0.3.1\",\n  \"loadOnlyInlinedPlugins\": true,\n  \"plugins\": [\n{},\n    {OURS}\n  ]\n}}\n",
+        "{{\n  \"name\": \"n\\u00e9\",\n  \"cniVersion\": \"0.3.1\",\n  \"loadOnlyInlinedPlugins\": true,\n  \"installedBy\": \"veer\",\n  \"plugins\": [\n{},\n    {OURS}\n  ]\n}}\n",
         text.trim()
     );
     assert_eq!(wrap(text, OURS).as_deref(), Ok(expected.as_str()));

@@ -89,6 +89,17 @@ proptest! {
         };
         let worked = before.candidates().next().and_then(|name| before.network(name)).is_some_and(|network| network.is_ok());
         let after = taken(&before, &planned.steps, |state| if worked { works(state) });
+        let mut between = before.clone();
+        for step in &planned.steps {
+            between.take(step);
+            let finished = taken(&between, &plan(&between, &wish).unwrap().steps, |_| {});
+            prop_assert_eq!(&finished, &after, "interrupted, and done again");
+        }
+        let mut between = after.clone();
+        for step in &removal(&after) {
+            between.take(step);
+            prop_assert_eq!(&taken(&between, &removal(&between), |_| {}), &before, "interrupted, and removed again");
+        }
         taken(&after, &removal(&after), |state| if worked { works(state) });
     }
 

@@ -1,13 +1,14 @@
 //! The runtime's CNI configuration, as it lies on the node.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, eaccess};
 
 use super::Where;
 use crate::doctor::facts::{Cni, ConfigFile, Problem};
+use crate::platform::cnidir::content;
 
 /// Where runtimes look, and where they find their plugins: what the distributions ship.
 const KNOWN: [(&str, &str); 5] = [
@@ -18,17 +19,13 @@ const KNOWN: [(&str, &str); 5] = [
     // GKE. In two parts: it looks like a place of one machine.
     ("/etc/cni/net.d", concat!("/home", "/kubernetes/bin")),
 ];
-/// Files that are read, and bytes of each.
+/// Files that are read.
 const MOST_FILES: usize = 64;
-const MOST_BYTES: u64 = 1 << 20;
 
 /// The configuration.
 pub fn cni(place: &Where) -> Cni {
-    let (directory, others) = match &place.cni_conf_dir {
-        Some(directory) => (directory.clone(), Vec::new()),
-        None => found(),
-    };
-    let plugins = place.cni_bin_dir.clone().unwrap_or_else(|| plugins_beside(&directory));
+    let others = if place.cni_conf_dir.is_some() { Vec::new() } else { found().1 };
+    let (directory, plugins) = directories(place.cni_conf_dir.as_deref(), place.cni_bin_dir.as_deref());
     Cni {
         files: files(&directory).map_err(Problem::from),
         directory: directory.display().to_string(),
@@ -37,6 +34,13 @@ pub fn cni(place: &Where) -> Cni {
             .map_err(|errno| io::Error::from(errno).into()),
         plugins: plugins.display().to_string(),
     }
+}
+
+/// Where the runtime's configuration is, and its plugins: as they are named, or found.
+pub fn directories(conf_dir: Option<&Path>, bin_dir: Option<&Path>) -> (PathBuf, PathBuf) {
+    let directory = conf_dir.map_or_else(|| found().0, Path::to_owned);
+    let plugins = bin_dir.map_or_else(|| plugins_beside(&directory), Path::to_owned);
+    (directory, plugins)
 }
 
 /// The first known directory with a configuration in it, and all others that have one.
@@ -72,18 +76,13 @@ fn names(directory: &Path) -> io::Result<Vec<String>> {
 
 fn files(directory: &Path) -> io::Result<Vec<ConfigFile>> {
     let read = |name: String| ConfigFile {
-        content: content(&directory.join(&name)).map_err(|error| format!("cannot be read: {error}")),
+        content: text(&directory.join(&name)).map_err(|error| format!("cannot be read: {error}")),
         name,
     };
     Ok(names(directory)?.into_iter().take(MOST_FILES).map(read).collect())
 }
 
-fn content(path: &Path) -> io::Result<String> {
-    // A pipe in its place would make us wait for ever.
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is no file"));
-    }
-    let mut content = String::new();
-    File::open(path)?.take(MOST_BYTES).read_to_string(&mut content)?;
-    Ok(content)
+/// As text, which it has to be.
+fn text(path: &Path) -> io::Result<String> {
+    String::from_utf8(content(path)?).map_err(|_not_text| io::Error::other("it is no UTF-8"))
 }

@@ -7,6 +7,7 @@
 
 pub mod cgroups;
 pub mod cni;
+pub mod libcni;
 pub mod namespaces;
 pub mod places;
 pub mod process;
