@@ -11,6 +11,7 @@ use veer_tests::agent::Agent;
 use veer_tests::backend::{Backend, Kept};
 use veer_tests::load;
 use veer_tests::mesh::{APP, Listeners, Mesh, PATIENCE, dial, dial_from_world};
+use veer_tests::netns::NetNs;
 use veer_tests::on_each_backend;
 use veer_tests::pinned::Pinned;
 use veer_tests::pod::{REMOTE_V4, TestPod};
@@ -42,12 +43,12 @@ const CAPTURED: (&str, &str) = ("outbound", "inbound");
 
 /// How often connections are counted that the proxy got. Where NAT would give one the addresses of another that has
 /// just ended, its SYN is lost, sent again and counted again; the kernel counts those, too (`TCPSynRetrans`).
-fn counted(backend: Backend, pod: &TestPod, accepted: u64) -> u64 {
+fn counted(backend: Backend, clients: &NetNs, accepted: u64) -> u64 {
     if backend == Backend::Ebpf {
         return accepted;
     }
     let read = || std::fs::read_to_string("/proc/thread-self/net/netstat");
-    let text = pod.netns().run(read).unwrap().unwrap();
+    let text = clients.run(read).unwrap().unwrap();
     let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("TcpExt:")).collect();
     let mut counters = rows[0].split(' ').zip(rows[1].split(' '));
     let repeated = counters.find(|(name, _)| *name == "TCPSynRetrans").unwrap().1;
@@ -66,7 +67,7 @@ fn killing_the_agent_while_connections_are_opened_changes_nothing(backend: Backe
         progress.wait_for(500).unwrap();
     })
     .unwrap();
-    let out = counted(backend, pod, out);
+    let (out, back) = (counted(backend, pod.netns(), out), counted(backend, world.netns(), back));
     let pod = view(agent, pod);
     assert_eq!(pod["reasons"], json!({"all-outbound": out, "all-inbound": back}));
     assert_eq!(pod["faults"], json!({}));
@@ -82,7 +83,7 @@ fn stopping_the_agent_while_connections_are_opened_changes_nothing(backend: Back
         progress.wait_for(1000).unwrap();
     })
     .unwrap();
-    let out = counted(backend, pod, out);
+    let (out, back) = (counted(backend, pod.netns(), out), counted(backend, world.netns(), back));
     let pod = view(agent, pod);
     assert_eq!(
         pod["totals"],
