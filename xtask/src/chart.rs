@@ -20,8 +20,7 @@ const CHART: &str = "deploy/helm/veer";
 const MANIFESTS: &str = "deploy/manifests";
 const EVERYTHING: &str = "tests/charts/everything.yaml";
 /// Not Kubernetes' own.
-const OTHERS_KINDS: &str =
-    "PodMonitor,ServiceMonitor,PrometheusRule,SecurityContextConstraints,NetworkAttachmentDefinition";
+const OTHERS_KINDS: &str = "PodMonitor,ServiceMonitor,SecurityContextConstraints,NetworkAttachmentDefinition";
 /// What the schema of the values has to refuse.
 const REFUSED: [&str; 6] = [
     "platform=gke-autopilot",
