@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{Admin, Condition, ListenError};
+use crate::admin::{Admin, ListenError, View};
 use crate::cluster::client::ConnectError;
 use crate::cni::answer::Answerer;
 use crate::cni::server;
@@ -22,6 +22,7 @@ use crate::config::{AgentConfig, HealConfig, Place};
 use crate::control::{AgentStatus, Control};
 use crate::enrol::versions::OtherVersions;
 use crate::enrol::{EnrolError, Node, NodeHandle, follow};
+use crate::installer::InstallState;
 use crate::installer::watch::Installer;
 use crate::lock::{self, LockError};
 use crate::lookup::Lookup;
@@ -35,6 +36,8 @@ use crate::platform::cgroup::CgroupError;
 use crate::platform::netlink::changes::AddressChanges;
 use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::platform::records::RecordError;
+use crate::readiness::probe::Probe;
+use crate::readiness::{Condition, Readiness};
 use crate::reconcile::{Reconciler, Report};
 use crate::socket;
 use crate::source::{PodSource, Source, SourceError};
@@ -112,7 +115,9 @@ impl From<LockError> for AppError {
 pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let lock = lock::take(&config.place)?;
     let runtime = runtime()?;
-    let pods::Pods { source, notices, cluster } = runtime.block_on(pods::pods(&config.pods_from))?;
+    let readiness = Readiness::default();
+    let pods::Pods { source, notices, cluster } =
+        runtime.block_on(pods::pods(&config.pods_from, &readiness))?;
     let admin = Admin::bind(&config.admin)?;
     let choice::Chosen { loaded, reason } = choice::choose(config)?;
     let backend = if loaded.is_some() { BackendName::Ebpf } else { BackendName::Nftables };
@@ -132,42 +137,25 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
 
     let system = |attempt| move |source| AppError::System { attempt, source };
     let (handle, thread) = node.start().map_err(system("start the node's thread"))?;
-    let choice::Granted { settings, identity_problem, before_proxy_problem } =
-        choice::settings(config, backend);
-    let (installer, cni) = Installer::of(config, &admin);
+    let granted = choice::settings(config, backend);
+    let (installer, cni) = Installer::of(config, &admin.metrics, &readiness);
     let status = AgentStatus {
-        admin_addr: admin.scraped_at(),
-        health_addr: admin.probed_at(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        build: build_text(build_id()),
-        pid: std::process::id(),
-        started_at: wall_clock::seconds(),
-        pods_from: source.name(),
-        source: None,
-        pod_events: None,
-        backend,
-        backend_reason: reason,
         cgroup: cgroup.map(|path| path.display().to_string()),
-        exclude_namespaces: config.exclude_namespaces.iter().cloned().collect(),
-        proxy_identity: settings.proxy_identity.name().to_owned(),
-        identity_problem,
-        before_proxy: settings.before_proxy.name().to_owned(),
-        before_proxy_problem,
-        // Looked at when it is asked for.
-        enrolled: 0,
-        runs_before: Vec::new(),
-        looked_at: None,
-        unrepaired: Vec::new(),
         cni: cni.borrow().clone(),
+        ..status(config, source.name(), &admin, &granted, (backend, reason))
     };
+    let settings = granted.settings;
     let lookup = Lookup { source: source.clone(), settings: settings.clone(), node: handle.clone() };
     let report = Report::default();
     let control = Control::new(lookup, status, neighbours, Arc::clone(&report), notices.clone(), cni);
     let follower = changes.ok().map(|changes| (changes, handle.clone()));
-    let answerer = Answerer { source, settings, node: handle, notices, metrics: admin.metrics.clone() };
-    let answerer = Arc::new(answerer);
-    let reconciler = reconciler(&config.heal, &admin, &answerer, netns, report);
-    let parts = Parts { pins, control, answerer, follower, reconciler, cluster, admin, installer };
+    let probe = Arc::new(Probe::new(&readiness, handle.clone(), config.place.cni_socket()));
+    let metrics = admin.metrics.clone();
+    let answerer = Arc::new(Answerer { source, settings, node: handle, notices, metrics });
+    let reconciler = reconciler(&config.heal, &readiness, &answerer, netns, report);
+    let view = view(&answerer, &reconciler, readiness, Arc::clone(&probe));
+    let parts =
+        Parts { pins, control, answerer, follower, reconciler, cluster, admin, view, probe, installer };
 
     runtime.block_on(serve(&config.place, parts))?;
     drop(runtime);
@@ -186,16 +174,68 @@ fn join(thread: std::thread::JoinHandle<()>) {
 /// What brings back what is lost, and how far it is with that.
 fn reconciler(
     config: &HealConfig,
-    admin: &Admin,
+    readiness: &Readiness,
     answerer: &Arc<Answerer<Source>>,
     netns: NetnsThread,
     report: Report,
 ) -> Reconciler<Source> {
     let HealConfig { cni_cache, interval } = config.clone();
-    let condition = |name| -> Condition { admin.readiness.condition(name, "not looked at yet") };
+    let condition = |name| -> Condition { readiness.condition(name, "not looked at yet") };
     let (settled, shared) = (condition("settled"), condition("datapath"));
-    let (answerer, metrics) = (Arc::clone(answerer), admin.metrics.clone());
+    let (answerer, metrics) = (Arc::clone(answerer), answerer.metrics.clone());
     Reconciler { answerer, netns, cni_cache, interval, report, metrics, settled, shared }
+}
+
+/// What does not change while it runs; all else is looked at when somebody asks.
+fn status(
+    config: &AgentConfig,
+    pods_from: String,
+    admin: &Admin,
+    granted: &choice::Granted,
+    (backend, backend_reason): (BackendName, String),
+) -> AgentStatus {
+    let choice::Granted { settings, identity_problem, before_proxy_problem } = granted;
+    AgentStatus {
+        admin_addr: admin.scraped_at(),
+        health_addr: admin.probed_at(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        build: build_text(build_id()),
+        pid: std::process::id(),
+        started_at: wall_clock::seconds(),
+        pods_from,
+        source: None,
+        pod_events: None,
+        backend,
+        backend_reason,
+        cgroup: None,
+        exclude_namespaces: config.exclude_namespaces.iter().cloned().collect(),
+        proxy_identity: settings.proxy_identity.name().to_owned(),
+        identity_problem: identity_problem.clone(),
+        before_proxy: settings.before_proxy.name().to_owned(),
+        before_proxy_problem: before_proxy_problem.clone(),
+        enrolled: 0,
+        runs_before: Vec::new(),
+        looked_at: None,
+        unrepaired: Vec::new(),
+        cni: InstallState::begin(config.cni.asked(), String::new(), config.cni.is_off, 0),
+    }
+}
+
+/// Whom monitors are answered from.
+fn view(
+    answerer: &Answerer<Source>,
+    reconciler: &Reconciler<Source>,
+    readiness: Readiness,
+    probe: Arc<Probe>,
+) -> View<Source> {
+    View {
+        source: answerer.source.clone(),
+        node: answerer.node.clone(),
+        report: Arc::clone(&reconciler.report),
+        metrics: answerer.metrics.clone(),
+        readiness,
+        probe,
+    }
 }
 
 /// Who else is where the programs hang.
@@ -224,11 +264,14 @@ struct Parts {
     reconciler: Reconciler<Source>,
     cluster: Option<pods::Cluster>,
     admin: Admin,
+    view: View<Source>,
+    probe: Arc<Probe>,
     installer: Installer,
 }
 
 async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
-    let Parts { pins, control, answerer, follower, reconciler, cluster, admin, installer } = parts;
+    let Parts { pins, control, answerer, follower, reconciler, cluster, admin, view, probe, installer } =
+        parts;
     let listen = |path: PathBuf| {
         socket::listen(&path).map_err(|source| AppError::File { attempt: "listen on", path, source })
     };
@@ -251,12 +294,10 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
     if let Some(cluster) = cluster {
         cluster.start(&tasks, &stop);
     }
-    let served = admin.readiness.condition("socket", "the plugin's socket is not served yet");
-    let view = (answerer.source.clone(), answerer.node.clone(), Arc::clone(&reconciler.report));
     admin.serve(view, &tasks, &stop).map_err(system("serve metrics and health"))?;
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));
-    served.holds();
+    tasks.spawn(Arc::clone(&probe).serve(stop.clone()));
     // Once somebody answers whom the runtime will call.
     tasks.spawn(installer.serve(stop.clone()));
     tracing::info!(run_dir = %place.run_dir.display(), "ready");
@@ -266,7 +307,7 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
         _ = interrupt.recv() => "SIGINT",
     };
     tracing::info!(signal = received, "stopping; the pods stay as they are");
-    served.fails("the agent is stopping");
+    probe.stopping();
     // New ADDs must find no socket, rather than one that nobody serves.
     for path in [place.cni_socket(), place.control_socket()] {
         if let Err(error) = fs::remove_file(&path) {

@@ -5,7 +5,7 @@
 //! means), [`locate`] (which netns is a pod's), [`plan`] (what a pod has lost) and [`doctor`] (what facts about a node mean), with [`columns`] for
 //! their texts. Rooms with I/O: [`platform`] (the kernel), [`source`] (pods), [`cluster`] (the API server), [`enrol`] (the node's state), [`reconcile`]
 //! (what is lost or was missed comes back), [`socket`], [`cni`], [`control`] and [`lookup`] (who talks to the agent, and
-//! what it is told), [`admin`] (who monitors it), [`commands`] (terminal), [`uninstall`] (all of it away), [`lock`] (one agent for a node). [`app`]
+//! what it is told), [`readiness`] (whether a pod created now would be redirected), [`admin`] (who monitors it), [`commands`] (terminal), [`uninstall`] (all of it away), [`lock`] (one agent for a node). [`app`]
 //! puts the agent together.
 
 pub mod admin;
@@ -32,6 +32,7 @@ pub mod model;
 mod pause;
 pub mod plan;
 pub mod platform;
+pub mod readiness;
 pub mod reconcile;
 pub mod socket;
 pub mod source;

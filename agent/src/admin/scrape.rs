@@ -13,11 +13,12 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use veer_common::reason::{Fault, Reason};
 
+use super::View;
 use super::metrics::One;
-use super::{Held, View};
 use crate::enrol::figures::{Figures, ProxyState};
 use crate::model::BackendName;
 use crate::platform::bpf::load::{build_id, build_text};
+use crate::readiness::Held;
 use crate::source::{PodSource, SourceChanges, SourceHealth, SourceState};
 
 /// Pods that are read at once.

@@ -13,6 +13,7 @@ use crate::cluster::events::{self, Writer};
 use crate::cluster::node::NodeMarks;
 use crate::cluster::notice::Notices;
 use crate::config::{KubeConfig, PodsFrom};
+use crate::readiness::Readiness;
 use crate::source::{Directory, Kube, Source};
 
 /// The source, and what it comes with.
@@ -32,18 +33,21 @@ pub(super) struct Cluster {
 }
 
 /// Makes all of it. Of the API server nothing is asked yet: it may be away.
-pub(super) async fn pods(from: &PodsFrom) -> Result<Pods, AppError> {
+pub(super) async fn pods(from: &PodsFrom, readiness: &Readiness) -> Result<Pods, AppError> {
+    let current = readiness.condition("pods", "the node's pods are not known yet");
     let KubeConfig { node, kubeconfig, node_taint } = match from {
         PodsFrom::Directory(path) => {
             let source = Source::Directory(Directory::open(path)?);
+            // It looks each time.
+            current.holds();
             return Ok(Pods { source, notices: Notices::nowhere(), cluster: None });
         }
         PodsFrom::Kube(config) => config,
     };
     let server = Arc::new(ApiServer::new(kubeconfig.clone()).await?);
-    let kube = Kube::new(node.clone(), Arc::clone(&server), super::release_memory);
+    let kube = Kube::new(node.clone(), Arc::clone(&server), current, super::release_memory);
     let (notices, writer) = events::writer(node.clone(), Arc::clone(&server));
-    let marks = NodeMarks { node: node.clone(), server, taint: *node_taint, readiness: kube.readiness() };
+    let marks = NodeMarks { node: node.clone(), server, taint: *node_taint, readiness: readiness.clone() };
     let source = Source::Kube(kube.clone());
     Ok(Pods { source, notices, cluster: Some(Cluster { kube, writer, marks }) })
 }

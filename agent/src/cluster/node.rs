@@ -4,8 +4,9 @@
 //! Owns: the condition and our own taint, whoever has put it there. Never does: touch another one, or evict a pod: the
 //! taint that it puts back is `NoSchedule`. Called by: `app`.
 //!
-//! A condition is written when it changes and five minutes, as the node problem detector does it: who reads it sees by
-//! its age whether anybody still says so. An agent that ends says nothing: its successor does, seconds later.
+//! A condition is written when it changes and each five minutes, as the node problem detector does it: who reads it sees by
+//! its age whether anybody still says so. While not all is known, and nothing fails, nothing is written: the start of an
+//! agent is no news, and one that ends says nothing, because its successor does, seconds later.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +17,11 @@ use kube::core::params::{GetParams, Patch, PatchParams};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{ApiError, ApiServer};
+use crate::readiness::{Changes, Readiness, Verdict};
 
 /// The taint's key.
 pub const TAINT: &str = "veer.dev/agent-not-ready";
@@ -40,16 +41,12 @@ const AGAIN_FORBIDDEN: Duration = Duration::from_secs(30);
 /// HTTP 403.
 const FORBIDDEN: u16 = 403;
 
-/// Whether a pod that is created now would be enrolled.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Readiness {
-    /// Whether it would.
-    pub is_ready: bool,
-    /// One word in CamelCase, for machines.
-    pub reason: String,
-    /// For people.
-    pub message: String,
-}
+/// Least time between two writings: conditions that change all the time are not the API server's burden.
+const PACE: Duration = Duration::from_secs(1);
+/// How often a taint is tried where somebody else writes the node at the same moments; then it is left until [`AGAIN`].
+const TRIES: u32 = 6;
+/// Wait before the second of them; each further one is twice as long.
+const FIRST: Duration = Duration::from_millis(50);
 
 /// Keeps the node's condition and taint what they ought to be.
 #[derive(Debug)]
@@ -60,32 +57,29 @@ pub struct NodeMarks {
     pub server: Arc<ApiServer>,
     /// Whether the taint is ours to keep.
     pub taint: bool,
-    /// What to say; nothing while it is not known, so that the start of an agent is no news.
-    pub readiness: watch::Receiver<Option<Readiness>>,
+    /// What to say.
+    pub readiness: Readiness,
 }
 
 impl NodeMarks {
     /// Writes until `stop`.
-    pub async fn serve(mut self, stop: CancellationToken) {
+    pub async fn serve(self, stop: CancellationToken) {
         stop.run_until_cancelled(self.keep()).await;
     }
 
-    async fn keep(&mut self) {
+    async fn keep(&self) {
+        let mut changes = self.readiness.changes();
         let mut written: Option<(bool, Timestamp)> = None;
         let mut last_problem = String::new();
         loop {
-            let Some(readiness) = self.readiness.borrow_and_update().clone() else {
-                if self.readiness.changed().await.is_err() {
-                    return;
-                }
-                continue;
-            };
+            let verdict = self.next(&mut changes, None).await;
+            let is_ready = verdict == Verdict::Ready;
             let now = Timestamp::now();
-            let since = written.filter(|(was, _)| *was == readiness.is_ready).map_or(now, |(_, since)| since);
-            let outcome = self.write(&readiness, since).await;
+            let since = written.filter(|(was, _)| *was == is_ready).map_or(now, |(_, since)| since);
+            let outcome = self.write(&verdict, since).await;
             let wait = match &outcome {
                 Ok(()) => {
-                    written = Some((readiness.is_ready, since));
+                    written = Some((is_ready, since));
                     HEARTBEAT
                 }
                 Err(error) if error.code() == Some(FORBIDDEN) => AGAIN_FORBIDDEN,
@@ -96,31 +90,42 @@ impl NodeMarks {
                 tracing::warn!(node = %self.node, %problem, "write the node's condition or taint");
             }
             last_problem = problem;
-            if let Ok(Err(_closed)) = timeout(wait, self.readiness.changed()).await {
-                return;
+            sleep(PACE).await;
+            drop(timeout(wait, self.next(&mut changes, Some(&verdict))).await);
+        }
+    }
+
+    /// What is to be said, once that is known and is not what was said before.
+    async fn next(&self, changes: &mut Changes, before: Option<&Verdict>) -> Verdict {
+        loop {
+            match self.readiness.verdict() {
+                Some(verdict) if before != Some(&verdict) => return verdict,
+                Some(_) | None => changes.next().await,
             }
         }
     }
 
     /// The taint first where the node is not ready, so that fewer pods come; last where it is.
-    async fn write(&self, readiness: &Readiness, since: Timestamp) -> Result<(), ApiError> {
-        if self.taint && !readiness.is_ready {
+    async fn write(&self, verdict: &Verdict, since: Timestamp) -> Result<(), ApiError> {
+        let is_ready = *verdict == Verdict::Ready;
+        if self.taint && !is_ready {
             self.set_taint(true).await?;
         }
-        self.set_condition(readiness, since).await?;
-        if self.taint && readiness.is_ready {
+        self.set_condition(verdict, since).await?;
+        if self.taint && is_ready {
             self.set_taint(false).await?;
         }
         Ok(())
     }
 
-    async fn set_condition(&self, readiness: &Readiness, since: Timestamp) -> Result<(), ApiError> {
+    async fn set_condition(&self, verdict: &Verdict, since: Timestamp) -> Result<(), ApiError> {
+        let (status, reason, message) = told(verdict);
         // Conditions are merged by their type: others stay.
         let patch = json!({"status": {"conditions": [{
             "type": CONDITION,
-            "status": if readiness.is_ready { "True" } else { "False" },
-            "reason": readiness.reason,
-            "message": readiness.message,
+            "status": status,
+            "reason": reason,
+            "message": message,
             "lastHeartbeatTime": seconds(Timestamp::now()),
             "lastTransitionTime": seconds(since),
         }]}});
@@ -131,27 +136,59 @@ impl NodeMarks {
     }
 
     /// Taints are one list that is written as a whole, so what was read goes with it: if somebody else has written in
-    /// between, it is read again.
+    /// between, it is read again, a few times.
     async fn set_taint(&self, is_wanted: bool) -> Result<(), ApiError> {
-        loop {
-            let request = Request::new(NODES).get(&self.node, &GetParams::default()).map_err(unbuilt)?;
-            let node: WireNode = self.server.ask(request, PATIENCE).await?;
-            let Some(taints) = changed(node.spec.taints, is_wanted) else { return Ok(()) };
-            let version = node.metadata.resource_version;
-            let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
-            let request =
-                Request::new(NODES).patch(&self.node, &PatchParams::default(), &Patch::Merge(patch));
-            match self.server.ask::<IgnoredAny>(request.map_err(unbuilt)?, PATIENCE).await {
-                Ok(_node) => {
-                    let action = if is_wanted { "put back" } else { "removed" };
-                    tracing::info!(node = %self.node, taint = TAINT, action, "the node's taint");
-                    return Ok(());
+        let mut wait = FIRST;
+        for attempt in 1.. {
+            match self.try_taint(is_wanted).await {
+                Err(error) if error.code() == Some(CONFLICT) && attempt < TRIES => {
+                    // Whoever else lost against the same writer tries again, too.
+                    sleep(wait.mul_f64(0.5 + fastrand::f64())).await;
+                    wait *= 2;
                 }
-                Err(error) if error.code() == Some(CONFLICT) => sleep(Duration::from_millis(100)).await,
-                Err(error) => return Err(error),
+                outcome => return outcome,
             }
         }
+        Ok(())
     }
+
+    async fn try_taint(&self, is_wanted: bool) -> Result<(), ApiError> {
+        let request = Request::new(NODES).get(&self.node, &GetParams::default()).map_err(unbuilt)?;
+        let node: WireNode = self.server.ask(request, PATIENCE).await?;
+        let Some(taints) = changed(node.spec.taints, is_wanted) else { return Ok(()) };
+        let version = node.metadata.resource_version;
+        let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
+        let request = Request::new(NODES).patch(&self.node, &PatchParams::default(), &Patch::Merge(patch));
+        self.server.ask::<IgnoredAny>(request.map_err(unbuilt)?, PATIENCE).await?;
+        let action = if is_wanted { "put back" } else { "removed" };
+        tracing::info!(node = %self.node, taint = TAINT, action, "the node's taint");
+        Ok(())
+    }
+}
+
+/// Status, a word for machines, and a text for people. The word is the first thing that is wrong; the text has all.
+fn told(verdict: &Verdict) -> (&'static str, &'static str, String) {
+    match verdict {
+        Verdict::Ready => ("True", "PodsAreRedirected", "pods that are created are redirected".to_owned()),
+        Verdict::NotReady { first, problem } => {
+            let reason = match *first {
+                "cni" => "NotInCniConfiguration",
+                "datapath" => "DatapathBroken",
+                "node" => "AgentStuck",
+                "pods" => "PodsNotKnown",
+                "socket" => "PluginNotAnswered",
+                _ => "NotReady",
+            };
+            ("False", reason, shortened(problem).to_owned())
+        }
+    }
+}
+
+/// A verifier's log, for one, is longer than anybody reads in a node's description.
+fn shortened(text: &str) -> &str {
+    const LONGEST: usize = 1024;
+    let end = (0..=LONGEST.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text.get(..end).unwrap_or(text)
 }
 
 const NODES: &str = "/api/v1/nodes";
@@ -213,6 +250,16 @@ mod tests {
         assert_eq!(changed(vec![registered(), other()], false), Some(vec![other()]));
         assert_eq!(changed(vec![registered()], true), None, "as the kubelet has registered it");
         assert_eq!(changed(vec![other()], false), None);
+    }
+
+    #[test]
+    fn the_first_thing_that_is_wrong_is_the_reason_and_all_are_the_message() {
+        let verdict =
+            Verdict::NotReady { first: "cni", problem: format!("cni: gone; pods: {}", "ä".repeat(600)) };
+        let (status, reason, message) = told(&verdict);
+        assert_eq!((status, reason), ("False", "NotInCniConfiguration"));
+        assert!(message.starts_with("cni: gone; pods: ") && message.len() <= 1024, "{message}");
+        assert_eq!(told(&Verdict::Ready).0, "True");
     }
 
     #[test]

@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::state::{InstallState, Phase, Writer};
 use super::{Done, InstallError, Look, Target, install, look, target};
-use crate::admin::{Admin, Condition, Installs};
+use crate::admin::{Installs, Metrics};
 use crate::config::{AgentConfig, CniConfig};
 use crate::install::{Entry, PlanError, Step, Wish, removal};
 use crate::platform::cnidir::CniDir;
 use crate::platform::inotify::Changes;
+use crate::readiness::{Condition, Readiness};
 use crate::reconcile::backoff::Backoff;
 use crate::wall_clock::seconds as now;
 
@@ -63,12 +64,16 @@ struct Told {
 impl Installer {
     /// Of an agent with these settings; and where its state can be read. Its metrics and its part of the readiness are
     /// there only if it sees to the configuration at all.
-    pub fn of(config: &AgentConfig, admin: &Admin) -> (Self, watch::Receiver<InstallState>) {
+    pub fn of(
+        config: &AgentConfig,
+        metrics: &Metrics,
+        readiness: &Readiness,
+    ) -> (Self, watch::Receiver<InstallState>) {
         let entry = target::entry(&config.place.run_dir, config.log.level, &config.exclude_namespaces);
         let (mut installer, state) = Self::new(config.cni.clone(), entry);
         installer.told = (!config.cni.is_off).then(|| Told {
-            metrics: admin.metrics.installs(),
-            condition: admin.readiness.condition("cni", "the plugin is not in the CNI configuration yet"),
+            metrics: metrics.installs(),
+            condition: readiness.condition("cni", "the plugin is not in the CNI configuration yet"),
         });
         (installer, state)
     }

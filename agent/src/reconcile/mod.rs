@@ -22,10 +22,11 @@ use veer_common::cni::PodReference;
 pub use self::repair::Unrepaired;
 
 use self::backoff::Backoff;
-use crate::admin::{Condition, Metrics, Repair};
+use crate::admin::{Metrics, Repair};
 use crate::cluster::notice::NoticeKind;
 use crate::cni::answer::Answerer;
 use crate::platform::netns::NetnsThread;
+use crate::readiness::Condition;
 use crate::source::PodSource;
 use crate::wall_clock;
 

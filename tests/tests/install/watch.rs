@@ -1,11 +1,13 @@
 //! An agent that keeps its plugin in the configuration: beside vendors that come late, start anew, or fight.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use veer_tests::agent::Agent;
 use veer_tests::cgroup::Cgroup;
+use veer_tests::http::{self, Headers, Response};
 use veer_tests::wait;
 
 use super::*;
@@ -72,6 +74,38 @@ fn an_agent_puts_it_in_and_a_stop_or_a_start_takes_nothing_out() {
     assert_eq!(node.files(), installed);
     agent.kill().unwrap();
     assert_eq!(node.files(), installed);
+}
+
+#[test]
+fn a_broken_chain_is_not_ready_and_a_mended_one_is() {
+    let node = Node::new([("10-calico.conflist", CALICO)]);
+    let mut flags = flags(&node, "auto");
+    flags.push("--health-addr=127.0.0.1:0".to_owned());
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let cgroup = Cgroup::new().unwrap();
+    let agent = Agent::start_with(&cgroup, Launch::new(), &flags).unwrap();
+    let status = agent.json(&["status"]).unwrap();
+    let health: SocketAddr = status["agent"]["healthAddr"].as_str().unwrap().parse().unwrap();
+    let ready = || {
+        let Response { status, body, .. } = http::get_from(health, "/readyz", &Headers::new()).unwrap();
+        (status, String::from_utf8(body).unwrap())
+    };
+    let wait_for = |what: &str, wanted: u16, text: &str| {
+        let is_so = || ready().0 == wanted && ready().1.contains(text);
+        wait::until(what, wait::LIMIT, is_so).unwrap_or_else(|error| panic!("{error}: {:?}", ready()));
+    };
+    wait_for("an agent that is ready", 200, "ready");
+    fs::remove_file(node.conf("10-calico.conflist")).unwrap();
+    wait_for("a broken chain", 503, "cni: there is no network");
+    node.write("10-calico.conflist", CALICO);
+    wait_for("a mended chain", 200, "ready");
+    // Whoever asks hears at once that the plugin would not be answered.
+    let (socket, aside) = (agent.run_dir().join("cni.sock"), agent.run_dir().join("aside.sock"));
+    fs::rename(&socket, &aside).unwrap();
+    let (status, text) = ready();
+    assert!(status == 503 && text.starts_with("socket: ") && text.contains("cni.sock"), "{status} {text}");
+    fs::rename(&aside, &socket).unwrap();
+    assert_eq!(ready().0, 200);
 }
 
 #[test]

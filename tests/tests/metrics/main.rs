@@ -169,7 +169,7 @@ fn ready_is_who_would_redirect_a_pod_now_and_who_is_not_says_why() {
     let is_ready = || fetch(health, "/readyz").0 == 200;
     wait::until("the agent to be ready", wait::LIMIT, is_ready).unwrap();
     assert_eq!(fetch(health, "/readyz"), (200, "ready\n".to_owned()));
-    let verbose = "datapath: ok\nsettled: ok\nsocket: ok\nnode: ok\npods: ok\nready\n";
+    let verbose = "datapath: ok\nnode: ok\npods: ok\nsettled: ok\nsocket: ok\nready\n";
     assert_eq!(fetch(health, "/readyz?verbose"), (200, verbose.to_owned()));
     assert_eq!(samples_at(admin)["veer_ready"], "1");
 

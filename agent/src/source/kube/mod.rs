@@ -19,7 +19,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use kube::core::Request;
 use kube::core::params::GetParams;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use veer_common::cni::PodReference;
@@ -29,9 +29,9 @@ use self::store::{Found, Store};
 use self::wire::Wire;
 use super::{PodSource, SourceChanges, SourceError, SourceHealth, SourceState};
 use crate::cluster::client::{ApiError, ApiServer};
-use crate::cluster::node::Readiness;
 use crate::model::Pod;
 use crate::model::manifest::could_name_a_pod;
+use crate::readiness::Condition;
 use crate::wall_clock;
 
 /// How long an ADD waits for the watch to tell of its pod.
@@ -52,7 +52,7 @@ struct Inner {
     give_back: fn(),
     store: Store,
     standing: Mutex<Standing>,
-    readiness: watch::Sender<Option<Readiness>>,
+    current: Condition,
     asking: Semaphore,
     counts: Counts,
 }
@@ -70,23 +70,19 @@ struct Counts {
 
 impl Kube {
     /// The pods of this node. Nothing is known until [`follow`](Self::follow) runs.
-    /// A list is some megabytes for a moment; `give_back` is called after it.
-    pub fn new(node: String, server: Arc<ApiServer>, give_back: fn()) -> Self {
+    /// A list is some megabytes for a moment; `give_back` is called after it. `current` is the condition that a pod which
+    /// is created now would be known.
+    pub fn new(node: String, server: Arc<ApiServer>, current: Condition, give_back: fn()) -> Self {
         Self(Arc::new(Inner {
             node,
             server,
             give_back,
             store: Store::new(),
             standing: Mutex::new(Standing::new(wall_clock::now())),
-            readiness: watch::Sender::new(None),
+            current,
             asking: Semaphore::new(ASKED_AT_ONCE),
             counts: Counts::default(),
         }))
-    }
-
-    /// Whether a pod that is created now would be known, from now on.
-    pub fn readiness(&self) -> watch::Receiver<Option<Readiness>> {
-        self.0.readiness.subscribe()
     }
 
     /// Watches until `stop`.
@@ -229,25 +225,25 @@ impl Inner {
     fn change(&self, by: impl FnOnce(&mut Standing) -> Option<Change>) -> Option<Change> {
         let change = by(&mut self.standing.lock().unwrap_or_else(PoisonError::into_inner));
         if change.is_some() {
-            self.readiness.send_replace(readiness(self.standing().state()));
+            self.tell();
             self.store.wake();
         }
         change
     }
-}
 
-fn readiness(state: &State) -> Option<Readiness> {
-    let (is_ready, reason, message) = match state {
-        State::Synced => (true, "PodsKnown", "pods that are created are enrolled".to_owned()),
-        State::Starting(None) => return None,
-        State::Starting(Some(problem)) => {
-            (false, "PodsNotKnown", format!("the node's pods are not known yet: {problem}"))
+    /// Whether a pod that is created now would be known.
+    fn tell(&self) {
+        match self.standing().state() {
+            State::Synced => self.current.holds(),
+            State::Starting(None) => {}
+            State::Starting(Some(problem)) => {
+                self.current.fails(&format!("the node's pods are not known yet: {problem}"));
+            }
+            State::Degraded(problem) => {
+                self.current.fails(&format!("the API server does not tell of new pods: {problem}"));
+            }
         }
-        State::Degraded(problem) => {
-            (false, "ApiServerAway", format!("the API server does not tell of new pods: {problem}"))
-        }
-    };
-    Some(Readiness { is_ready, reason: reason.to_owned(), message })
+    }
 }
 
 fn watch_problem(state: &State) -> String {

@@ -2,12 +2,15 @@
 
 #![expect(clippy::indexing_slicing, reason = "a check that meets the unexpected fails, as a test does")]
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use tempfile::TempDir;
+use veer_tests::launch::veer_binary;
 use veer_tests::plugin::Ended;
-use veer_tests::wait;
+use veer_tests::{scratch, wait};
 
 use crate::node::{NODE, Node, PODS, Pod};
 
@@ -74,18 +77,23 @@ pub(crate) fn events_of_an_outage() -> Result<String> {
 
 /// Condition and taint are what the agent is.
 pub(crate) fn node_marks() -> Result<String> {
-    let mut node = Node::start(&["--node-taint"])?;
+    let chain = Chain::new()?;
+    let flags = chain.flags()?;
+    let flags: Vec<&str> = ["--node-taint"].into_iter().chain(flags.iter().map(String::as_str)).collect();
+    let mut node = Node::start(&flags)?;
     let ready = condition(&node, "True")?;
-    ensure!(ready["reason"] == "PodsKnown", "{ready:#}");
+    ensure!(ready["reason"] == "PodsAreRedirected", "{ready:#}");
     wait_taints(&node, &["other"])?;
+    chain_marks(&node, &chain)?;
+    let ready = condition(&node, "True")?;
     // The right to list pods is taken away: new ones would not be known.
     let rules = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]},
         {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}]);
     let right = node.set_rules(&rules)?;
     node.control_plane.stop_api_server()?;
     node.control_plane.start_api_server()?;
-    let broken = condition(&node, "False")?;
-    ensure!(broken["message"].to_string().contains("forbidden"), "{broken:#}");
+    let broken = condition_saying(&node, "False", "forbidden")?;
+    ensure!(broken["reason"] == "PodsNotKnown", "{broken:#}");
     ensure!(broken["lastTransitionTime"] != ready["lastTransitionTime"], "{ready:#} {broken:#}");
     wait_taints(&node, &["other", TAINT])?;
     node.set_rules(&right)?;
@@ -97,7 +105,63 @@ pub(crate) fn node_marks() -> Result<String> {
     node.control_plane.client().patch(&path(), &json!({"spec": {"taints": taints}}))?;
     node.agent.start_again()?;
     wait_taints(&node, &["other"])?;
-    Ok("False and tainted without the right to list pods; another's taint stayed".to_owned())
+    Ok("False and tainted with a broken chain, without its socket, without the right to list".to_owned())
+}
+
+/// The network that veer is in goes, and comes again; so does the socket that the plugin calls.
+fn chain_marks(node: &Node, chain: &Chain) -> Result<()> {
+    chain.break_off()?;
+    let broken = condition_saying(node, "False", "cni: there is no network")?;
+    ensure!(broken["reason"] == "NotInCniConfiguration", "{broken:#}");
+    wait_taints(node, &["other", TAINT])?;
+    chain.mend()?;
+    condition(node, "True")?;
+    wait_taints(node, &["other"])?;
+
+    let (socket, aside) = (node.agent.run_dir().join("cni.sock"), node.agent.run_dir().join("aside.sock"));
+    fs::rename(&socket, &aside).context("put the plugin's socket aside")?;
+    let broken = condition(node, "False")?;
+    ensure!(broken["reason"] == "PluginNotAnswered", "{broken:#}");
+    wait_taints(node, &["other", TAINT])?;
+    fs::rename(&aside, &socket).context("put the plugin's socket back")?;
+    condition(node, "True")?;
+    wait_taints(node, &["other"])
+}
+
+/// A runtime's CNI configuration.
+struct Chain(TempDir);
+
+impl Chain {
+    const FILE: &str = "net.d/10-bridge.conflist";
+
+    fn new() -> Result<Self> {
+        let chain = Self(scratch::directory()?);
+        for name in ["net.d", "bin"] {
+            fs::create_dir(chain.0.path().join(name)).context("make a CNI directory")?;
+        }
+        chain.mend()?;
+        Ok(chain)
+    }
+
+    fn flags(&self) -> Result<Vec<String>> {
+        let path = |name: &str| self.0.path().join(name).display().to_string();
+        Ok(vec![
+            "--cni-install=auto".to_owned(),
+            format!("--cni-conf-dir={}", path("net.d")),
+            format!("--cni-bin-dir={}", path("bin")),
+            format!("--cni-plugin={}", veer_binary("VEER_CNI_BIN", "veer-cni")?.display()),
+        ])
+    }
+
+    /// As a vendor writes it.
+    fn mend(&self) -> Result<()> {
+        let list = json!({"name": "net", "cniVersion": "1.0.0", "plugins": [{"type": "bridge"}]});
+        fs::write(self.0.path().join(Self::FILE), list.to_string()).context("write a network")
+    }
+
+    fn break_off(&self) -> Result<()> {
+        fs::remove_file(self.0.path().join(Self::FILE)).context("remove the network")
+    }
 }
 
 /// A pod with such a manifest, at the API server and on the node.
@@ -129,10 +193,17 @@ fn path() -> String {
 
 /// The node's condition, once it has this status.
 fn condition(node: &Node, status: &str) -> Result<Value> {
-    let what = format!("the condition to be {status}");
+    condition_saying(node, status, "")
+}
+
+/// The same, once its message says this, too: what comes before it may be said first.
+fn condition_saying(node: &Node, status: &str, text: &str) -> Result<Value> {
+    let what = format!("the condition to be {status}, and to say {text:?}");
     let found = node.control_plane.client().wait(&what, &path(), |object| {
         let conditions = object.pointer("/status/conditions")?.as_array()?;
-        conditions.iter().find(|one| one["type"] == "VeerReady" && one["status"] == status).cloned()
+        let says = |one: &Value| one["message"].as_str().is_some_and(|message| message.contains(text));
+        let is_it = |one: &&Value| one["type"] == "VeerReady" && one["status"] == status && says(one);
+        conditions.iter().find(is_it).cloned()
     });
     found.with_context(|| node.agent.log())
 }
