@@ -2,6 +2,7 @@
 //! 0:1337 with NET_ADMIN.
 
 mod access_log;
+mod agent;
 mod bootstrap;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,12 @@ use crate::wait;
 
 /// Its admin interface, inside of the pod.
 pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
+/// Where Istio's agent, `pilot-agent`, answers in a proxy's container: health, metrics, probes of the app.
+pub const AGENT: u16 = 15020;
+/// Where the proxy says whether it is ready.
+pub const STATUS: u16 = 15021;
+/// Where the proxy's own metrics are.
+pub const TELEMETRY: u16 = 15090;
 /// Header that the access log shows, to recognise a request by.
 pub const MARK: &str = "x-veer-request";
 
@@ -50,14 +57,17 @@ pub struct Envoy {
     directory: PathBuf,
 }
 
-/// Its whole configuration, for whoever starts it otherwise; `access_log` is a path where it runs.
+/// Its whole configuration, for whoever starts it otherwise; `access_log` is a path where it runs. It is that of a
+/// proxy beside a pilot-agent ([`STATUS`], [`TELEMETRY`]), and of a destination rule with which each request to
+/// another pod has a connection of its own (`maxRequestsPerConnection: 1`): so a Service chooses for each.
 pub fn configuration(access_log: &Path, http_ports: &[u16]) -> serde_json::Value {
-    bootstrap::bootstrap(access_log, http_ports, Inbound::Redirected)
+    let bootstrap = bootstrap::bootstrap(access_log, http_ports, Inbound::Redirected);
+    agent::beside(agent::one_request_each(bootstrap))
 }
 
 /// The same for a gateway, which listens on `port` and asks `upstream`.
 pub fn gateway_configuration(access_log: &Path, port: u16, upstream: SocketAddr) -> serde_json::Value {
-    bootstrap::gateway(access_log, port, upstream)
+    agent::beside(bootstrap::gateway(access_log, port, upstream))
 }
 
 /// What is in an access log.

@@ -105,6 +105,54 @@ pub fn serve(listener: &TcpListener, app: &str) -> Result<()> {
     }
 }
 
+/// A request as an app of its own kind sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// What is asked for.
+    pub path: String,
+    /// Headers, without those that are about this connection alone.
+    pub headers: Headers,
+    /// Who is at the other end of the connection.
+    pub peer: SocketAddr,
+    /// This end of it.
+    pub local: SocketAddr,
+}
+
+/// Answers every request with the status and the body that `reply` has for it, for ever.
+pub fn serve_with(
+    listener: &TcpListener,
+    reply: impl Fn(&Request) -> (u16, Vec<u8>) + Clone + Send + 'static,
+) -> Result<()> {
+    loop {
+        let (stream, _) = listener.accept().context("accept a connection")?;
+        let reply = reply.clone();
+        thread::spawn(move || answer_with(stream, reply).unwrap_or_else(|error| eprintln!("{error:#}")));
+    }
+}
+
+fn answer_with(mut stream: TcpStream, reply: impl Fn(&Request) -> (u16, Vec<u8>)) -> Result<()> {
+    limit(&stream).context("limit the wait for the peer")?;
+    let head = read_head(&mut stream).context("read a request")?;
+    let request = Request {
+        path: head.first_line.split(' ').nth(1).unwrap_or_default().to_owned(),
+        headers: onward_headers(&head.headers),
+        peer: plain(stream.peer_addr()?),
+        local: plain(stream.local_addr()?),
+    };
+    let (status, body) = reply(&request);
+    let length = body.len();
+    write!(stream, "HTTP/1.1 {status} Answered\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n")
+        .and_then(|()| stream.write_all(&body))
+        .context("send the answer")
+}
+
+/// What goes along when an app asks another one for a request's sake.
+fn onward_headers(headers: &Headers) -> Headers {
+    let own = ["host", "connection"];
+    let further = headers.iter().filter(|(name, _)| !own.contains(&name.as_str()));
+    further.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
 fn answer(mut stream: TcpStream, app: &str) -> Result<()> {
     limit(&stream).context("limit the wait for the peer")?;
     let head = read_head(&mut stream).context("read a request")?;
@@ -135,10 +183,7 @@ fn onward(request: &str) -> Option<(SocketAddr, &str)> {
 
 /// Asks there, as an app asks another one, and passes the answer on; the request's own headers go along.
 fn relay(stream: &mut TcpStream, (address, path): (SocketAddr, &str), headers: &Headers) -> Result<()> {
-    let own = ["host", "connection"];
-    let headers = headers.iter().filter(|(name, _)| !own.contains(&name.as_str()));
-    let headers = headers.map(|(name, value)| (name.clone(), value.clone())).collect();
-    let (status, body) = match get_from(address, path, &headers) {
+    let (status, body) = match get_from(address, path, &onward_headers(headers)) {
         Ok(response) => (response.status, response.body),
         Err(error) => (502, format!("{error:#}").into_bytes()),
     };

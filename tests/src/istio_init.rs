@@ -3,6 +3,7 @@
 //! It is Istio's own program that does it, of the version in `tests/istio/go.mod`.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +19,19 @@ const INJECTED: [&str; 18] = [
     "*", "-o", "15020",
 ];
 
+/// Istio's program: what `VEER_ISTIO_IPTABLES` names.
+pub fn program() -> Result<PathBuf> {
+    let Some(path) = std::env::var_os("VEER_ISTIO_IPTABLES") else {
+        bail!("VEER_ISTIO_IPTABLES is not set: `cargo xtask setup` builds istio-iptables");
+    };
+    executable(path.into(), "VEER_ISTIO_IPTABLES")
+}
+
+/// The arguments for a pod without annotations.
+pub fn injected() -> impl Iterator<Item = &'static str> {
+    INJECTED.into_iter().chain(["-d", "15090,15021,15020"])
+}
+
 /// Programs a pod's netns as istio-init does for a dual-stack pod without annotations.
 pub fn apply(netns: &NetNs) -> Result<()> {
     apply_with(netns, ["--dual-stack"])
@@ -32,12 +46,8 @@ pub fn apply_with<'a>(netns: &NetNs, arguments: impl IntoIterator<Item = &'a str
 
 /// The same with environment variables, which some of the settings of a node's pods are.
 pub fn apply_in(netns: &NetNs, environment: &[(&str, &str)], arguments: &[&str]) -> Result<()> {
-    let program = std::env::var_os("VEER_ISTIO_IPTABLES").map_or_else(
-        || bail!("VEER_ISTIO_IPTABLES is not set: `cargo xtask setup` builds istio-iptables"),
-        |path| executable(path.into(), "VEER_ISTIO_IPTABLES"),
-    )?;
-    let mut command = Command::new(program);
-    command.args(INJECTED).args(["-d", "15090,15021,15020"]).args(arguments);
+    let mut command = Command::new(program()?);
+    command.args(injected()).args(arguments);
     command.envs(environment.iter().copied());
     let output = netns.run(|| command.output())?.context("run istio-iptables")?;
     if !output.status.success() {

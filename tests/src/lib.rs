@@ -5,7 +5,7 @@
 //! counted ([`bare_pod`]), the real agent ([`agent`]) with either of its ways to redirect ([`backend`]), what it pins
 //! ([`pinned`], [`filling`]), what the kernel holds of it
 //! ([`objects`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real plugin ([`plugin`]) and Envoy
-//! ([`envoy`]), an app ([`http`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), a gate
+//! ([`envoy`]), an app ([`http`]) and an application of several ([`bookinfo`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), a gate
 //! before bpf(2) ([`bpf_gate`], [`seccomp`]), a process that stops at each system call ([`traced`]), load ([`load`],
 //! [`dst_server`], [`jam`]), a real Kubernetes ([`kube`]), and what a program needs that is run by people
 //! ([`supervise`]) or as a test ([`harness`]).
@@ -19,6 +19,7 @@ pub mod agent;
 pub mod attachment;
 pub mod backend;
 pub mod bare_pod;
+pub mod bookinfo;
 mod bpf;
 pub mod bpf_gate;
 pub mod cgroup;

@@ -25,13 +25,14 @@ const SYSCTLS: [&str; 6] = [
 /// Directories of the machine that the node sees and changes only for itself.
 const OVERLAID: [&str; 3] = ["etc", "opt", "var/lib"];
 /// The node's own, in its directory under the first name, so that a test can look into them.
-const OWN: [(&str, &str); 6] = [
+const OWN: [(&str, &str); 7] = [
     ("net.d", "/etc/cni/net.d"),
     ("bin", "/opt/cni/bin"),
     ("containerd", "/var/lib/containerd"),
     ("kubelet", "/var/lib/kubelet"),
     ("cni", "/var/lib/cni"),
     ("veer", "/run/veer"),
+    ("log", "/var/log"),
 ];
 
 /// Hold a node's mount namespace.

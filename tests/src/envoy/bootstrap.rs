@@ -10,7 +10,7 @@ use super::access_log::{Direction, loggers};
 
 const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
-const PASSTHROUGH: &str = "PassthroughCluster";
+pub(super) const PASSTHROUGH: &str = "PassthroughCluster";
 const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 const GATEWAY: &str = "behind-the-gateway";
 const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -207,6 +207,6 @@ fn inbound_name(port: u16) -> String {
     format!("inbound|{port}||")
 }
 
-fn address(ip: &str, port: u16) -> Value {
+pub(super) fn address(ip: &str, port: u16) -> Value {
     json!({"socket_address": {"address": ip, "port_value": port}})
 }

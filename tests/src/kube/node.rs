@@ -22,7 +22,7 @@ use crate::launch::{Launch, kit_binary};
 use crate::netns::NetNs;
 use crate::process::Process;
 use crate::veth::{self, End};
-use crate::{envoy, scratch, wait};
+use crate::{envoy, istio_init, scratch, wait};
 
 /// Its name in the cluster.
 pub const NAME: &str = "node-1";
@@ -41,6 +41,8 @@ pub const CONFLIST: &str = "10-pods.conflist";
 
 /// How long a runtime or a kubelet may take to start.
 const LIMIT: Duration = Duration::from_mins(1);
+/// Where static pods are, in the node's directory and below `/var/lib`.
+const STATIC_PODS: &str = "kubelet/manifests";
 const CNI_PLUGINS: [&str; 5] = ["loopback", "ptp", "bridge", "host-local", "portmap"];
 
 /// A running node with a control plane of its own, both in its netns.
@@ -133,6 +135,11 @@ impl Node {
     /// A process on the node: in its netns, its mounts and its cgroup.
     pub fn launch(&self) -> Launch {
         self.place.launch()
+    }
+
+    /// A directory of manifests whose pods kubelet runs without being told by the API server: static pods.
+    pub fn static_pods(&self) -> PathBuf {
+        self.directory().join(STATIC_PODS)
     }
 
     /// Writes the conflist: the usual plugins, and behind them these.
@@ -247,9 +254,9 @@ impl Place {
     }
 
     fn import_images(&self) -> Result<()> {
-        let ours = ["pause", "echo-app", "dial"].map(kit_binary);
+        let ours = ["pause", "echo-app", "dial", "bookinfo-app"].map(kit_binary);
         let ours = ours.into_iter().collect::<Result<Vec<_>>>()?;
-        let proxy = vec![kit_binary("proxy-start")?, envoy::binary()?];
+        let proxy = vec![kit_binary("proxy-start")?, envoy::binary()?, istio_init::program()?];
         for (name, programs) in [("kit", ours), ("proxy", proxy)] {
             let directory = self.directory().join("images").join(name);
             fs::create_dir_all(&directory).context("make the directory of an image")?;
@@ -298,10 +305,12 @@ impl Place {
             // A machine of tests is full, and nobody is to be evicted for it.
             "imageGCHighThresholdPercent": 100, "imageMinimumGCAge": "24h",
             "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0.1%", "imagefs.available": "0.1%"},
-            "resolvConf": "", "nodeStatusUpdateFrequency": "2s", "syncFrequency": "5s",
+            "staticPodPath": format!("/var/lib/{STATIC_PODS}"), "resolvConf": "", "nodeStatusUpdateFrequency": "2s", "syncFrequency": "5s",
             // As fast as the API server takes it: what is measured is not kubelet's patience.
             "kubeAPIQPS": 100, "kubeAPIBurst": 200, "registryPullQPS": 0,
         });
+        fs::create_dir_all(self.directory().join(STATIC_PODS))
+            .context("make the directory of static pods")?;
         let file = self.directory().join("kubelet.json");
         fs::write(&file, configuration.to_string()).context("write kubelet's configuration")?;
         let mut command = self.command(&programs::kubernetes("kubelet")?)?;

@@ -2,20 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::node::{IMAGE, PROXY_IMAGE};
+use super::injector::{self, Kind, MARK, unprivileged};
+use super::node::IMAGE;
 use crate::envoy;
 
 /// Where every app listens.
 pub const PORT: u16 = 8080;
-/// Where the proxy writes its access log, in a volume that the node's directory shows.
-const LOGS: &str = "/var/log/proxy";
-const STATUS: &str = "sidecar.istio.io/status";
 
 /// What a pod has beside its app.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,7 +38,8 @@ pub struct Shape {
     sidecar: Sidecar,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
-    is_injected: bool,
+    is_marked: bool,
+    validates: bool,
 }
 
 /// A pod that runs.
@@ -63,7 +62,8 @@ impl Shape {
             sidecar,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
-            is_injected: sidecar != Sidecar::None,
+            is_marked: true,
+            validates: false,
         }
     }
 
@@ -91,7 +91,14 @@ impl Shape {
     /// Without the injector's mark, though it has a proxy: as nobody but the mark says that it is in the mesh.
     #[must_use]
     pub const fn without_mark(mut self) -> Self {
-        self.is_injected = false;
+        self.is_marked = false;
+        self
+    }
+
+    /// With Istio's own init container that shows the redirection.
+    #[must_use]
+    pub const fn with_validation(mut self) -> Self {
+        self.validates = true;
         self
     }
 
@@ -107,7 +114,7 @@ impl Shape {
 
     /// Creates it, and waits for nothing.
     pub fn create(&self, client: &Client) -> Result<()> {
-        client.create(&self.collection(), &self.to_json()).map(drop)
+        client.create(&self.collection(), &self.to_json()?).map(drop)
     }
 
     /// Creates it and waits until it is ready.
@@ -135,50 +142,55 @@ impl Shape {
     }
 
     /// The Pod object.
-    pub fn to_json(&self) -> Value {
-        let (mut init_containers, mut containers) = (Vec::new(), Vec::new());
-        match self.sidecar {
-            Sidecar::None => {}
-            Sidecar::Native => init_containers.push(proxy("sidecar", &sidecar(), Some("Always"))),
-            Sidecar::Classic => containers.push(proxy("sidecar", &sidecar(), None)),
-            Sidecar::Idle => containers.push(idle_proxy()),
-            Sidecar::Router(upstream) => containers.push(proxy(
-                "router",
-                &envoy::gateway_configuration(&access_log(), PORT, upstream),
-                None,
-            )),
-        }
-        if !matches!(self.sidecar, Sidecar::Router(_) | Sidecar::Idle) {
-            containers.push(app(&self.name));
-        }
-        let mut annotations = self.annotations.clone();
-        if self.is_injected {
-            annotations.insert(STATUS.to_owned(), r#"{"containers":["istio-proxy"]}"#.to_owned());
-        }
-        json!({
+    pub fn to_json(&self) -> Result<Value> {
+        let containers = match self.sidecar {
+            Sidecar::Router(_) => Vec::new(),
+            Sidecar::Idle => vec![idle_proxy()],
+            Sidecar::None | Sidecar::Classic | Sidecar::Native => vec![app(&self.name)],
+        };
+        let mut pod = json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": self.name, "labels": self.labels, "annotations": annotations},
-            "spec": {
-                "initContainers": init_containers, "containers": containers,
-                "terminationGracePeriodSeconds": 0,
-                "volumes": [{"name": "logs", "emptyDir": {}}],
-            },
-        })
+            "metadata": {"name": self.name, "namespace": self.namespace, "labels": self.labels,
+                "annotations": self.annotations},
+            "spec": {"containers": containers, "terminationGracePeriodSeconds": 0},
+        });
+        // By kubelet, from outside of the pod: through the sidecar.
+        annotate(&mut pod, injector::REWRITE_PROBES, "false");
+        let kind = match self.sidecar {
+            Sidecar::None => return Ok(pod),
+            Sidecar::Idle => {
+                annotate(&mut pod, MARK, r#"{"containers":["istio-proxy"]}"#);
+                return Ok(pod);
+            }
+            Sidecar::Classic => Kind::Classic,
+            Sidecar::Native => Kind::Native,
+            Sidecar::Router(upstream) => Kind::Gateway(PORT, upstream),
+        };
+        injector::inject(&mut pod, kind, self.validates)?;
+        if let (false, Some(annotations)) = (self.is_marked, pod.pointer_mut("/metadata/annotations")) {
+            annotations.as_object_mut().map(|annotations| annotations.remove(MARK));
+        }
+        Ok(pod)
     }
 }
 
 impl Running {
     /// Its proxy's access log, as the node's directory shows it.
     pub fn access_log(&self, node: &Path) -> Result<Vec<envoy::Entry>> {
-        let volumes: PathBuf =
-            ["kubelet/pods", &self.uid, "volumes/kubernetes.io~empty-dir/logs"].iter().collect();
-        envoy::read_access_log(&node.join(volumes).join("access.log"))
+        envoy::read_access_log(&injector::access_log(node, &self.uid))
     }
 
     /// Deletes it and waits until it is gone.
     pub fn delete(&self, client: &Client) -> Result<()> {
         client.delete(&self.path)?;
         client.wait_gone(&self.path)
+    }
+}
+
+/// Where nothing else is said.
+fn annotate(pod: &mut Value, name: &str, value: &str) {
+    if let Some(annotations) = pod.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        annotations.entry(name).or_insert(json!(value));
     }
 }
 
@@ -196,7 +208,6 @@ fn app(name: &str) -> Value {
         "name": "app", "image": IMAGE, "imagePullPolicy": "Never",
         "command": ["/echo-app", "--name", name],
         "securityContext": unprivileged(1000),
-        // By kubelet, from outside of the pod: where there is a sidecar, through it.
         "readinessProbe": {"httpGet": {"path": "/ready", "port": PORT}, "periodSeconds": 1},
     })
 }
@@ -205,50 +216,5 @@ fn idle_proxy() -> Value {
     json!({
         "name": "istio-proxy", "image": IMAGE, "imagePullPolicy": "Never",
         "command": ["/pause"], "args": ["proxy", "sidecar"], "securityContext": unprivileged(1337),
-    })
-}
-
-fn access_log() -> PathBuf {
-    Path::new(LOGS).join("access.log")
-}
-
-fn sidecar() -> Value {
-    envoy::configuration(&access_log(), &[PORT])
-}
-
-/// An Envoy without any privilege, as a plain proxy of the injector's has none where no istio-init is.
-fn proxy(kind: &str, configuration: &Value, restart: Option<&str>) -> Value {
-    let arguments = [
-        "proxy",
-        kind,
-        "--config-yaml",
-        &configuration.to_string(),
-        "--concurrency",
-        "1",
-        "--disable-hot-restart",
-        "--file-flush-interval-msec",
-        "100",
-        "--log-level",
-        "warning",
-    ]
-    .map(str::to_owned);
-    let (is_native, is_gateway) = (restart.is_some(), kind == "router");
-    let reached =
-        |port: u16| json!({"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 60});
-    json!({
-        "name": "istio-proxy", "image": PROXY_IMAGE, "imagePullPolicy": "Never", "args": arguments,
-        "securityContext": unprivileged(1337),
-        "volumeMounts": [{"name": "logs", "mountPath": LOGS}],
-        "restartPolicy": restart,
-        "readinessProbe": is_gateway.then(|| reached(PORT)),
-        // Apps start once it is there, as Istio's probe has it.
-        "startupProbe": is_native.then(|| reached(15006)),
-    })
-}
-
-fn unprivileged(uid: u32) -> Value {
-    json!({
-        "runAsUser": uid, "runAsGroup": uid, "runAsNonRoot": true, "allowPrivilegeEscalation": false,
-        "capabilities": {"drop": ["ALL"]},
     })
 }

@@ -5,6 +5,7 @@
 //! without the programs of a cluster everything fails and says how to get them.
 
 mod api;
+mod bookinfo;
 mod mesh;
 mod node;
 mod source;
@@ -20,6 +21,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 
+use bookinfo::{Bookinfo, apart, asked, lasting, traffic};
 use stage::Stage;
 use table::Row;
 
@@ -41,9 +43,18 @@ enum How {
     Alone(fn() -> Result<String>),
     /// On the node that all of these share.
     OnNode(fn(&mut Stage) -> Result<String>),
+    /// The same, with Bookinfo on the node.
+    InBookinfo(fn(&mut Stage, &Bookinfo) -> Result<String>),
 }
 
-const CHECKS: [Check; 22] = [
+/// What checks share, from the first that needs it on.
+#[derive(Default)]
+struct Scene {
+    bookinfo: Option<Bookinfo>,
+    stage: Option<Stage>,
+}
+
+const CHECKS: [Check; 35] = [
     Check { name: "an outage of the API server loses nothing", how: How::Alone(api::outage) },
     Check { name: "a client has the rights that RBAC gives it", how: How::Alone(api::rights) },
     Check { name: "controllers and scheduler work in a node's netns", how: How::Alone(api::controllers) },
@@ -74,6 +85,34 @@ const CHECKS: [Check; 22] = [
     Check { name: "a node that boots has its pods redirected again", how: How::OnNode(trouble::rebooted) },
     Check { name: "pods that started without veer are repaired", how: How::OnNode(trouble::repaired) },
     Check { name: "a hundred pods at once", how: How::OnNode(trouble::crowd) },
+    Check {
+        name: "bookinfo: istio-validation passes in every pod",
+        how: How::InBookinfo(traffic::validated),
+    },
+    Check { name: "bookinfo: every service and version is reached", how: How::InBookinfo(traffic::reached) },
+    Check {
+        name: "bookinfo: each hop leaves by 15001 and arrives by 15006",
+        how: How::InBookinfo(traffic::hops),
+    },
+    Check {
+        name: "bookinfo: the gateway is left alone and knows its client",
+        how: How::InBookinfo(traffic::gateway),
+    },
+    Check { name: "bookinfo: kubelet's probes work", how: How::InBookinfo(asked::probes) },
+    Check {
+        name: "bookinfo: 15020, 15021 and 15090 are reached directly",
+        how: How::InBookinfo(asked::scraped),
+    },
+    Check { name: "bookinfo: opted out by the namespace's label", how: How::InBookinfo(apart::by_namespace) },
+    Check { name: "bookinfo: opted out by the node's settings", how: How::InBookinfo(apart::by_policy) },
+    Check { name: "bookinfo: opted out by annotations", how: How::InBookinfo(apart::by_annotation) },
+    Check { name: "bookinfo: a namespace is excluded later", how: How::InBookinfo(apart::later) },
+    Check { name: "bookinfo: nobody has a privilege", how: How::InBookinfo(apart::privileges) },
+    Check { name: "bookinfo: no page is lost while the agent dies", how: How::InBookinfo(lasting::agent) },
+    Check {
+        name: "bookinfo: no page is lost while the API server is away",
+        how: How::InBookinfo(lasting::api_server),
+    },
     Check { name: "uninstalled under pods that run", how: How::OnNode(trouble::uninstalled) },
 ];
 
@@ -85,8 +124,8 @@ fn main() -> ExitCode {
         .collect();
     let started = Instant::now();
     say!("\nrunning {} checks", checks.len());
-    let mut stage = None;
-    let rows: Vec<Row> = checks.iter().map(|check| perform(check, &mut stage)).collect();
+    let mut scene = Scene::default();
+    let rows: Vec<Row> = checks.iter().map(|check| perform(check, &mut scene)).collect();
     let failed = rows.iter().filter(|row| row.seen.is_err()).count();
     for row in rows.iter().filter(|row| row.seen.is_err()) {
         say!("\n{}", table::failure(row));
@@ -101,24 +140,49 @@ fn main() -> ExitCode {
     if failed == 0 && !rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn perform(check: &Check, stage: &mut Option<Stage>) -> Row {
+fn perform(check: &Check, scene: &mut Scene) -> Row {
     let started = Instant::now();
-    let run = || match check.how {
-        How::Alone(run) => run(),
-        How::OnNode(run) => {
-            let node = match stage {
-                Some(node) => node,
-                None => stage.insert(Stage::set()?),
-            };
-            run(node).inspect_err(|_told| say!("--- the agent said:\n{}---", node.agent_log()))
-        }
-    };
-    let seen = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_told| Err(anyhow!("it panicked")));
+    let seen = catch_unwind(AssertUnwindSafe(|| scene.make(&check.how)));
+    let seen = seen.unwrap_or_else(|_told| Err(anyhow!("it panicked")));
     if seen.is_err() {
         // Whatever state it is in: the next check begins with a node of its own.
-        *stage = None;
+        *scene = Scene::default();
     }
     let row = Row { name: check.name, seen, took: started.elapsed() };
     say!("  {}", table::progress(&row));
     row
+}
+
+impl Scene {
+    fn make(&mut self, how: &How) -> Result<String> {
+        if let How::Alone(run) = how {
+            return run();
+        }
+        let stage = match &mut self.stage {
+            Some(stage) => stage,
+            None => self.stage.insert(Stage::set()?),
+        };
+        let seen = Self::on_node(stage, &mut self.bookinfo, how);
+        seen.inspect_err(|_told| say!("--- the agent said:\n{}---", stage.agent_log()))
+    }
+
+    /// Who counts the node's pods finds none but its own.
+    fn on_node(stage: &mut Stage, bookinfo: &mut Option<Bookinfo>, how: &How) -> Result<String> {
+        match how {
+            How::Alone(run) => run(),
+            How::OnNode(run) => {
+                if bookinfo.take().is_some() {
+                    bookinfo::remove(stage)?;
+                }
+                run(stage)
+            }
+            How::InBookinfo(run) => {
+                let deployed = match bookinfo {
+                    Some(bookinfo) => bookinfo,
+                    None => bookinfo.insert(Bookinfo::deploy(stage)?),
+                };
+                run(stage, deployed)
+            }
+        }
+    }
 }

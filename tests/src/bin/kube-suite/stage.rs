@@ -1,54 +1,35 @@
 //! The node with veer on it, on which most checks are made.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde::Deserialize;
 use serde_json::{Value, json};
-use veer_common::cni::{Reply, Verb};
 use veer_tests::envoy::{Direction, Entry, MARK};
 use veer_tests::http::{self, Echo, Headers};
 use veer_tests::kube::client::{Client, LIMIT};
 use veer_tests::kube::node::{self, Node};
 use veer_tests::kube::pods::{PORT, Running};
-use veer_tests::launch::{kit_binary, veer_binary};
+use veer_tests::kube::{agent, recorder};
+use veer_tests::launch::veer_binary;
+use veer_tests::netns::NetNs;
 use veer_tests::process::Process;
-use veer_tests::{attachment, netns::NetNs, wait};
+use veer_tests::wait;
 
-/// What the runtime has asked the plugin, as `cni-recorder` writes it down.
-#[derive(Deserialize)]
-pub(crate) struct Record {
-    /// `CNI_…`
-    environment: BTreeMap<String, String>,
-    /// The plugin's whole process.
-    pub(crate) microseconds: u64,
-}
-
-impl Record {
-    /// Whether it is an ADD for a pod with this in its name.
-    pub(crate) fn adds(&self, name: &str) -> bool {
-        let has = |variable: &str, text: &str| {
-            self.environment.get(variable).is_some_and(|value| value.contains(text))
-        };
-        has("CNI_COMMAND", "ADD") && has("CNI_ARGS", name)
-    }
-}
-
-/// The agent's service account, as the chart names it.
-const ACCOUNT: &str = "system:serviceaccount:veer-system:veer";
+/// The namespace whose pods are left alone unless the node is told otherwise.
+const EXCLUDED: &str = "kube-system";
 
 /// A node, and the agent on it.
 pub(crate) struct Stage {
     pub(crate) node: Node,
     agent: Process,
     kubeconfig: PathBuf,
+    /// Namespaces whose pods are left alone.
+    excluded: Vec<String>,
     marks: u32,
 }
 
@@ -56,30 +37,11 @@ impl Stage {
     /// Makes the node, puts the plugin into its chain and starts the agent.
     pub(crate) fn set() -> Result<Self> {
         let node = Node::start()?;
-        let kubeconfig =
-            node.control_plane().kubeconfig_of("veer", ACCOUNT, Some("system:serviceaccounts"))?;
-        let client = node.control_plane().client();
-        let role = json!({"metadata": {"name": "veer"}, "rules": [
-            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
-            {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
-            {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}]});
-        let binding = json!({"metadata": {"name": "veer"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "veer"},
-            "subjects": [{"kind": "ServiceAccount", "name": "veer", "namespace": "veer-system"}]});
-        let rbac = "/apis/rbac.authorization.k8s.io/v1";
-        client.create(&format!("{rbac}/clusterroles"), &role)?;
-        client.create(&format!("{rbac}/clusterrolebindings"), &binding)?;
-        let agent = start_agent(&node, &kubeconfig)?;
-        let mut stage = Self { node, agent, kubeconfig, marks: 0 };
-        stage.wait_agent()?;
-        for (program, name) in [
-            (veer_binary("VEER_CNI_BIN", "veer-cni")?, "veer-cni.real"),
-            (kit_binary("cni-recorder")?, "veer-cni"),
-        ] {
-            let file = stage.node.directory().join("bin").join(name);
-            fs::copy(&program, &file).with_context(|| format!("copy {}", program.display()))?;
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).context("let everybody run it")?;
-        }
+        let kubeconfig = agent::grant(node.control_plane())?;
+        let excluded = vec![EXCLUDED.to_owned()];
+        let agent = start_agent(&node, &kubeconfig, &excluded)?;
+        recorder::install(&node, &veer_binary("VEER_CNI_BIN", "veer-cni")?, "veer-cni")?;
+        let stage = Self { node, agent, kubeconfig, excluded, marks: 0 };
         stage.chain()?;
         Ok(stage)
     }
@@ -91,25 +53,21 @@ impl Stage {
     /// Puts the plugin into the chain.
     pub(crate) fn chain(&self) -> Result<()> {
         self.node.write_conflist(&[json!({"type": "veer-cni", "runDir": "/run/veer", "logLevel": "info",
-            "excludeNamespaces": ["kube-system"]})])
+            "excludeNamespaces": self.excluded})])
+    }
+
+    /// Leaves the pods of these namespaces alone, too, from now on: as who changes the chart's values does it, with
+    /// another configuration of the plugin and an agent that starts anew.
+    pub(crate) fn exclude(&mut self, further: &[&str]) -> Result<()> {
+        self.excluded = [EXCLUDED].iter().chain(further).map(ToString::to_string).collect();
+        self.chain()?;
+        self.kill_agent()?;
+        self.start_agent()
     }
 
     /// Takes it out.
     pub(crate) fn unchain(&self) -> Result<()> {
         self.node.write_conflist(&[])
-    }
-
-    /// What the runtime has asked the plugin, in no order.
-    pub(crate) fn records(&self) -> Result<Vec<Record>> {
-        let directory = self.node.directory().join("bin/.records");
-        let entries = fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
-        entries
-            .map(|entry| {
-                let path = entry?.path();
-                let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-                serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()))
-            })
-            .collect()
     }
 
     /// Waits until no pod is enrolled: the API forgets a pod before the runtime has taken its network away.
@@ -132,20 +90,12 @@ impl Stage {
     }
 
     pub(crate) fn start_agent(&mut self) -> Result<()> {
-        self.agent = start_agent(&self.node, &self.kubeconfig)?;
-        self.wait_agent()
+        self.agent = start_agent(&self.node, &self.kubeconfig, &self.excluded)?;
+        Ok(())
     }
 
     pub(crate) fn agent_log(&self) -> String {
         self.agent.last_words()
-    }
-
-    fn wait_agent(&mut self) -> Result<()> {
-        let run_dir = self.node.directory().join("veer");
-        self.agent.wait_ready(|| match attachment::ask(&run_dir, Verb::Status, None)? {
-            Reply::Done => Ok(()),
-            other @ (Reply::Passed { .. } | Reply::Failed { .. }) => bail!("STATUS answered {other:?}"),
-        })
     }
 
     /// What a command of `veer` with `--json` says on the node.
@@ -260,11 +210,7 @@ fn ask_from(netns: &NetNs, address: IpAddr, path: &str, mark: &str) -> Result<Ec
     serde_json::from_slice(&response.body).with_context(|| format!("{address}{path} answered {text}"))
 }
 
-fn start_agent(node: &Node, kubeconfig: &std::path::Path) -> Result<Process> {
-    let mut command = node.launch().command(veer_binary("VEER_BIN", "veer")?)?;
-    command.args(["agent", "--pods-from=kube"]).arg(format!("--node-name={}", node::NAME));
-    command.arg(format!("--kubeconfig={}", kubeconfig.display()));
-    command.arg(format!("--cgroup={}", node.pods_cgroup().display()));
-    command.arg("--reconcile-interval=5");
-    Process::start("veer agent", command, &node.directory().join("agent.log"))
+fn start_agent(node: &Node, kubeconfig: &Path, excluded: &[String]) -> Result<Process> {
+    let excluded = format!("--exclude-namespaces={}", excluded.join(","));
+    agent::start(node, kubeconfig, &["--reconcile-interval=5", &excluded])
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use veer_tests::kube::client::Client;
 use veer_tests::kube::pods::{PORT, Running, Shape, Sidecar, events};
+use veer_tests::kube::recorder;
 use veer_tests::wait;
 
 use crate::mesh;
@@ -189,7 +190,7 @@ pub(crate) fn crowd(stage: &mut Stage) -> Result<String> {
     }
     let took = started.elapsed();
     ensure!(stage.enrolled()?.len() == CROWD, "{} pods are enrolled", stage.enrolled()?.len());
-    let records = stage.records()?;
+    let records = recorder::records(&stage.node)?;
     let adds = records.iter().filter(|record| record.adds("crowd-")).map(|record| record.microseconds);
     let mut adds: Vec<u64> = adds.collect();
     ensure!(adds.len() >= CROWD, "{} ADDs of {} records", adds.len(), records.len());

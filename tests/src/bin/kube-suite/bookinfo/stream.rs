@@ -1,0 +1,80 @@
+//! Visitors who ask for page after page while something happens to the node.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, ensure};
+use veer_tests::bookinfo::{self, Service};
+use veer_tests::wait;
+
+use super::{Bookinfo, marked};
+use crate::stage::Stage;
+
+const VISITORS: usize = 2;
+/// From one page of a visitor to the next: access logs are read, too.
+const PACE: Duration = Duration::from_millis(50);
+
+/// A stream that goes on until it is stopped.
+pub(super) struct Stream {
+    seen: Arc<Seen>,
+    visitors: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    pages: AtomicU64,
+    stop: AtomicBool,
+    lost: Mutex<Vec<String>>,
+}
+
+impl Stream {
+    pub(super) fn start(stage: &Stage, bookinfo: &Bookinfo) -> Result<Self> {
+        let seen = Arc::new(Seen::default());
+        let entrance = bookinfo.entrance;
+        let visit = |_| {
+            let seen = Arc::clone(&seen);
+            stage.node.outside().spawn(move || {
+                while !seen.stop.load(Ordering::SeqCst) {
+                    let started = Instant::now();
+                    match bookinfo::ask(Service::Productpage, entrance, &marked("stream")) {
+                        Ok(_page) => drop(seen.pages.fetch_add(1, Ordering::SeqCst)),
+                        Err(error) => drop(seen.lost.lock().map(|mut lost| lost.push(format!("{error:#}")))),
+                    }
+                    wait::until("the next page", wait::LIMIT, || started.elapsed() > PACE).ok();
+                }
+            })
+        };
+        let visitors = (0..VISITORS).map(visit).collect::<Result<_>>()?;
+        Ok(Self { seen, visitors })
+    }
+
+    /// Waits until so many more pages have come.
+    pub(super) fn wait_for(&self, more: u64) -> Result<()> {
+        let goal = self.seen.pages.load(Ordering::SeqCst) + more;
+        let limit = Duration::from_mins(1);
+        wait::until("further pages", limit, || self.seen.pages.load(Ordering::SeqCst) >= goal)
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// Where a page was lost.
+    pub(super) fn stop(mut self) -> Result<u64> {
+        self.seen.stop.store(true, Ordering::SeqCst);
+        for visitor in self.visitors.drain(..) {
+            visitor.join().map_err(|_panicked| anyhow!("a visitor panicked"))?;
+        }
+        let pages = self.seen.pages.load(Ordering::SeqCst);
+        let lost = self.seen.lost.lock().map_err(|_panicked| anyhow!("a visitor panicked"))?;
+        ensure!(lost.is_empty(), "{} pages of {} were lost: {:?}", lost.len(), pages, lost.first());
+        Ok(pages)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.seen.stop.store(true, Ordering::SeqCst);
+    }
+}
