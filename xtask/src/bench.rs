@@ -3,9 +3,17 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::stage;
+use crate::{setup, stage};
+
+/// The part that needs a Kubernetes.
+const BURST: &str = "burst";
 
 /// Ends as the program `bench` of `veer-tests` does.
 pub(crate) fn run(arguments: &[OsString]) -> anyhow::Result<ExitCode> {
-    stage::perform("bench", arguments)
+    let further = if arguments.iter().any(|argument| argument == BURST) {
+        stage::variables_of_kube(&setup::kube_tools()?).into()
+    } else {
+        Vec::new()
+    };
+    stage::perform("bench", arguments, &further)
 }

@@ -7,5 +7,5 @@ use crate::stage;
 
 /// Ends as the program `demo` of `veer-tests` does.
 pub(crate) fn run(arguments: &[OsString]) -> anyhow::Result<ExitCode> {
-    stage::perform("demo", arguments)
+    stage::perform("demo", arguments, &[])
 }

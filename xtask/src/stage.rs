@@ -8,11 +8,15 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 
 use crate::build::{self, Binaries, Profile};
-use crate::setup::Tools;
+use crate::setup::{KubeTools, Tools};
 use crate::{exec, setup, workspace};
 
-/// Builds for release and becomes the program of that name in `veer-tests`.
-pub(crate) fn perform(program: &str, arguments: &[OsString]) -> Result<ExitCode> {
+/// Builds for release and becomes the program of that name in `veer-tests`, with further variables.
+pub(crate) fn perform(
+    program: &str,
+    arguments: &[OsString],
+    further: &[(&'static str, OsString)],
+) -> Result<ExitCode> {
     let tools = setup::ensure()?;
     // All of them: the program starts others of its package, as the processes of a pod.
     let built = build::executables(&workspace::root()?, Profile::Release, &["--exclude", "xtask", "--bins"])?;
@@ -20,8 +24,17 @@ pub(crate) fn perform(program: &str, arguments: &[OsString]) -> Result<ExitCode>
     command
         .args(arguments)
         .envs(variables(&built.of_a_node()?, &tools))
+        .envs(further.iter().cloned())
         .env("PATH", workspace::search_path());
     Err(exec::become_program(&mut command))
+}
+
+/// What `veer-tests` reads where it makes a Kubernetes.
+pub(crate) fn variables_of_kube(tools: &KubeTools) -> [(&'static str, OsString); 2] {
+    [
+        ("VEER_KUBERNETES", tools.kubernetes.clone().into()),
+        ("VEER_CONTAINERD", tools.containerd.clone().into()),
+    ]
 }
 
 /// What `veer-tests` reads.

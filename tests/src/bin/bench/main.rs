@@ -11,11 +11,13 @@
 //! agent and by whole processes ([`joining`]), and the agent is looked at ([`footprint`]). Numbers become
 //! medians and ratios in [`statistics`] and [`report`], which are pure, as are [`table`] and [`plot`].
 //!
-//! `bench scale` is another run ([`scale`]): a node with very many pods.
+//! `bench scale` is another run ([`scale`]): a node with very many pods. `bench burst` is a third one ([`burst`]): many pods at
+//! once on a real Kubernetes node.
 //!
 //! The process that is started ([`supervise`]) runs another one, which does all of this, and removes what
 //! that one leaves, however it ends.
 
+mod burst;
 mod client;
 mod end;
 mod footprint;
@@ -63,6 +65,9 @@ enum Role {
     /// A node with very many pods: enrolment, memory, restart, and whether a connection costs more; writes
     /// scale.json, and ends with 1 if a target is missed
     Scale(scale::Options),
+    /// A burst of pods on a real Kubernetes node: without a plugin behind the primary CNI, with veer's, and with one that
+    /// runs istio-iptables; writes burst.json
+    Burst(burst::Options),
     /// Measures
     #[command(hide = true)]
     Run,
@@ -80,6 +85,8 @@ fn main() -> ExitCode {
         None => supervise::supervise("run"),
         Some(Role::Scale(scale)) if !scale.measures => supervise::supervise("--measures"),
         Some(Role::Scale(scale)) => scale::run(*scale, &options.out),
+        Some(Role::Burst(burst)) if !burst.measures => supervise::supervise("--measures"),
+        Some(Role::Burst(burst)) => burst::run(*burst, &options.out),
         Some(Role::Run) => run::run(&options).map(|()| ExitCode::SUCCESS),
         Some(Role::Server(server)) => server::serve(server).map(|()| ExitCode::SUCCESS),
         Some(Role::Client(client)) => client::obey(client).map(|()| ExitCode::SUCCESS),

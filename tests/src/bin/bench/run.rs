@@ -73,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Processes that wanted a CPU in the last minute, on average: how much else was going on.
-fn load() -> Result<f64> {
+pub(crate) fn load() -> Result<f64> {
     let text = fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
     text.split(' ').next().and_then(|load| load.parse().ok()).context("/proc/loadavg has no load")
 }

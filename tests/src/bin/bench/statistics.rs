@@ -25,14 +25,14 @@ impl Spread {
     }
 }
 
-/// Between two values of the sorted list, in proportion.
+/// Between two values of the sorted list, in proportion; `None` without a value.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
     reason = "the position lies between 0 and a length, far below 2^52"
 )]
-fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
+pub(crate) fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
     let position = part * sorted.len().checked_sub(1)? as f64;
     let below = *sorted.get(position.floor() as usize)?;
     let above = *sorted.get(position.ceil() as usize)?;
