@@ -77,9 +77,9 @@ pub struct AgentFlags {
     /// Cgroup v2 directory of the pods; auto finds kubepods, else the root
     #[arg(long, env = "VEER_CGROUP", value_name = "auto|PATH", default_value = "auto")]
     pub cgroup: String,
-    /// Namespaces whose pods are left alone, separated by commas
-    #[arg(long, env = "VEER_EXCLUDE_NAMESPACES", value_name = "NAMES", default_value = "kube-system")]
-    pub exclude_namespaces: String,
+    /// What the plugin goes by, too.
+    #[command(flatten)]
+    pub common: CommonFlags,
     /// What is captured on this node.
     #[command(flatten)]
     pub capture: CaptureFlags,
@@ -100,12 +100,20 @@ pub struct AgentFlags {
     /// Where and what.
     #[command(flatten)]
     pub cni: CniFlags,
-    /// Least important messages that are logged: error, warn, info, debug or trace
-    #[arg(long, env = "VEER_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
-    pub log_level: String,
     /// Form of the log on stderr: text or json
     #[arg(long, env = "VEER_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: String,
+}
+
+/// What agent and plugin both go by: the agent writes it into the plugin's entry.
+#[derive(Debug, Clone, Args)]
+pub struct CommonFlags {
+    /// Namespaces whose pods are left alone, and start without the agent; separated by commas
+    #[arg(long, env = "VEER_EXCLUDE_NAMESPACES", value_name = "NAMES", default_value = "kube-system")]
+    pub exclude_namespaces: String,
+    /// Least important messages that are logged: error, warn, info, debug or trace
+    #[arg(long, env = "VEER_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
 }
 
 /// Where metrics and health are served.
@@ -220,12 +228,9 @@ pub struct InstallCniFlags {
     /// Where and what.
     #[command(flatten)]
     pub cni: CniFlags,
-    /// Namespaces whose pods start without the agent, separated by commas
-    #[arg(long, env = "VEER_EXCLUDE_NAMESPACES", value_name = "NAMES", default_value = "kube-system")]
-    pub exclude_namespaces: String,
-    /// Least important messages that the plugin logs: error, warn, info, debug or trace
-    #[arg(long, env = "VEER_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
-    pub log_level: String,
+    /// What the agent goes by, too.
+    #[command(flatten)]
+    pub common: CommonFlags,
     /// Only tell what would be changed
     #[arg(long)]
     pub dry_run: bool,

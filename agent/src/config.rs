@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 
-use crate::cli::{AgentFlags, PlaceFlags};
+use crate::cli::{AgentFlags, CommonFlags, PlaceFlags};
 use crate::model::{BackendName, BeforeProxy, OwnerGroups, ProxyIdentity};
 
 mod admin;
@@ -209,7 +209,7 @@ impl AgentConfig {
             "auto" => None,
             path => Some(absolute(&CGROUP, path, &mut errors)),
         };
-        let exclude_namespaces = namespaces(&flags.exclude_namespaces, &mut errors);
+        let exclude_namespaces = namespaces(&flags.common.exclude_namespaces, &mut errors);
         let owner_groups = node::owner_groups(&flags.capture, &mut errors);
         let loopback = node::loopback(&flags.capture, &mut errors);
         let proxy_identity = node::proxy_identity(&flags.capture, &mut errors);
@@ -217,10 +217,7 @@ impl AgentConfig {
         let heal = heal::parse(&flags.heal, &mut errors);
         let admin = admin::parse(&flags.admin, &mut errors);
         let cni = cni::of_agent(&flags.cni_install, &flags.cni, &mut errors);
-        let level = flags.log_level.parse().unwrap_or_else(|_unknown| {
-            errors.push(LOG_LEVEL.invalid(&flags.log_level));
-            tracing::Level::INFO
-        });
+        let level = log_level(&flags.common, &mut errors);
         let format = match flags.log_format.as_str() {
             "text" => LogFormat::Text,
             "json" => LogFormat::Json,
@@ -249,6 +246,14 @@ impl AgentConfig {
             log,
         })
     }
+}
+
+/// Least important messages that are logged.
+fn log_level(flags: &CommonFlags, errors: &mut Vec<ConfigError>) -> tracing::Level {
+    flags.log_level.parse().unwrap_or_else(|_unknown| {
+        errors.push(LOG_LEVEL.invalid(&flags.log_level));
+        tracing::Level::INFO
+    })
 }
 
 fn backend(value: &str, errors: &mut Vec<ConfigError>) -> BackendChoice {
@@ -289,7 +294,7 @@ fn is_namespace(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{AdminFlags, CaptureFlags, CniFlags, CniPlaceFlags, HealFlags, KubeFlags};
+    use crate::cli::{AdminFlags, CaptureFlags, CniFlags, CniPlaceFlags, CommonFlags, HealFlags, KubeFlags};
 
     pub(super) fn flags() -> AgentFlags {
         AgentFlags {
@@ -298,15 +303,18 @@ mod tests {
             place: PlaceFlags { run_dir: "/run/veer".to_owned(), bpffs: "/sys/fs/bpf/veer".to_owned() },
             backend: "nftables".to_owned(),
             cgroup: "auto".to_owned(),
-            exclude_namespaces: "kube-system, istio-system".to_owned(),
+            common: common_flags("kube-system, istio-system", "info"),
             capture: capture_flags("*", "127.0.0.1/32"),
             heal: heal_flags("/var/lib/cni", "300"),
             admin: admin_flags("0.0.0.0:15014"),
             cni_install: "off".to_owned(),
             cni: cni_flags("auto", None),
-            log_level: "info".to_owned(),
             log_format: "text".to_owned(),
         }
+    }
+
+    fn common_flags(namespaces: &str, level: &str) -> CommonFlags {
+        CommonFlags { exclude_namespaces: namespaces.to_owned(), log_level: level.to_owned() }
     }
 
     fn admin_flags(metrics: &str) -> AdminFlags {
@@ -352,8 +360,7 @@ mod tests {
 
     #[test]
     fn no_excluded_namespace_is_a_list_too() {
-        let config =
-            AgentConfig::parse(&AgentFlags { exclude_namespaces: String::new(), ..flags() }).unwrap();
+        let config = AgentConfig::parse(&AgentFlags { common: common_flags("", "info"), ..flags() }).unwrap();
         assert!(config.exclude_namespaces.is_empty());
     }
 
@@ -365,13 +372,12 @@ mod tests {
             place: PlaceFlags { run_dir: "run".to_owned(), bpffs: "bpf".to_owned() },
             backend: "iptables".to_owned(),
             cgroup: "kubepods".to_owned(),
-            exclude_namespaces: "kube_system".to_owned(),
+            common: common_flags("kube_system", "loud"),
             capture: capture_flags("staff", "10.0.0.0/8"),
             heal: heal_flags("cni", "0"),
             admin: admin_flags("15014"),
             cni_install: "yes".to_owned(),
             cni: cni_flags("net.d", Some("a/10-b.conflist")),
-            log_level: "loud".to_owned(),
             log_format: "xml".to_owned(),
         };
         assert_eq!(

@@ -8,6 +8,7 @@
 //! what it is told), [`readiness`] (whether a pod created now would be redirected), [`admin`] (who monitors it), [`commands`] (terminal), [`uninstall`] (all of it away), [`lock`] (one agent for a node). [`app`]
 //! puts the agent together.
 
+mod accept;
 pub mod admin;
 pub mod app;
 pub mod capture;

@@ -1,20 +1,16 @@
 //! Unix sockets that only root may talk to: the plugin's and the commands'.
 //!
-//! Owns: making them and accepting on them. Never does: read what is said.
+//! Owns: making them, and who may talk to them. Never does: read what is said.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-/// How long to wait when a connection cannot be accepted: out of descriptors, most likely, and those that
-/// are under way give some back.
-const BREATH: Duration = Duration::from_millis(100);
+use crate::accept;
 
 /// Makes a socket that only root can use, in place of one that an earlier agent left.
 ///
@@ -37,30 +33,21 @@ where
     F: Fn(UnixStream) -> C,
     C: Future<Output = io::Result<()>> + Send + 'static,
 {
-    let connections = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _address)) if is_root(&stream) => {
-                let conversation = converse(stream);
-                connections.spawn(async move {
+    let accept = || listener.accept();
+    accept::serve(name, &stop, accept, |(stream, _address)| {
+        let conversation = is_root(&stream).then(|| converse(stream));
+        async move {
+            match conversation {
+                None => tracing::warn!(socket = name, "refused a connection: the peer is not root"),
+                Some(conversation) => {
                     if let Err(error) = conversation.await {
                         tracing::warn!(socket = name, %error, "a conversation broke off");
                     }
-                });
-            }
-            Ok(_) => tracing::warn!(socket = name, "refused a connection: the peer is not root"),
-            Err(error) => {
-                tracing::error!(socket = name, %error, "accept");
-                tokio::time::sleep(BREATH).await;
+                }
             }
         }
-    }
-    connections.close();
-    connections.wait().await;
+    })
+    .await;
 }
 
 /// The socket's mode says so already, and modes get changed.

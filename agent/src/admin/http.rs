@@ -1,6 +1,6 @@
 //! HTTP/1.1 as far as probes and scrapers speak it.
 //!
-//! Owns: accepting, limits and the form of an answer. Never does: know what is asked. Called by: `admin`.
+//! Owns: limits and the form of an answer. Never does: know what is asked. Called by: `admin`.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,7 +16,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+
+use crate::accept;
 
 /// Connections at once: a few scrapers and the kubelet. Further ones wait to be accepted.
 const MOST: usize = 32;
@@ -26,8 +27,6 @@ const HEAD: Duration = Duration::from_secs(10);
 const LIFETIME: Duration = Duration::from_mins(2);
 /// Largest head, in bytes.
 const MAX_HEAD: usize = 16 << 10;
-/// When a connection cannot be accepted: out of descriptors, most likely.
-const BREATH: Duration = Duration::from_millis(100);
 
 /// What is asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,30 +73,26 @@ where
     F: Fn(Request) -> A + Clone + Send + Sync + 'static,
     A: Future<Output = Answer> + Send + 'static,
 {
-    let (room, connections) = (Arc::new(Semaphore::new(MOST)), TaskTracker::new());
-    while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &room)).await {
-        match accepted {
-            Ok((stream, place)) => {
-                let (stop, answer) = (stop.clone(), answer.clone());
-                connections.spawn(async move {
-                    let conversation = tokio::time::timeout(LIFETIME, converse(stream, answer));
-                    // Whoever is in the middle of an answer asks again.
-                    let _ended = stop.run_until_cancelled(conversation).await;
-                    drop(place);
-                });
+    let room = Arc::new(Semaphore::new(MOST));
+    accept::serve(
+        "probe or scraper",
+        &stop,
+        || next(&listener, &room),
+        |(stream, place)| {
+            let (stop, answer) = (stop.clone(), answer.clone());
+            async move {
+                let conversation = tokio::time::timeout(LIFETIME, converse(stream, answer));
+                // Whoever is in the middle of an answer asks again.
+                let _ended = stop.run_until_cancelled(conversation).await;
+                drop(place);
             }
-            Err(error) => {
-                tracing::error!(%error, "accept a probe or scraper");
-                tokio::time::sleep(BREATH).await;
-            }
-        }
-    }
-    connections.close();
-    connections.wait().await;
+        },
+    )
+    .await;
 }
 
 /// The next connection, once there is room for it.
-async fn accept(
+async fn next(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
 ) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {

@@ -61,6 +61,13 @@ async fn figures<S>(view: &View<S>) -> Figures {
     if let Ok(totals) = view.node.run(|node| node.totals()).await {
         figures.totals = totals;
     }
+    if let Ok(Some(registered)) = view.node.run(|node| node.registered()).await
+        && let Ok(counted) = tokio::task::spawn_blocking(move || registered.count()).await
+    {
+        figures.listeners = counted
+            .inspect_err(|error| tracing::warn!(%error, "count the registered listeners"))
+            .unwrap_or_default();
+    }
     figures
 }
 

@@ -22,7 +22,13 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// The API server.
 pub struct ApiServer {
     kubeconfig: Option<PathBuf>,
-    client: Mutex<Client>,
+    now: Mutex<Now>,
+}
+
+/// Who we are to it, and where it is, as it was read last.
+struct Now {
+    client: Client,
+    url: String,
 }
 
 /// Why the API server cannot be asked at all.
@@ -64,20 +70,25 @@ pub enum ApiError {
 impl ApiServer {
     /// The API server of this kubeconfig, or of the pod that this runs in. Nothing is sent yet.
     pub async fn new(kubeconfig: Option<PathBuf>) -> Result<Self, ConnectError> {
-        let client = Mutex::new(client(kubeconfig.clone()).await?);
-        Ok(Self { kubeconfig, client })
+        let now = Mutex::new(read(kubeconfig.clone()).await?);
+        Ok(Self { kubeconfig, now })
     }
 
     /// Reads again who we are, and lets go of all connections: after a failure nobody knows which of these it was.
     pub async fn renew(&self) -> Result<(), ConnectError> {
-        let client = client(self.kubeconfig.clone()).await?;
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+        let now = read(self.kubeconfig.clone()).await?;
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = now;
         Ok(())
     }
 
     /// The client of now.
     pub fn client(&self) -> Client {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).client.clone()
+    }
+
+    /// Where it is: `https://10.96.0.1:443/`.
+    pub fn url(&self) -> String {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).url.clone()
     }
 
     /// Sends a request, and reads the answer's object.
@@ -121,7 +132,7 @@ impl ApiError {
     }
 }
 
-async fn client(kubeconfig: Option<PathBuf>) -> Result<Client, ConnectError> {
+async fn read(kubeconfig: Option<PathBuf>) -> Result<Now, ConnectError> {
     let mut config = match kubeconfig {
         None => Config::incluster().map_err(ConnectError::InCluster)?,
         Some(path) => {
@@ -136,7 +147,9 @@ async fn client(kubeconfig: Option<PathBuf>) -> Result<Client, ConnectError> {
     config.connect_timeout = Some(CONNECT);
     // Who asks knows better when, and an outage is to be seen.
     config.default_retry = false;
-    Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))
+    let url = config.cluster_url.to_string();
+    let client = Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))?;
+    Ok(Now { client, url })
 }
 
 /// What went wrong, in one line: kube's own text has the layers of its stack, and the whole status twice.

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{ABSOLUTE, ConfigError, ConfigErrors, LOG_LEVEL, Place, Setting, absolute, namespaces};
+use super::{ABSOLUTE, ConfigError, ConfigErrors, Place, Setting, absolute, log_level, namespaces};
 use crate::cli::{CniFlags, CniPlaceFlags, InstallCniFlags, UninstallCniFlags};
 use crate::install::Mode;
 
@@ -75,11 +75,8 @@ impl InstallCniConfig {
         let config = Self {
             place: Place::collect(&flags.place, &mut errors),
             cni: parse(&INSTALL_ONCE, &flags.cni_install, &flags.cni, &mut errors),
-            log_level: flags.log_level.parse().unwrap_or_else(|_unknown| {
-                errors.push(LOG_LEVEL.invalid(&flags.log_level));
-                tracing::Level::INFO
-            }),
-            exclude_namespaces: namespaces(&flags.exclude_namespaces, &mut errors),
+            log_level: log_level(&flags.common, &mut errors),
+            exclude_namespaces: namespaces(&flags.common.exclude_namespaces, &mut errors),
         };
         if config.cni.is_off {
             errors.push(INSTALL_ONCE.invalid("off"));

@@ -18,6 +18,7 @@ use super::registry::Enrolled;
 use crate::capture::{InterfaceAddress, MapEntries};
 use crate::model::{BackendName, Capture};
 use crate::plan::{Action, Observed};
+use crate::platform::bpf::listening::Registered;
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::netlink::Listener;
 use crate::platform::netns::{self, NetnsError, NetnsThread};
@@ -198,6 +199,12 @@ impl Backends {
             Some(ebpf) => ebpf.cookie_of(netns),
             None => thread.run(netns, netns::current_cookie).map_err(NetnsError::into_io)?,
         }
+    }
+
+    /// The listeners that are registered, for counting; `None` where no program looks for any.
+    pub(super) fn registered(&self) -> Option<Registered> {
+        let registered = self.ebpf.as_ref()?.registered();
+        registered.inspect_err(|error| tracing::warn!(%error, "count the registered listeners")).ok()
     }
 
     /// All of them.

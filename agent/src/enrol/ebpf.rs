@@ -24,6 +24,7 @@ use crate::capture::{
 };
 use crate::model::Capture;
 use crate::plan::{Action, Netns, Observed};
+use crate::platform::bpf::listening::Registered;
 use crate::platform::bpf::load::{Datapath, Instance};
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::listeners::{self, Borrowed};
@@ -53,6 +54,14 @@ impl Ebpf {
     /// As the kernel says.
     pub(super) fn cookie_of(&self, netns: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
         self.datapath.cookie_of(&self.netns, netns)
+    }
+
+    /// The listeners that are registered, for counting.
+    ///
+    /// # Errors
+    /// If there is no descriptor left.
+    pub(super) fn registered(&self) -> io::Result<Registered> {
+        Registered::of(&self.datapath.maps)
     }
 
     /// Whether this kernel can redirect pods that exclude interfaces.

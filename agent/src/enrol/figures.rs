@@ -6,12 +6,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use veer_common::maps::{
-    Counters, MAX_HAND_OFFS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie, name,
+    Counters, MAX_HAND_OFFS, MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES,
+    NetnsCookie, name,
 };
 use veer_common::reason::{COUNTERS, HAND_OFFS_NOW};
 
 use super::node::Node;
 use crate::model::BackendName;
+use crate::platform::bpf::listening::Registered;
 
 /// Whether a pod's proxy takes connections.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -42,6 +44,8 @@ pub struct Figures {
     pub proxies: BTreeMap<ProxyState, u64>,
     /// What all have counted since the agent's start.
     pub totals: Counters,
+    /// Listeners that are registered.
+    pub listeners: u64,
     of_ebpf: u64,
     ports: usize,
     ranges: usize,
@@ -55,6 +59,7 @@ impl Default for Figures {
             pods: BTreeMap::new(),
             proxies: BTreeMap::new(),
             totals: Counters([0; COUNTERS]),
+            listeners: 0,
             of_ebpf: 0,
             ports: 0,
             ranges: 0,
@@ -95,7 +100,7 @@ impl Figures {
     }
 
     /// Maps of the datapath: what is in them, and how much can be.
-    pub fn maps(&self) -> [(&'static str, u64, u64); 5] {
+    pub fn maps(&self) -> [(&'static str, u64, u64); 6] {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         [
             (name::PODS, self.of_ebpf, MAX_PODS.into()),
@@ -103,6 +108,7 @@ impl Figures {
             (name::RANGES, count(self.ranges), MAX_RANGES.into()),
             (name::OWN_ADDRESSES, count(self.own_addresses), MAX_OWN_ADDRESSES.into()),
             (name::HAND_OFFS, self.hand_offs, MAX_HAND_OFFS.into()),
+            (name::LISTENERS, self.listeners, MAX_LISTENERS.into()),
         ]
     }
 }
@@ -164,6 +170,11 @@ impl Node {
             }
         }
         figures
+    }
+
+    /// The listeners that are registered, for counting elsewhere than on this thread.
+    pub fn registered(&self) -> Option<Registered> {
+        self.backends.registered()
     }
 
     /// What all pods have counted since the agent's start, as far as it has been read.

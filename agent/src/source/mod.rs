@@ -187,8 +187,10 @@ pub enum SourceError {
         unreadable: Vec<UnreadableManifest>,
     },
     /// The API server has no answer for a pod.
-    #[error("ask the API server for pod {pod}: {problem} ({watch})")]
+    #[error("ask the API server {server} for pod {pod}: {problem} ({watch})")]
     Api {
+        /// Where it is.
+        server: String,
         /// `namespace/name`.
         pod: String,
         /// Why not.

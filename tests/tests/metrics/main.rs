@@ -157,6 +157,15 @@ fn refused_connections_failed_adds_and_map_entries_are_told() {
     ] {
         assert_eq!(samples.get(name).map(String::as_str), Some(value), "{name}");
     }
+    let registered = |mesh: &Mesh| self::samples(mesh)["veer_map_entries{map=\"LISTENERS\"}"].clone();
+    assert_eq!(registered(&mesh), "0");
+    let listeners = mesh.proxy_listeners().unwrap();
+    let known = mesh.agent.json(&["pods"]).unwrap();
+    let of = |end: &str| known[0]["policy"][end]["listeners"].as_u64().unwrap();
+    assert_eq!(registered(&mesh), (of("outbound") + of("inbound")).to_string());
+    assert_ne!(registered(&mesh), "0");
+    drop(listeners);
+    wait::until("the kernel to take them out", wait::LIMIT, || registered(&mesh) == "0").unwrap();
     assert!(samples["veer_map_entries{map=\"OWN_ADDRESSES\"}"].parse::<u64>().unwrap() >= 2);
     let build = samples.keys().find(|name| name.starts_with("veer_build_info")).unwrap();
     assert!(build.contains(&format!("version=\"{}\"", env!("CARGO_PKG_VERSION"))), "{build}");

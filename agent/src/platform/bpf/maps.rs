@@ -455,7 +455,7 @@ impl Maps {
         Ok(())
     }
 
-    fn listeners_fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn listeners_fd(&self) -> BorrowedFd<'_> {
         self.listeners.fd().as_fd()
     }
 }

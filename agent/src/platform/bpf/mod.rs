@@ -2,7 +2,7 @@
 //!
 //! Owns: [`sys`] (bpf(2)), [`cookie`] (how a netns is known), [`pins`] (where things are pinned), [`load`] (objects into
 //! the kernel and onto their hooks, in place of others), `held` (what would be gone with its pin), [`maps`] (typed access
-//! to what is pinned), [`events`] (the ring buffer), [`query`] (whose
+//! to what is pinned), [`listening`] (how many listeners are registered), [`events`] (the ring buffer), [`query`] (whose
 //! programs are at a hook), [`order`] (who runs before ours), [`trial`] (whether the kernel takes it all),
 //! [`generation`] (what one ABI version has pinned, whichever it is).
 //! Never does: know what a pod is beyond its netns cookie.
@@ -12,6 +12,7 @@ pub mod cookie;
 pub mod events;
 pub mod generation;
 mod held;
+pub mod listening;
 pub mod load;
 pub mod maps;
 pub mod order;

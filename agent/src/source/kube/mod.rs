@@ -174,6 +174,7 @@ impl Inner {
     async fn ask(&self, reference: &PodReference) -> Result<Option<Pod>, SourceError> {
         let pod = || format!("{}/{}", reference.namespace, reference.name);
         let failed = |problem: String| SourceError::Api {
+            server: self.server.url(),
             pod: pod(),
             problem,
             watch: watch_problem(self.standing().state()),

@@ -54,7 +54,7 @@ struct Scene {
     stage: Option<Stage>,
 }
 
-const CHECKS: [Check; 35] = [
+const CHECKS: [Check; 36] = [
     Check { name: "an outage of the API server loses nothing", how: How::Alone(api::outage) },
     Check { name: "a client has the rights that RBAC gives it", how: How::Alone(api::rights) },
     Check { name: "controllers and scheduler work in a node's netns", how: How::Alone(api::controllers) },
@@ -66,6 +66,10 @@ const CHECKS: [Check; 35] = [
     Check {
         name: "in an outage known pods are enrolled and unknown ones refused",
         how: How::Alone(source::outage),
+    },
+    Check {
+        name: "an agent that starts in an outage wedges nobody",
+        how: How::Alone(source::start_in_outage),
     },
     Check { name: "a watch whose position has expired lists anew", how: How::Alone(source::expiry) },
     Check { name: "a token that is replaced is read anew", how: How::Alone(source::rotation) },

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
+use veer_common::cni::Reply;
 use veer_tests::cni::PluginError;
 use veer_tests::manifest::Manifest;
 use veer_tests::plugin::{Ended, Plugin};
@@ -114,6 +115,57 @@ pub(crate) fn outage() -> Result<String> {
     let asked = node.requests("get pods after")?;
     ensure!(asked == 0, "{asked} requests for a pod that the watch has told of");
     Ok(format!("2 pods enrolled all through it; synced {:.1} s after its end", back.as_secs_f64()))
+}
+
+/// An agent that starts in an outage: who is enrolled stays so and may go, the cluster's own pods pass, and of an unknown pod
+/// the runtime hears who could not be asked for it.
+pub(crate) fn start_in_outage() -> Result<String> {
+    let mut node = Node::start(&["--exclude-namespaces=kube-system,calico-system"])?;
+    node.wait_health("state", &json!("synced"))?;
+    let pod = node.pod("before")?;
+    node.enrol(&pod)?;
+    node.control_plane.stop_api_server()?;
+    node.agent.kill()?;
+    node.agent.start_again()?;
+    node.wants_captured(&pod)?;
+    ensure!(
+        node.agent.check(&pod.on_node)? == Reply::Done,
+        "an enrolled pod is not well without an API server"
+    );
+
+    // What brings the API server back must not wait for it.
+    let plugin = Plugin::new(&node.agent.run_dir())?;
+    let started = Instant::now();
+    for namespace in ["kube-system", "calico-system"] {
+        let infrastructure = node.sandbox(namespace)?;
+        let mut attachment = infrastructure.attachment();
+        if let Some(reference) = &mut attachment.pod {
+            namespace.clone_into(&mut reference.namespace);
+        }
+        let ended = plugin.run("ADD", &attachment, infrastructure.on_node.v4())?;
+        ensure!(matches!(ended, Ended::Done(_)), "ADD of a pod of {namespace}: {ended:?}");
+    }
+    let passed = started.elapsed();
+    ensure!(passed < Duration::from_secs(2), "pods of excluded namespaces waited {passed:?}");
+
+    let mut unknown = node.sandbox("unknown")?;
+    let started = Instant::now();
+    let refusal = refused(&node, &unknown)?;
+    let took = started.elapsed();
+    let names_server =
+        refusal.msg.contains(&node.control_plane.url()) && refusal.msg.contains("test/unknown");
+    ensure!(refusal.code == TRY_AGAIN && names_server, "{refusal}");
+    ensure!(took < Duration::from_secs(10), "an ADD waited {took:?}");
+
+    node.agent.unenrol(&pod.on_node)?;
+    let status = node.agent.json(&["status"])?;
+    ensure!(status["enrolled"] == 0, "DEL without an API server left {status:#}");
+    node.control_plane.start_api_server()?;
+    unknown.uid = node.create(&unknown.on_node.manifest())?;
+    node.wait_health("state", &json!("synced"))?;
+    node.enrol(&unknown)?;
+    node.wants_captured(&unknown)?;
+    Ok(format!("passed in {} ms, refused in {} ms: {}", passed.as_millis(), took.as_millis(), refusal.msg))
 }
 
 /// A position that the server does not know any more: all is listed anew, and what is gone is forgotten.
