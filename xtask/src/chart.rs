@@ -4,6 +4,7 @@
 //! of Kubernetes' own description of its types ([`schema`]). Kinds that are not Kubernetes' own (Prometheus Operator's,
 //! OpenShift's) have no schema here, and are compared only with what was rendered before.
 
+mod alerts;
 mod schema;
 
 use std::fs;
@@ -20,15 +21,17 @@ const CHART: &str = "deploy/helm/veer";
 const MANIFESTS: &str = "deploy/manifests";
 const EVERYTHING: &str = "tests/charts/everything.yaml";
 /// Not Kubernetes' own.
-const OTHERS_KINDS: &str = "PodMonitor,ServiceMonitor,SecurityContextConstraints,NetworkAttachmentDefinition";
+const OTHERS_KINDS: &str =
+    "PodMonitor,ServiceMonitor,PrometheusRule,SecurityContextConstraints,NetworkAttachmentDefinition";
 /// What the schema of the values has to refuse.
-const REFUSED: [&str; 6] = [
+const REFUSED: [&str; 7] = [
     "platform=gke-autopilot",
     "cni.instal=auto",
     "cni.install=sometimes",
     "agent.reconcileInterval=0",
     "image.digest=latest",
     "metrics.port=70000",
+    "prometheusRule.slowAddSeconds=1",
 ];
 /// `kubectl apply` makes no namespace, and one without this label may refuse pods of the host's network.
 const PREAMBLE: &str = "\
@@ -87,6 +90,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
         paths.push(path);
     }
     conform(&tools, &paths)?;
+    alerts::check(&tools, root)?;
     say(&format!("{} manifests, as rendered and as Kubernetes {KUBERNETES_VERSION} has them", paths.len()));
     Ok(())
 }

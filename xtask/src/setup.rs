@@ -5,6 +5,7 @@
 //! it prints the commands and ends with exit code 69. Two at once are safe: the second waits for the first.
 
 mod chart;
+mod debian;
 mod kernels;
 mod kube;
 mod machine;

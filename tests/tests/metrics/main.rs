@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::Value;
 use veer_common::cni::Reply;
 use veer_tests::backend::Backend;
 use veer_tests::http::{self, Headers, Response};
@@ -22,6 +23,8 @@ on_each_backend! {
 }
 
 const DOCUMENTED: &str = include_str!("../../../docs/metrics.md");
+const RULES: &str = include_str!("../../../deploy/helm/veer/rules/veer.yaml");
+const DASHBOARD: &str = include_str!("../../../deploy/helm/veer/dashboards/veer.json");
 const ON_A_PORT: [&str; 2] = ["--admin-addr=127.0.0.1:0", "--health-addr=127.0.0.1:0"];
 
 fn mesh(arguments: &[&str]) -> Mesh {
@@ -91,6 +94,43 @@ fn each_metric_is_documented_and_each_documented_one_is_there() {
         for (label, _) in labels.split("\",").filter_map(|label| label.split_once("=\"")) {
             assert!(label == "le" || row[2].contains(label), "{line}");
         }
+    }
+}
+
+/// What expressions select: names, and labels with their values.
+fn selectors() -> Vec<(String, Vec<String>)> {
+    let rules = RULES.lines().filter_map(|line| line.trim().strip_prefix("expr: ").map(str::to_owned));
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().unwrap());
+    let panels = targets.map(|target| target["expr"].as_str().unwrap().to_owned());
+    let mut all = Vec::new();
+    for expression in rules.chain(panels) {
+        let mut rest = expression.as_str();
+        while let Some((before, behind)) = rest.split_once('{') {
+            let name = before.rsplit(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next().unwrap();
+            let (labels, behind) = behind.split_once('}').unwrap();
+            // The node is Prometheus' to say.
+            let labels = labels.split(',').filter(|label| !label.starts_with("node"));
+            all.push((name.to_owned(), labels.map(str::to_owned).collect()));
+            rest = behind;
+        }
+    }
+    all
+}
+
+#[test]
+fn what_alerts_and_dashboard_select_is_there() {
+    let mesh = mesh(&[]);
+    let samples = samples(&mesh);
+    let selectors = selectors();
+    assert!(selectors.len() > 20, "{selectors:?}");
+    for (name, labels) in selectors.iter().filter(|(name, _)| !name.starts_with("istio_cni_install")) {
+        let is_it = |sample: &&String| {
+            let (its_name, its_labels) = sample.split_once('{').unwrap_or((sample, ""));
+            its_name == name && labels.iter().all(|label| its_labels.contains(label.as_str()))
+        };
+        assert!(samples.keys().any(|sample| is_it(&sample)), "nothing is {name} with {labels:?}");
     }
 }
 

@@ -1,6 +1,8 @@
-//! What `cargo xtask check chart` needs beyond the rest: Helm, kubeconform, and what Kubernetes says of its own types.
+//! What `cargo xtask check chart` needs beyond the rest: Helm, kubeconform, what Kubernetes says of its own types, and
+//! promtool.
 //!
-//! The verb installs them when it first runs, and no other verb needs them. Both programs are built by Go from
+//! The verb installs them when it first runs, and no other verb needs them. promtool is Debian's, out of its package of
+//! Prometheus, which is unpacked and not installed: it would start a server. The other programs are built by Go from
 //! `tests/charts`, whose `go.sum` has the hash of each module; the description of the API is one file out of the
 //! module of Kubernetes itself, because there is no other place in a package registry that has it.
 
@@ -14,7 +16,7 @@ use serde::Deserialize;
 
 use super::machine::{self, Machine};
 use super::needs::{Need, PIP, State, Step};
-use super::{missing, steps};
+use super::{debian, missing, steps};
 use crate::Unavailable;
 use crate::exec::{self, quiet, say, step};
 
@@ -31,6 +33,8 @@ const PROGRAMS: [(&str, &str, &str); 2] = [
     ("helm", "helm.sh/helm/v3/cmd/helm", "renders the chart"),
     ("kubeconform", "github.com/yannh/kubeconform/cmd/kubeconform", "checks manifests against schemas"),
 ];
+/// In Debian's package of Prometheus, and with us.
+const PROMTOOL: &str = "promtool";
 /// In Kubernetes' module, and with us.
 const OPENAPI: &str = "swagger.json";
 
@@ -38,6 +42,7 @@ const OPENAPI: &str = "swagger.json";
 pub(crate) struct ChartTools {
     pub(crate) helm: PathBuf,
     pub(crate) kubeconform: PathBuf,
+    pub(crate) promtool: PathBuf,
     /// Kubernetes' description of its API, OpenAPI 2.
     pub(crate) openapi: PathBuf,
 }
@@ -49,7 +54,12 @@ fn place(tools: &Path) -> PathBuf {
 /// What is there once nothing is missing.
 pub(super) fn look(tools: &Path) -> ChartTools {
     let at = |name| place(tools).join(name);
-    ChartTools { helm: at("helm"), kubeconform: at("kubeconform"), openapi: at(OPENAPI) }
+    ChartTools {
+        helm: at("helm"),
+        kubeconform: at("kubeconform"),
+        promtool: at(PROMTOOL),
+        openapi: at(OPENAPI),
+    }
 }
 
 /// Installs what is missing.
@@ -59,26 +69,51 @@ pub(super) fn install(machine: &Machine) -> Result<()> {
     if missing_now.is_empty() {
         return Ok(());
     }
+    let is_missing = |name: &str| missing_now.iter().any(|need| need.name == name);
+    let place = place(&machine.tools);
+    fs::create_dir_all(&place).with_context(|| format!("make {}", place.display()))?;
+    if is_missing(PROMTOOL) {
+        fetch_promtool(machine, &place)?;
+    }
+    let of_go: Vec<&Need> = missing_now.iter().copied().filter(|need| need.name != PROMTOOL).collect();
+    if of_go.is_empty() {
+        return Ok(());
+    }
+    let go = go(machine, &of_go)?;
+    if of_go.iter().any(|need| need.name != OPENAPI) {
+        let what = format!("building Helm {HELM_VERSION} and kubeconform (one to six minutes)");
+        step(&what, &mut build(machine, &go, &place), BUILD_LIMIT)?;
+    }
+    if is_missing(OPENAPI) {
+        describe(&go, &place)?;
+    }
+    Ok(())
+}
+
+/// The machine's Go, or one that is fetched.
+fn go(machine: &Machine, missing: &[&Need]) -> Result<PathBuf> {
     if machine::look_for_go(&machine.tools).is_none() {
         let has_pip = machine::look_for_pip().is_some();
         if !has_pip && !machine.may_install() {
             let text = "Helm is built by Go 1.21 or newer, and there is neither a Go nor a pip to fetch one";
             return Err(Unavailable(text.to_owned()).into());
         }
-        let first: Vec<&Need> = missing_now.iter().copied().take(1).collect();
+        let first: Vec<&Need> = missing.iter().copied().take(1).collect();
         steps::carry_out(machine, &first)?;
     }
-    let go = machine::look_for_go(&machine.tools).context("Go was there a moment ago")?;
-    let place = place(&machine.tools);
-    fs::create_dir_all(&place).with_context(|| format!("make {}", place.display()))?;
-    if missing_now.iter().any(|need| need.name != OPENAPI) {
-        let what = format!("building Helm {HELM_VERSION} and kubeconform (one to six minutes)");
-        step(&what, &mut build(machine, &go, &place), BUILD_LIMIT)?;
+    machine::look_for_go(&machine.tools).context("Go was there a moment ago")
+}
+
+/// The one program out of the package (20 MB, 96 unpacked).
+fn fetch_promtool(machine: &Machine, place: &Path) -> Result<()> {
+    if !machine.has_apt {
+        let text = "promtool comes out of Debian's package of Prometheus, and there is no apt-get";
+        return Err(Unavailable(text.to_owned()).into());
     }
-    if missing_now.iter().any(|need| need.name == OPENAPI) {
-        describe(&go, &place)?;
-    }
-    Ok(())
+    let unpacked = tempfile::tempdir_in(place).context("make a temporary directory")?;
+    debian::unpack(&["prometheus"], unpacked.path())?;
+    let (from, to) = (unpacked.path().join("usr/bin").join(PROMTOOL), place.join(PROMTOOL));
+    fs::rename(&from, &to).with_context(|| format!("put {} in its place", to.display()))
 }
 
 /// Go checks every module against `go.sum`.
@@ -138,7 +173,14 @@ pub(super) fn needs(tools: &Path) -> Vec<Need> {
     let found = openapi.is_file().then(|| State::Present { found: openapi.display().to_string() });
     let described =
         Need { name: OPENAPI, reason: "what the schemas are made of", state: found.unwrap_or_else(missing) };
-    PROGRAMS.into_iter().map(program).chain([described]).collect()
+    let promtool = place.join(PROMTOOL);
+    let state = if quiet(Command::new(&promtool).arg("--version")).is_some() {
+        State::Present { found: promtool.display().to_string() }
+    } else {
+        State::Missing { found: "not fetched yet".to_owned(), steps: vec![Step::Chart] }
+    };
+    let tested = Need { name: PROMTOOL, reason: "tests the alerts", state };
+    PROGRAMS.into_iter().map(program).chain([described, tested]).collect()
 }
 
 fn steps_to_build(tools: &Path) -> Vec<Step> {

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 
 use super::machine::{self, Machine};
 use super::needs::{Need, PIP, State, Step};
-use super::{Tools, missing, steps};
+use super::{Tools, debian, missing, steps};
 use crate::Unavailable;
 use crate::exec::{quiet, step};
 
@@ -24,7 +24,6 @@ use crate::exec::{quiet, step};
 const KUBERNETES_VERSION: &str = "1.36.3";
 /// The first program compiles what all of them share.
 const BUILD_LIMIT: Duration = Duration::from_hours(1);
-const FETCH_LIMIT: Duration = Duration::from_mins(15);
 
 /// What Go builds: the name, the package, and what it is for.
 const PROGRAMS: [(&str, &str, &str); 6] = [
@@ -87,7 +86,7 @@ pub(super) fn install(machine: &Machine) -> Result<()> {
         if !machine.has_apt {
             return Err(Unavailable(text(&missing_now)).into());
         }
-        unpack(&machine.tools)?;
+        debian::unpack(&UNPACKED.map(|(_, package, _)| package), &unpacked_in(&machine.tools))?;
     }
     let wanted: Vec<_> = PROGRAMS.into_iter().filter(|(name, ..)| !has(name)).collect();
     if wanted.is_empty() {
@@ -127,34 +126,6 @@ fn build(machine: &Machine, go: &Path, name: &str, package: &str) -> Command {
     command.env("GOFLAGS", format!("-buildvcs=false -p={jobs}")).env("GOWORK", "off").env("CGO_ENABLED", "0");
     command.env("GOCACHE", cache.join("compiled")).env("GOMODCACHE", cache.join("modules"));
     command
-}
-
-/// Of the machine's own suite; apt checks the signatures, and nothing is executed.
-fn unpack(tools: &Path) -> Result<()> {
-    let directory = unpacked_in(tools);
-    if directory.exists() {
-        fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))?;
-    }
-    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-    let packages = UNPACKED.map(|(_, package, _)| package);
-    let mut download = Command::new("apt-get");
-    // Its own user could not write into a directory of ours.
-    download.args(["-o", "APT::Sandbox::User=", "download"]).args(packages).current_dir(&directory);
-    let what = format!("fetching Debian's {} (unpacked, not installed)", packages.join(" and "));
-    // Whether the lists are fresh enough is found by trying.
-    if step(&what, &mut download, FETCH_LIMIT).is_err() {
-        let mut update = Command::new("apt-get");
-        step("reading Debian's package lists", update.arg("update"), FETCH_LIMIT)?;
-        step(&what, &mut download, FETCH_LIMIT)?;
-    }
-    let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
-    for package in entries.flatten().map(|entry| entry.path()) {
-        let mut unpack = Command::new("dpkg-deb");
-        unpack.arg("--extract").args([&package, &directory]);
-        step(&format!("unpacking {}", package.display()), &mut unpack, FETCH_LIMIT)?;
-        fs::remove_file(&package).with_context(|| format!("remove {}", package.display()))?;
-    }
-    Ok(())
 }
 
 /// All of it, met or not.
