@@ -183,7 +183,7 @@ fn processes_in_two_namespaces_are_told_of_and_a_note_of_the_runtime_decides() {
 fn the_nodes_own_netns_is_never_redirected() {
     let (node, host) = (Node::new(), unique_uid());
     let cgroup = node.cgroup.child(&format!("pod{host}")).unwrap();
-    let process = Launch::new().in_cgroup(&cgroup).command("/usr/bin/sleep").unwrap().arg("60").spawn();
+    let process = Launch::new().in_cgroup(&cgroup).command("sleep").unwrap().arg("60").spawn();
     node.agent.write_manifest(&Manifest::new("test", "host").with_uid(&host)).unwrap();
     let problem = node.problem();
     assert!(problem.contains("in the node's own netns, which is never redirected"), "{problem}");
