@@ -54,6 +54,8 @@ const NEEDS: &[(&str, &str, &str)] = &[
     ("ebpf", "modes", "ebpf::"),
     ("ebpf", "restart", "ebpf::"),
     ("ebpf", "listeners", ""),
+    // Its counts: rules count processes in the pod's netns that are not in its cgroup as well, so the test's own.
+    ("ebpf", "envoy", "requests_take_the_sidecars_of_both_families_and_veer_counts_what_envoy_counts"),
     ("ebpf", "identity", ""),
     ("ebpf", "heal", ""),
     ("ebpf", "monitor", ""),

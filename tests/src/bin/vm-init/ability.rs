@@ -27,11 +27,16 @@ fn told(doctor: &Value, name: &str) -> Option<String> {
     finding["says"].as_str().map(str::to_owned)
 }
 
-/// `CONFIG_MPTCP`, which Debian's kernels have since 5.14. Switched off by its sysctl it is ENOPROTOOPT.
+/// `CONFIG_MPTCP`, which Debian's kernels have since 5.14. Before 5.6 its number is none that a protocol can have
+/// (EINVAL). Switched off by its sysctl it is ENOPROTOOPT.
 fn mptcp() -> Result<Option<String>> {
     match Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)) {
         Ok(_) => Ok(None),
-        Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {
+        Err(error)
+            if [Errno::EPROTONOSUPPORT, Errno::EINVAL]
+                .iter()
+                .any(|unknown| error.raw_os_error() == Some(*unknown as i32)) =>
+        {
             Ok(Some(format!("socket(2) with IPPROTO_MPTCP: {error}")))
         }
         Err(error) => Err(error).context("make a socket of MPTCP"),
