@@ -33,7 +33,7 @@ use veer_common::maps::{
     Settings, SocketRecord,
 };
 
-use crate::ctx::{SkLookup, SockOps};
+use crate::ctx::{SkLookup, Sock, SockOps};
 
 #[map]
 static PODS: HashMap<NetnsCookie, PodPolicy> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
@@ -365,14 +365,17 @@ pub fn assign_listener(context: SkLookup, cookie: NetnsCookie, port: Port) -> As
         if socket.is_null() {
             continue;
         }
+        // 5.10 takes one that does not listen any more, and its connections wait until they time out.
+        let listens = Sock::new(socket).is_listening();
         // SAFETY: the socket is the one that was just looked up and is held.
-        let result = unsafe { bpf_sk_assign(context.pointer(), socket, 0) };
+        let assigned = listens.then(|| unsafe { bpf_sk_assign(context.pointer(), socket, 0) });
         // SAFETY: gives back what the lookup took; the socket is not used after this.
         let _ = unsafe { bpf_sk_release(socket) };
-        if result == 0 {
-            return Assigned::Yes;
+        match assigned {
+            Some(0) => return Assigned::Yes,
+            Some(_) => outcome = Assigned::Refused,
+            None => {}
         }
-        outcome = Assigned::Refused;
     }
     outcome
 }

@@ -11,7 +11,7 @@ const ESTABLISHED: u32 = 1;
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(offset_of!(bpf_sock, family) == 4 && offset_of!(bpf_sock, state) == 72);
+    assert!(offset_of!(bpf_sock, family) == 4);
     assert!(offset_of!(bpf_sock_addr, msg_src_ip4) == 40);
     assert!(offset_of!(bpf_sock_addr, msg_src_ip6) == 44);
 };
