@@ -7,9 +7,10 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use veer_tests::cgroup::Cgroup;
 use veer_tests::mesh::{Arrival, INBOUND, Listeners, OUTBOUND};
@@ -26,6 +27,8 @@ use crate::policy::Policy;
 
 /// How long a connection that goes nowhere is waited for.
 pub(crate) const LOST_AFTER: Duration = Duration::from_secs(3);
+/// After how long it is left alone for the time being, where it most likely is.
+const SOON: Duration = Duration::from_millis(100);
 
 /// A world, its pod, and who listens in them.
 #[derive(Debug)]
@@ -191,14 +194,41 @@ impl Place {
         Ok(())
     }
 
-    /// Opens the connection and tells what came of it.
-    pub(crate) fn open(&self, cell: &Cell) -> Result<Outcome> {
+    /// Opens the connections, one after the other, and tells what came of each.
+    ///
+    /// Where istio-init drops what is for a proxy that is away, thousands are lost. Those are waited for together: one
+    /// that has no answer soon is left to the kernel, which tries on, and looked at again when its time is over.
+    pub(crate) fn open_all(&self, policy: &Policy, cells: &[Cell]) -> Result<Vec<Outcome>> {
+        let patience = if policy.tproxy && policy.proxy_is_away { SOON } else { LOST_AFTER };
+        let mut silent = Vec::new();
+        let mut outcomes = Vec::with_capacity(cells.len());
+        for cell in cells {
+            let (outcome, socket) = self.open(cell, patience).with_context(|| cell.to_string())?;
+            silent.extend(socket.map(|socket| (socket, cell, Instant::now())));
+            outcomes.push(outcome);
+        }
+        for (socket, cell, since) in silent {
+            let rest = LOST_AFTER.saturating_sub(since.elapsed()).max(Duration::from_millis(1));
+            socket.set_write_timeout(Some(rest))?;
+            // Waits for what is under way: EALREADY is no answer.
+            match socket.connect(&cell.to.into()) {
+                Err(error) if error.raw_os_error() == Some(Errno::EALREADY as i32) => {}
+                Err(error) if error.kind() == ErrorKind::TimedOut => {}
+                answered => bail!("{cell}: {answered:?} after more than {SOON:?}; is the machine busy?"),
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Opens a connection and tells what came of it; with its socket, if nobody has answered yet.
+    fn open(&self, cell: &Cell, patience: Duration) -> Result<(Outcome, Option<Socket>)> {
         if cell.by != By::Tcp {
-            return self.send(cell);
+            return Ok((self.send(cell)?, None));
         }
         let socket = self.socket(cell)?;
-        if let Err(error) = socket.connect_timeout(&cell.to.into(), LOST_AFTER) {
-            return Ok(Outcome::Failed(error.kind()));
+        if let Err(error) = socket.connect_timeout(&cell.to.into(), patience) {
+            let is_silent = error.kind() == ErrorKind::TimedOut && patience < LOST_AFTER;
+            return Ok((Outcome::Failed(error.kind()), is_silent.then_some(socket)));
         }
         let (arrival, accepted) = self.listeners.accept()?;
         let peername = socket.peer_addr()?.as_socket().context("a peer's address")?;
@@ -206,7 +236,7 @@ impl Place {
         socket.set_linger(Some(Duration::ZERO))?;
         drop(socket);
         drop(accepted);
-        Ok(outcome(&arrival, peername))
+        Ok((outcome(&arrival, peername), None))
     }
 
     /// Sends a datagram. Where its port is one that an earlier cell had, conntrack may take it for that one's, so it

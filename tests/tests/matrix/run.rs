@@ -86,7 +86,7 @@ fn under_istio_init(policy: &Policy, cells: &[Cell]) -> Result<Vec<Outcome>> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     istio_init::apply_in(place.pod.netns(), &policy.node.environment(), &arguments)?;
     place.listen(policy)?;
-    cells.iter().map(|cell| place.open(cell).with_context(|| format!("under istio-init: {cell}"))).collect()
+    place.open_all(policy, cells).context("under istio-init")
 }
 
 /// The outcomes; for each cell what the kernel said and what is explained; and what was counted.
@@ -99,10 +99,7 @@ fn under_ebpf(policy: &Policy, cells: &[Cell]) -> Result<(Vec<Outcome>, Vec<Told
     agent.enrol_as(&place.pod, &policy.manifest(&place.pod))?;
     place.listen(policy)?;
     let monitor = Monitor::start(&agent, &["--json"])?;
-    let mut outcomes = Vec::with_capacity(cells.len());
-    for cell in cells {
-        outcomes.push(place.open(cell).with_context(|| format!("under eBPF: {cell}"))?);
-    }
+    let outcomes = place.open_all(policy, cells).context("under eBPF")?;
     let decisions = decisions(&monitor, cells)?;
     let lines: Vec<String> = decisions.iter().flatten().map(Value::to_string).collect();
     let mut reports = explain(&agent, &lines.join("\n"))?.into_iter();
@@ -120,9 +117,8 @@ fn under_nftables(policy: &Policy, cells: &[Cell]) -> Result<(Vec<Outcome>, Valu
     let mut place = Place::new(&cgroup)?;
     agent.enrol_as(&place.pod, &policy.manifest(&place.pod))?;
     place.listen(policy)?;
-    let outcomes =
-        cells.iter().map(|cell| place.open(cell).with_context(|| format!("under nftables: {cell}")));
-    Ok((outcomes.collect::<Result<_>>()?, counts(&agent)?))
+    let outcomes = place.open_all(policy, cells).context("under nftables")?;
+    Ok((outcomes, counts(&agent)?))
 }
 
 /// How often each reason was counted.
