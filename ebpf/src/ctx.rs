@@ -12,6 +12,7 @@
 
 mod current;
 mod message;
+mod state;
 
 use core::ffi::c_void;
 
@@ -33,15 +34,11 @@ pub const IPPROTO_UDP: u32 = 17;
 /// `IPPROTO_UDPLITE`.
 pub const IPPROTO_UDPLITE: u32 = 136;
 
-/// `TCP_LISTEN`, the state.
-const TCP_LISTEN: u32 = 10;
-
 /// The offsets below, checked against the kernel's own header.
 const _: () = {
     use core::mem::offset_of;
     assert!(offset_of!(bpf_sock_addr, user_port) == 24 && offset_of!(bpf_sock_addr, protocol) == 36);
     assert!(offset_of!(bpf_sock, protocol) == 12 && offset_of!(bpf_sock, src_ip4) == 24);
-    assert!(offset_of!(bpf_sock, state) == 72);
     assert!(offset_of!(bpf_sock, src_ip6) == 28 && offset_of!(bpf_sock, src_port) == 44);
     assert!(offset_of!(bpf_sock_ops, family) == 20 && offset_of!(bpf_sock_ops, remote_ip4) == 24);
     assert!(offset_of!(bpf_sock_ops, local_ip4) == 28 && offset_of!(bpf_sock_ops, remote_ip6) == 32);
@@ -245,12 +242,6 @@ impl Sock {
     #[inline(always)]
     pub fn protocol(self) -> u32 {
         load::<12>(self.0.cast())
-    }
-
-    /// Whether it listens. A listener after shutdown() does not, and keeps its place in a map until it is closed.
-    #[inline(always)]
-    pub fn is_listening(self) -> bool {
-        load::<72>(self.0.cast()) == TCP_LISTEN
     }
 
     /// The address that an `AF_INET` socket is bound to; 0.0.0.0 for none.

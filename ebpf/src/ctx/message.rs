@@ -1,13 +1,10 @@
-//! What the UDP hooks read and write beyond what the others do: the source of a message, and whether its
-//! socket is connected.
+//! What the UDP hooks read and write beyond what the others do: the source of a message, and the
+//! family of its socket.
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use veer_common::address::Address;
 
 use super::{AF_INET6, Sock, SockAddr, load, store};
-
-/// `TCP_ESTABLISHED`, which is also what a connected UDP socket is in.
-const ESTABLISHED: u32 = 1;
 
 const _: () = {
     use core::mem::offset_of;
@@ -57,11 +54,5 @@ impl Sock {
     #[inline(always)]
     pub fn is_v6(self) -> bool {
         load::<4>(self.0.cast()) == AF_INET6
-    }
-
-    /// Whether a UDP socket is connected.
-    #[inline(always)]
-    pub fn is_connected(self) -> bool {
-        load::<72>(self.0.cast()) == ESTABLISHED
     }
 }
