@@ -58,12 +58,25 @@ pub(crate) fn write() -> Result<ExitCode> {
     let root = workspace::root()?;
     let tools = setup::chart_tools()?;
     for rendering in renderings(&root)? {
-        let path = manifest(&root, &rendering);
+        let path = committed(&root, &rendering.name);
         fs::write(&path, render(&tools, &root, &rendering)?)
             .with_context(|| format!("write {}", path.display()))?;
         exec::print(&path.display().to_string())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is committed for a platform.
+pub(crate) fn committed(root: &Path, platform: &str) -> PathBuf {
+    root.join(MANIFESTS).join(platform).with_extension("yaml")
+}
+
+/// The manifests of these values, in the words of `helm --set`, in a file.
+pub(crate) fn render_to(file: &Path, root: &Path, values: &[&str]) -> Result<()> {
+    let arguments = values.iter().flat_map(|value| ["--set", value]).map(str::to_owned).collect();
+    let rendering = Rendering { name: String::new(), arguments };
+    let rendered = render(&setup::chart_tools()?, root, &rendering)?;
+    fs::write(file, rendered).with_context(|| format!("write {}", file.display()))
 }
 
 /// `cargo xtask check chart`.
@@ -78,7 +91,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     let renderings = renderings(root)?;
     let mut paths = Vec::new();
     for rendering in &renderings {
-        let path = manifest(root, rendering);
+        let path = committed(root, &rendering.name);
         let committed = fs::read_to_string(&path).unwrap_or_default();
         let rendered = render(&tools, root, rendering)?;
         if let Some(difference) = difference(&committed, &rendered) {
@@ -93,10 +106,6 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     alerts::check(&tools, root)?;
     say(&format!("{} manifests, as rendered and as Kubernetes {KUBERNETES_VERSION} has them", paths.len()));
     Ok(())
-}
-
-fn manifest(root: &Path, rendering: &Rendering) -> PathBuf {
-    root.join(MANIFESTS).join(&rendering.name).with_extension("yaml")
 }
 
 /// Each platform, and everything at once.

@@ -13,6 +13,7 @@ mod check;
 mod demo;
 mod exec;
 mod fuzz;
+mod kube;
 mod laws;
 mod package;
 mod setup;

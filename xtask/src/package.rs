@@ -16,7 +16,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use crate::build::{self, Profile};
+use crate::build::{self, Binaries, Profile};
 use crate::{exec, setup, workspace};
 use archive::Entry;
 use image::{About, Image};
@@ -46,13 +46,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     for binary in [&binaries.veer, &binaries.veer_cni] {
         build::require_static(binary)?;
     }
-    let sbom = sbom::of(&sbom::Inputs::read(&root, ARCHITECTURE)?, &about);
-    let sbom = format!("{sbom:#}\n").into_bytes();
-    let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
-    let layer =
-        files(read(&binaries.veer)?, read(&binaries.veer_cni)?, sbom.clone(), read(&root.join("LICENSE"))?);
-    let image = Image::of(ARCHITECTURE, archive::tar(&layer, about.time)?, &about)?;
-    let mut images = vec![image];
+    let sbom = sbom(&root, &about)?;
+    let mut images = vec![image(&root, &binaries, sbom.clone(), &about)?];
     for path in &options.with {
         images.push(Image::read(&read(path)?).with_context(|| format!("read {}", path.display()))?);
     }
@@ -84,6 +79,27 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     put(&to.join("SHA256SUMS"), sums.concat().as_bytes())?;
     exec::print(&format!("{}  {digest}", about.reference()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The archive of an image of these binaries, as it is released, in a file: what `ctr images import` takes.
+pub(crate) fn image_in(file: &Path, root: &Path, binaries: &Binaries, version: &str) -> Result<()> {
+    let about = About { version: version.to_owned(), ..about(root)? };
+    let image = image(root, binaries, sbom(root, &about)?, &about)?;
+    put(file, &image::archive(&[image], &about)?.0)
+}
+
+fn sbom(root: &Path, about: &About) -> Result<Vec<u8>> {
+    let sbom = sbom::of(&sbom::Inputs::read(root, ARCHITECTURE)?, about);
+    Ok(format!("{sbom:#}\n").into_bytes())
+}
+
+fn image(root: &Path, binaries: &Binaries, sbom: Vec<u8>, about: &About) -> Result<Image> {
+    let layer = files(read(&binaries.veer)?, read(&binaries.veer_cni)?, sbom, read(&root.join("LICENSE"))?);
+    Image::of(ARCHITECTURE, archive::tar(&layer, about.time)?, about)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("read {}", path.display()))
 }
 
 /// What is in the image. The runtime makes the directories that are mounted; `/var/run` is what it is elsewhere.

@@ -4,7 +4,9 @@
 //! met when it is seen to be, not when its installer ended well. Installs as root on Debian; elsewhere
 //! it prints the commands and ends with exit code 69. Two at once are safe: the second waits for the first.
 
+mod apt;
 mod chart;
+mod containerd;
 mod debian;
 mod kernels;
 mod kube;

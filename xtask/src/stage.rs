@@ -30,10 +30,11 @@ pub(crate) fn perform(
 }
 
 /// What `veer-tests` reads where it makes a Kubernetes.
-pub(crate) fn variables_of_kube(tools: &KubeTools) -> [(&'static str, OsString); 2] {
+pub(crate) fn variables_of_kube(tools: &KubeTools) -> [(&'static str, OsString); 3] {
     [
         ("VEER_KUBERNETES", tools.kubernetes.clone().into()),
         ("VEER_CONTAINERD", tools.containerd.clone().into()),
+        ("VEER_OTHER_CONTAINERDS", tools.other_containerds.clone().into()),
     ]
 }
 

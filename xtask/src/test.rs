@@ -5,14 +5,14 @@
 //! `demo` and `bench` run. Measured cold, in processor time: 300 s for all of the dev profile, tests
 //! included; 370 s for the release binaries alone; and the unit tests take seconds even unoptimized. Nothing is skipped: who lacks a privilege is told before anything is built.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
 
 use crate::build::{self, Profile};
 use crate::exec::{self, say};
-use crate::{FAILED, Unavailable, setup, stage, workspace};
+use crate::{FAILED, Unavailable, kube, setup, stage, workspace};
 
 /// What to test.
 #[derive(clap::Args)]
@@ -67,7 +67,7 @@ const KUBE: &str = "kube";
 /// The verb.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.part.as_deref() == Some(KUBE) {
-        return in_kubernetes(options.name.as_deref());
+        return kube::run(options.name.as_deref());
     }
     let started = Instant::now();
     let selection = options.selection();
@@ -103,20 +103,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
     }
     summarize(total, &failed, started, selection.name.as_deref())
-}
-
-/// One program makes the cluster and all checks in it; what it prints is for whoever started us.
-fn in_kubernetes(name: Option<&str>) -> Result<ExitCode> {
-    if !setup::is_root() {
-        let text = "the suite runs a Kubernetes node in namespaces that it makes: run it as root";
-        return Err(Unavailable(text.to_owned()).into());
-    }
-    let tools = setup::kube_tools()?;
-    let built = build::executables(&workspace::root()?, Profile::Dev, &["--bins"])?;
-    let mut command = Command::new(built.find("kube-suite")?);
-    command.args(name).envs(stage::variables(&built.of_a_node()?, &tools.tools));
-    command.env("VEER_KUBERNETES", tools.kubernetes).env("VEER_CONTAINERD", tools.containerd);
-    Err(exec::become_program(command.env("PATH", workspace::search_path())))
 }
 
 fn summarize(total: Count, failed: &[String], started: Instant, name: Option<&str>) -> Result<ExitCode> {

@@ -48,7 +48,8 @@ impl Cgroup {
     /// The named directory, or the pods' own, or the root of the tree where they have none. The pods' own
     /// is better than the root: what other projects attach to the root runs after us then, and their
     /// translation of service addresses does not hide what was dialled; and processes of the node are
-    /// left alone.
+    /// left alone. An agent that is in a pod itself knows where pods are, wherever kubelet was told to put them
+    /// (`cgroupRoot`).
     ///
     /// # Errors
     /// Where there is none.
@@ -57,7 +58,10 @@ impl Cgroup {
             path.to_owned()
         } else {
             let mount = mount_point().ok_or(CgroupError::NoMount)?;
-            let pods = KUBEPODS.iter().map(|name| mount.join(name)).find(|path| path.is_dir());
+            let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+            let own = above_pod(&groups).map(|path| mount.join(path));
+            let usual = KUBEPODS.iter().map(|name| mount.join(name));
+            let pods = own.into_iter().chain(usual).find(|path| path.is_dir());
             pods.unwrap_or(mount)
         };
         Self::open(path)
@@ -113,6 +117,20 @@ pub fn is_pods_in_v1_alone(groups: &str) -> bool {
     v1.into_iter().any(is_pods) && !path_in_v2(groups).is_some_and(is_pods)
 }
 
+/// The pods' cgroup, below the root of v2, if a process with these lines is in one of a pod. In a cgroup namespace of
+/// its own, as containers have it on nodes with v2 alone, it is at the root and knows nothing.
+fn above_pod(groups: &str) -> Option<PathBuf> {
+    let mut above = PathBuf::new();
+    for name in path_in_v2(groups)?.trim_start_matches('/').split('/').take_while(|name| *name != "..") {
+        above.push(name);
+        // `kubelet-kubepods.slice` with the systemd driver below a root of `/kubelet`, as kind has it.
+        if name == "kubepods" || name.ends_with("kubepods.slice") {
+            return Some(above);
+        }
+    }
+    None
+}
+
 fn path_in_v2(groups: &str) -> Option<&str> {
     groups.lines().find_map(|line| line.strip_prefix("0::"))
 }
@@ -164,6 +182,18 @@ mod tests {
         assert!(!is_pods_in_v1_alone(&format!("{v1}0::/kubepods/besteffort/pod1/c1\n")));
         assert!(!is_pods_in_v1_alone("0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-c1.scope\n"));
         assert!(!is_pods_in_v1_alone("4:memory:/user.slice\n0::/user.slice\n"));
+    }
+
+    #[test]
+    fn an_agent_in_a_pod_knows_the_pods_cgroup_by_its_own() {
+        let above = |path: &str| above_pod(&format!("4:memory:/kubepods/pod1/c1\n0::{path}\n"));
+        assert_eq!(above("/kubepods/burstable/pod1/c1"), Some("kubepods".into()));
+        assert_eq!(above("/cluster/a/kubepods/pod1/c1"), Some("cluster/a/kubepods".into()));
+        let systemd =
+            "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod1.slice/cri-containerd-c1.scope";
+        assert_eq!(above(systemd), Some("kubelet.slice/kubelet-kubepods.slice".into()));
+        assert_eq!(above("/"), None, "in a namespace of its own");
+        assert_eq!(above("/system.slice/veer.service"), None);
     }
 
     #[test]

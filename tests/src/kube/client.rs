@@ -84,6 +84,12 @@ impl Client {
         self.send(Method::PATCH, path, "application/merge-patch+json", serde_json::to_vec(change)?)
     }
 
+    /// Makes an object what it says, whether it is there or not: server-side apply, as `kubectl apply --server-side` does.
+    pub fn apply(&self, path: &str, object: &Value) -> Result<Value> {
+        let path = format!("{path}?fieldManager=veer-tests&force=true");
+        self.send(Method::PATCH, &path, "application/apply-patch+yaml", serde_json::to_vec(object)?)
+    }
+
     /// Deletes, with the time of grace that the object has.
     pub fn delete(&self, path: &str) -> Result<Value> {
         self.send(Method::DELETE, path, "application/json", Vec::new())

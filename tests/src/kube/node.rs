@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 use super::control_plane::ControlPlane;
 use super::hierarchies::Hierarchies;
+use super::runtime::Runtime;
 use super::{images, programs};
 use crate::cgroup::Cgroup;
 use crate::launch::{Launch, kit_binary};
@@ -66,16 +67,22 @@ struct Place {
     netns: NetNs,
     outside: NetNs,
     scratch: TempDir,
+    runtime: Runtime,
 }
 
 impl Node {
     /// Makes one, with its images, and waits until it takes pods.
     pub fn start() -> Result<Self> {
-        let place = Place::make()?;
+        Self::start_with(Runtime::own()?)
+    }
+
+    /// The same with another container runtime.
+    pub fn start_with(runtime: Runtime) -> Result<Self> {
+        let place = Place::make(runtime)?;
         let control_plane = ControlPlane::start_in(&place.netns, ADDRESS)?;
         place.write_conflist(&[])?;
         let mut containerd = place.start_containerd()?;
-        containerd.wait_ready(|| place.runtime(&["version"]).map(drop))?;
+        containerd.wait_ready(|| place.run_ctr(&["version"]).map(drop))?;
         place.import_images()?;
         let kubelet = place.start_kubelet(&control_plane)?;
         let proxy = place.start_proxy(&control_plane)?;
@@ -127,7 +134,7 @@ impl Node {
         self.place.pods.path()
     }
 
-    /// The directory that has `net.d`, `bin`, `kubelet`, `cni` and `veer`, which is `/run/veer` in the node.
+    /// The directory that has `net.d`, `bin`, `kubelet`, `cni`, `log` (the node's `/var/log`) and `veer` (its `/run/veer`).
     pub fn directory(&self) -> &Path {
         self.place.directory()
     }
@@ -145,6 +152,34 @@ impl Node {
     /// Writes the conflist: the usual plugins, and behind them these.
     pub fn write_conflist(&self, further: &[Value]) -> Result<()> {
         self.place.write_conflist(further)
+    }
+
+    /// Brings the images of an archive to the runtime.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        self.place.run_ctr(&["images", "import", &archive.display().to_string()]).map(drop)
+    }
+
+    /// A command in a running container, with what the container's own process may: as `kubectl exec` has it done.
+    pub fn exec(&self, container: &str, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.place.ctr()?;
+        command.args(["tasks", "exec", "--exec-id", &scratch::unique_name(), container]).args(arguments);
+        Ok(command)
+    }
+
+    /// The first process of a running container, as the machine numbers it.
+    pub fn process_of(&self, container: &str) -> Result<u32> {
+        let tasks = self.place.run_ctr(&["tasks", "list"])?;
+        let mut lines = tasks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let pid = lines.find_map(|line| match line.as_slice() {
+            [id, pid, "RUNNING"] if *id == container => pid.parse().ok(),
+            _ => None,
+        });
+        pid.with_context(|| format!("container {container} does not run: {tasks}"))
+    }
+
+    /// Writes a file of the CNI directory, whatever is in it.
+    pub fn write_file(&self, name: &str, content: &[u8]) -> Result<()> {
+        self.place.write_file(name, content)
     }
 
     /// containerd's log.
@@ -167,7 +202,7 @@ impl Node {
         self.place.renew_mounts()?;
         self.containerd = self.place.start_containerd()?;
         let place = &self.place;
-        self.containerd.wait_ready(|| place.runtime(&["version"]).map(drop))?;
+        self.containerd.wait_ready(|| place.run_ctr(&["version"]).map(drop))?;
         self.kubelet = self.place.start_kubelet(&self.control_plane)?;
         self.proxy = self.place.start_proxy(&self.control_plane)?;
         self.wait_ready()
@@ -175,7 +210,7 @@ impl Node {
 }
 
 impl Place {
-    fn make() -> Result<Self> {
+    fn make(runtime: Runtime) -> Result<Self> {
         let scratch = scratch::directory()?;
         let (netns, outside) = (NetNs::new()?, NetNs::new()?);
         let (inner, outer) = (format!("{ADDRESS}/24"), format!("{OUTSIDE}/24"));
@@ -194,11 +229,10 @@ impl Place {
         let pods = cgroup.child("kubepods")?;
         let hierarchies = Hierarchies::new(&name)?;
         let mounts = hold_mounts(scratch.path(), &netns)?;
-        let place = Self { mounts, cgroup, pods, _hierarchies: hierarchies, netns, outside, scratch };
-        let plugins =
-            std::env::var_os("CNI_PATH").context("CNI_PATH is not set: cargo xtask test sets it")?;
+        let place =
+            Self { mounts, cgroup, pods, _hierarchies: hierarchies, netns, outside, scratch, runtime };
         for plugin in CNI_PLUGINS {
-            let from = Path::new(&plugins).join(plugin);
+            let from = place.runtime.plugins.join(plugin);
             fs::copy(&from, place.directory().join("bin").join(plugin))
                 .with_context(|| format!("copy {}", from.display()))?;
         }
@@ -220,8 +254,9 @@ impl Place {
     fn command(&self, program: &Path) -> Result<Command> {
         let mut command = self.launch().command(program)?;
         // containerd finds its shim and runc there, and kubelet finds mount.
-        let own = program.parent().context("a program is in a directory")?;
-        command.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", own.display()));
+        let mut path = self.runtime.search_path();
+        path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("PATH", path);
         Ok(command)
     }
 
@@ -233,19 +268,28 @@ impl Place {
         let mut plugins = vec![json!({"type": "ptp", "ipam": {"type": "host-local",
             "ranges": [[{"subnet": PODS}]], "routes": [{"dst": "0.0.0.0/0"}]}})];
         plugins.extend_from_slice(further);
-        let conflist = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": plugins});
+        let conflist = json!({"cniVersion": self.runtime.cni_version, "name": "pods", "plugins": plugins});
+        self.write_file(CONFLIST, &serde_json::to_vec_pretty(&conflist)?)
+    }
+
+    fn write_file(&self, name: &str, content: &[u8]) -> Result<()> {
         let directory = self.directory().join("net.d");
         let draft = directory.join(".draft");
-        fs::write(&draft, serde_json::to_vec_pretty(&conflist)?).context("write a conflist")?;
+        fs::write(&draft, content).with_context(|| format!("write {name}"))?;
         // The runtime hears of a rename, and never of half a file.
-        fs::rename(&draft, directory.join(CONFLIST)).context("publish a conflist")
+        fs::rename(&draft, directory.join(name)).with_context(|| format!("publish {name}"))
+    }
+
+    /// A command of `ctr`, on what kubelet has the runtime make.
+    fn ctr(&self) -> Result<Command> {
+        let mut command = self.command(&self.runtime.program("ctr"))?;
+        command.args(["--namespace", "k8s.io"]);
+        Ok(command)
     }
 
     /// Runs `ctr` and gives back what it printed.
-    fn runtime(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = self.command(&programs::containerd("ctr")?)?;
-        command.args(["--namespace", "k8s.io"]).args(arguments);
-        let output = command.output().context("run ctr")?;
+    fn run_ctr(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.ctr()?.args(arguments).output().context("run ctr")?;
         if !output.status.success() {
             let errors = String::from_utf8_lossy(&output.stderr);
             bail!("ctr {} ended with {}: {errors}", arguments.join(" "), output.status);
@@ -261,7 +305,7 @@ impl Place {
             let directory = self.directory().join("images").join(name);
             fs::create_dir_all(&directory).context("make the directory of an image")?;
             let archive = images::archive(&directory, name, &programs)?;
-            self.runtime(&["images", "import", &archive.display().to_string()])?;
+            self.run_ctr(&["images", "import", &archive.display().to_string()])?;
             fs::remove_dir_all(&directory).context("remove what an image was made of")?;
         }
         Ok(())
@@ -285,7 +329,7 @@ impl Place {
 "#
         );
         fs::write(&configuration, text).context("write containerd's configuration")?;
-        let mut command = self.command(&programs::containerd("containerd")?)?;
+        let mut command = self.command(&self.runtime.program("containerd"))?;
         command.arg("--config").arg(&configuration);
         Process::start("containerd", command, &self.log("containerd"))
     }

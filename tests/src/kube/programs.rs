@@ -9,6 +9,8 @@ use anyhow::{Result, bail};
 const KUBERNETES: &str = "VEER_KUBERNETES";
 /// The directory of containerd, its shim, `ctr` and runc.
 const CONTAINERD: &str = "VEER_CONTAINERD";
+/// The directory that has further releases of containerd, each unpacked below the name of its Debian suite.
+const OTHER_CONTAINERDS: &str = "VEER_OTHER_CONTAINERDS";
 /// The ecosystem's variable for a directory with an etcd and a kube-apiserver.
 const ENVTEST: &str = "KUBEBUILDER_ASSETS";
 const WAY_OUT: &str = "cargo xtask setup --kube installs it, and cargo xtask test kube sets this variable";
@@ -26,6 +28,11 @@ pub fn kubernetes(name: &str) -> Result<PathBuf> {
 /// A program of the container runtime.
 pub fn containerd(name: &str) -> Result<PathBuf> {
     find(CONTAINERD, name)
+}
+
+/// What the packages of another Debian suite have at this path.
+pub fn of_suite(suite: &str, path: &str) -> Result<PathBuf> {
+    find(OTHER_CONTAINERDS, &format!("{suite}/{path}"))
 }
 
 fn find(variable: &str, name: &str) -> Result<PathBuf> {

@@ -25,6 +25,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// `CNI_COMMAND`.
+    pub fn verb(&self) -> &str {
+        self.environment.get("CNI_COMMAND").map_or("", String::as_str)
+    }
+
     /// Whether it is an ADD for a pod with this in its name.
     pub fn adds(&self, name: &str) -> bool {
         let has = |variable: &str, text: &str| {

@@ -29,8 +29,14 @@ pub(super) fn unpack(packages: &[&str], directory: &Path) -> Result<()> {
         step("reading Debian's package lists", update.arg("update"), LIMIT)?;
         step(&what, &mut download, LIMIT)?;
     }
+    unpack_all(directory)
+}
+
+/// Unpacks the packages that are in a directory into it, and removes them.
+pub(super) fn unpack_all(directory: &Path) -> Result<()> {
     let entries = fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))?;
-    for package in entries.flatten().map(|entry| entry.path()) {
+    let packages = entries.flatten().map(|entry| entry.path());
+    for package in packages.filter(|path| path.extension().is_some_and(|extension| extension == "deb")) {
         let mut unpack = Command::new("dpkg-deb");
         unpack.arg("--extract").args([package.as_path(), directory]);
         step(&format!("unpacking {}", package.display()), &mut unpack, LIMIT)?;

@@ -1,23 +1,16 @@
 //! Debian's kernels for `cargo xtask vm`: which, where they are kept, and how they are fetched.
 //!
-//! Owns: a directory of apt's own below the tools, so that neither the machine's sources nor its packages change.
-//! The archive's address is the one that the machine's own apt has; its signatures are checked by apt with Debian's
-//! keys, and the newest package of each series is taken, because mirrors drop the older ones.
+//! The newest package of each series is taken, because mirrors drop the older ones.
 //! Never does: install a kernel.
 
 use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::exec::{self, step};
-
-/// Debian's, which all suites are signed with.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const LIMIT: Duration = Duration::from_mins(15);
+use super::apt::Apt;
+use crate::exec;
 
 /// A kernel series.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,7 +30,7 @@ pub(crate) const SERIES: [Series; 5] = [
     Series { name: "newest", prefix: "" },
 ];
 
-/// Which archive has them, by its label, and the suite.
+/// Which have them.
 const SUITES: [(&str, &str); 5] = [
     ("Debian-Security", "bullseye-security"),
     ("Debian-Security", "bookworm-security"),
@@ -65,8 +58,7 @@ pub(super) fn look(tools: &Path, series: &Series) -> Option<Vec<PathBuf>> {
 
 /// Fetches what is missing.
 pub(super) fn fetch(tools: &Path, missing: &[Series]) -> Result<()> {
-    let apt = Apt::prepare(tools)?;
-    step("reading the lists of Debian's suites", apt.command("apt-get").arg("update"), LIMIT)?;
+    let apt = Apt::of_suites(&tools.join("kernels/apt"), &SUITES)?;
     let names = exec::output(apt.command("apt-cache").args(["pkgnames", "linux-image-"]))?;
     for series in missing {
         let image = newest(names.lines(), series.prefix)
@@ -77,83 +69,6 @@ pub(super) fn fetch(tools: &Path, missing: &[Series]) -> Result<()> {
         apt.download(&packages, &place(tools, series))?;
     }
     Ok(())
-}
-
-/// A configuration of apt's with nothing of the machine's but the way to the archive.
-struct Apt {
-    directory: PathBuf,
-}
-
-impl Apt {
-    fn prepare(tools: &Path) -> Result<Self> {
-        let directory = tools.join("kernels/apt");
-        for below in ["lists/partial", "cache/archives/partial"] {
-            let path = directory.join(below);
-            fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
-        }
-        let targets = exec::output(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(LABEL) $(REPO_URI)",
-            "Created-By: Packages",
-        ]))?;
-        let sources = sources(&targets)?;
-        for (name, text) in [("sources.list", sources.as_str()), ("status", "")] {
-            let path = directory.join(name);
-            fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-        }
-        Ok(Self { directory })
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        let mut option = |name: &str, value: &str| {
-            command.arg("-o").arg(format!("{name}={value}"));
-        };
-        let at = |name: &str| self.directory.join(name).display().to_string();
-        option("Dir::Etc::SourceList", &at("sources.list"));
-        option("Dir::Etc::SourceParts", "/dev/null");
-        option("Dir::Etc::PreferencesParts", "/dev/null");
-        option("Dir::State::Lists", &at("lists"));
-        option("Dir::State::Status", &at("status"));
-        option("Dir::Cache", &at("cache"));
-        option("APT::Architecture", "amd64");
-        option("APT::Architectures", "amd64");
-        option("Acquire::Languages", "none");
-        // Its own user could not write into a directory of ours.
-        option("APT::Sandbox::User", "");
-        command
-    }
-
-    /// Into a directory that is there only when all of them are.
-    fn download(&self, packages: &[String], into: &Path) -> Result<()> {
-        let mut draft = into.as_os_str().to_owned();
-        draft.push(".draft");
-        let draft = PathBuf::from(draft);
-        for path in [&draft, into] {
-            if path.exists() {
-                fs::remove_dir_all(path).with_context(|| format!("remove {}", path.display()))?;
-            }
-        }
-        fs::create_dir_all(&draft).with_context(|| format!("make {}", draft.display()))?;
-        let mut command = self.command("apt-get");
-        command.arg("download").args(packages).current_dir(&draft);
-        step(&format!("fetching {}", packages.first().map_or("", String::as_str)), &mut command, LIMIT)?;
-        fs::rename(&draft, into).with_context(|| format!("name {}", into.display()))
-    }
-}
-
-/// A source for each suite, at the address that the machine's own sources of that archive have.
-fn sources(targets: &str) -> Result<String> {
-    let mut lines = Vec::new();
-    for (label, suite) in SUITES {
-        let address = targets.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix(' '));
-        let Some(address) = address else {
-            bail!("apt's sources name no archive with the label {label}, whose suite {suite} has kernels");
-        };
-        lines.push(format!("deb [signed-by={KEYRING}] {address} {suite} main\n"));
-    }
-    Ok(lines.concat())
 }
 
 /// The newest cloud kernel whose version begins so.
@@ -225,18 +140,6 @@ mod tests {
                       linux-binary-7.2 (= 7.2-1), linux-modules-7.2 (= 7.2-1)\nSize: 1\n";
         assert_eq!(parts(record), ["linux-binary-7.2", "linux-modules-7.2"]);
         assert!(parts("Package: x\nDepends: kmod, linux-base (>= 4.3~)\n").is_empty());
-    }
-
-    #[test]
-    fn sources_are_at_the_machines_own_addresses_and_signed_by_debian() {
-        let targets =
-            "Debian http://mirror.example/debian/\nDebian-Security http://mirror.example/security/\n";
-        let sources = sources(targets).unwrap();
-        assert!(sources.starts_with(&format!(
-            "deb [signed-by={KEYRING}] http://mirror.example/security/ bullseye-security main\n"
-        )));
-        assert!(sources.ends_with("http://mirror.example/debian/ sid main\n"), "{sources}");
-        assert!(super::sources("Debian http://x/\n").unwrap_err().to_string().contains("Debian-Security"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 
 use super::machine::{self, Machine};
 use super::needs::{Need, PIP, State, Step};
-use super::{Tools, debian, missing, steps};
+use super::{Tools, containerd, missing, steps};
 use crate::Unavailable;
 use crate::exec::{quiet, step};
 
@@ -36,11 +36,6 @@ const PROGRAMS: [(&str, &str, &str); 6] = [
 ];
 /// What envtest's directory has, too.
 const ENVTEST: [&str; 2] = ["kube-apiserver", "etcd"];
-/// What Debian has: the program, its package, and what it is for.
-const UNPACKED: [(&str, &str, &str); 2] = [
-    ("containerd", "containerd", "the container runtime of test kube's node"),
-    ("runc", "runc", "starts its containers"),
-];
 
 /// What the verb works with.
 pub(crate) struct KubeTools {
@@ -50,15 +45,12 @@ pub(crate) struct KubeTools {
     pub(crate) kubernetes: PathBuf,
     /// The directory of containerd, its shim, `ctr` and runc.
     pub(crate) containerd: PathBuf,
+    /// The directory of the releases of other suites.
+    pub(crate) other_containerds: PathBuf,
 }
 
 fn kubernetes_in(tools: &Path) -> PathBuf {
     tools.join(format!("kubernetes-{KUBERNETES_VERSION}"))
-}
-
-/// Where the packages are unpacked.
-fn unpacked_in(tools: &Path) -> PathBuf {
-    tools.join("containerd")
 }
 
 /// What the build keeps while it lasts: 4 GB.
@@ -73,8 +65,8 @@ pub(super) fn look(tools: Tools, directory: &Path) -> Result<KubeTools> {
     if !missing.is_empty() {
         return Err(Unavailable(text(&missing)).into());
     }
-    let containerd = unpacked_in(directory).join("usr/bin");
-    Ok(KubeTools { tools, kubernetes: kubernetes_in(directory), containerd })
+    let [containerd, other_containerds] = [containerd::own_in(directory), containerd::others_in(directory)];
+    Ok(KubeTools { tools, kubernetes: kubernetes_in(directory), containerd, other_containerds })
 }
 
 /// Installs what is missing.
@@ -82,11 +74,12 @@ pub(super) fn install(machine: &Machine) -> Result<()> {
     let needs = needs(&machine.tools);
     let missing_now = missing(&needs);
     let has = |name: &str| !missing_now.iter().any(|need| need.name == name);
-    if UNPACKED.iter().any(|(program, ..)| !has(program)) {
+    let debians: Vec<&str> = containerd::names().filter(|name| !has(name)).collect();
+    if !debians.is_empty() {
         if !machine.has_apt {
             return Err(Unavailable(text(&missing_now)).into());
         }
-        debian::unpack(&UNPACKED.map(|(_, package, _)| package), &unpacked_in(&machine.tools))?;
+        containerd::fetch(&machine.tools, &debians)?;
     }
     let wanted: Vec<_> = PROGRAMS.into_iter().filter(|(name, ..)| !has(name)).collect();
     if wanted.is_empty() {
@@ -148,15 +141,7 @@ pub(super) fn needs(tools: &Path) -> Vec<Need> {
         };
         Need { name, reason, state }
     };
-    let unpacked = |(name, _, reason): (&'static str, &'static str, &'static str)| {
-        let path = unpacked_in(tools).join("usr/bin").join(name);
-        let state = match version(&path) {
-            Some(version) => State::Present { found: format!("{} ({version})", path.display()) },
-            None => State::Missing { found: "not fetched yet".to_owned(), steps: vec![Step::Kube] },
-        };
-        Need { name, reason, state }
-    };
-    UNPACKED.into_iter().map(unpacked).chain(PROGRAMS.into_iter().map(built)).collect()
+    containerd::needs(tools).into_iter().chain(PROGRAMS.into_iter().map(built)).collect()
 }
 
 fn steps_to_build(tools: &Path) -> Vec<Step> {
@@ -170,7 +155,7 @@ fn steps_to_build(tools: &Path) -> Vec<Step> {
 }
 
 /// What it says of its version, which is enough to see that it runs.
-fn version(program: &Path) -> Option<String> {
+pub(super) fn version(program: &Path) -> Option<String> {
     let text = quiet(Command::new(program).arg("--version"))?;
     let words = text.lines().next()?.split_whitespace();
     words
@@ -198,7 +183,8 @@ mod tests {
         let needs = needs(directory.path());
         let missing = missing(&needs);
         let text = text(&missing);
-        for (name, ..) in PROGRAMS.into_iter().filter(|(name, ..)| !ENVTEST.contains(name)).chain(UNPACKED) {
+        let built = PROGRAMS.into_iter().map(|(name, ..)| name).filter(|name| !ENVTEST.contains(name));
+        for name in built.chain(containerd::names()) {
             assert!(text.contains(&format!("  {name} (")), "{text}");
         }
         assert!(text.ends_with("cargo xtask setup --kube"), "{text}");

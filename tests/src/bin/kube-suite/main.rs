@@ -6,8 +6,10 @@
 
 mod api;
 mod bookinfo;
+mod deployed;
 mod mesh;
 mod node;
+mod runtimes;
 mod source;
 mod stage;
 mod table;
@@ -19,9 +21,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 
 use bookinfo::{Bookinfo, apart, asked, lasting, traffic};
+use deployed::{Deployed, commands, installed, removed, trouble as outages};
 use stage::Stage;
 use table::Row;
 
@@ -45,16 +48,19 @@ enum How {
     OnNode(fn(&mut Stage) -> Result<String>),
     /// The same, with Bookinfo on the node.
     InBookinfo(fn(&mut Stage, &Bookinfo) -> Result<String>),
+    /// On the node where veer is a DaemonSet, which these share.
+    Deployed(fn(&mut Deployed) -> Result<String>),
 }
 
-/// What checks share, from the first that needs it on.
+/// What checks share, from the first that needs it on: one node at a time.
 #[derive(Default)]
 struct Scene {
     bookinfo: Option<Bookinfo>,
     stage: Option<Stage>,
+    deployed: Option<Deployed>,
 }
 
-const CHECKS: [Check; 36] = [
+const CHECKS: [Check; 49] = [
     Check { name: "an outage of the API server loses nothing", how: How::Alone(api::outage) },
     Check { name: "a client has the rights that RBAC gives it", how: How::Alone(api::rights) },
     Check { name: "controllers and scheduler work in a node's netns", how: How::Alone(api::controllers) },
@@ -118,6 +124,46 @@ const CHECKS: [Check; 36] = [
         how: How::InBookinfo(lasting::api_server),
     },
     Check { name: "uninstalled under pods that run", how: How::OnNode(trouble::uninstalled) },
+    Check {
+        name: "DaemonSet: the chart's manifests bring agent and plugin",
+        how: How::Deployed(installed::ready),
+    },
+    Check {
+        name: "DaemonSet: pods with a sidecar are redirected to it",
+        how: How::Deployed(installed::redirected),
+    },
+    Check {
+        name: "DaemonSet: nobody has more rights than is documented",
+        how: How::Deployed(installed::privileges),
+    },
+    Check { name: "DaemonSet: commands by exec in the agent's pod", how: How::Deployed(commands::by_exec) },
+    Check {
+        name: "DaemonSet: a conflist that is written anew gets veer back",
+        how: How::Deployed(outages::rewritten),
+    },
+    Check { name: "DaemonSet: an upgrade by a rollout loses nothing", how: How::Deployed(outages::upgraded) },
+    Check { name: "DaemonSet: a node says that its chain is broken", how: How::Deployed(outages::broken) },
+    Check {
+        name: "DaemonSet: an agent's pod that is deleted loses nothing",
+        how: How::Deployed(outages::pod_deleted),
+    },
+    Check {
+        name: "DaemonSet: a node that boots has its pods redirected again",
+        how: How::Deployed(outages::rebooted),
+    },
+    Check {
+        name: "DaemonSet: pods that started without it are repaired",
+        how: How::Deployed(outages::repaired),
+    },
+    Check {
+        name: "DaemonSet: uninstalled as documented under pods that run",
+        how: How::Deployed(removed::in_order),
+    },
+    Check {
+        name: "containerd 1.7 asks the plugin, and pods are redirected",
+        how: How::Alone(runtimes::trixie),
+    },
+    Check { name: "containerd 2.1 asks for the plugin's status, too", how: How::Alone(runtimes::forky) },
 ];
 
 fn main() -> ExitCode {
@@ -159,8 +205,20 @@ fn perform(check: &Check, scene: &mut Scene) -> Row {
 
 impl Scene {
     fn make(&mut self, how: &How) -> Result<String> {
-        if let How::Alone(run) = how {
-            return run();
+        match how {
+            How::Alone(run) => {
+                *self = Self::default();
+                return run();
+            }
+            How::Deployed(run) => {
+                (self.bookinfo, self.stage) = (None, None);
+                let deployed = match &mut self.deployed {
+                    Some(deployed) => deployed,
+                    None => self.deployed.insert(Deployed::set()?),
+                };
+                return run(deployed).inspect_err(|_told| say!("--- {}---", deployed.log()));
+            }
+            How::OnNode(_) | How::InBookinfo(_) => self.deployed = None,
         }
         let stage = match &mut self.stage {
             Some(stage) => stage,
@@ -173,7 +231,7 @@ impl Scene {
     /// Who counts the node's pods finds none but its own.
     fn on_node(stage: &mut Stage, bookinfo: &mut Option<Bookinfo>, how: &How) -> Result<String> {
         match how {
-            How::Alone(run) => run(),
+            How::Alone(_) | How::Deployed(_) => bail!("this check has a stage of its own"),
             How::OnNode(run) => {
                 if bookinfo.take().is_some() {
                     bookinfo::remove(stage)?;

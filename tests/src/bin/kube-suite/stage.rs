@@ -26,7 +26,8 @@ const EXCLUDED: &str = "kube-system";
 /// A node, and the agent on it.
 pub(crate) struct Stage {
     pub(crate) node: Node,
-    agent: Process,
+    /// None where the agent is a pod of the node.
+    agent: Option<Process>,
     kubeconfig: PathBuf,
     /// Namespaces whose pods are left alone.
     excluded: Vec<String>,
@@ -36,14 +37,23 @@ pub(crate) struct Stage {
 impl Stage {
     /// Makes the node, puts the plugin into its chain and starts the agent.
     pub(crate) fn set() -> Result<Self> {
-        let node = Node::start()?;
+        Self::set_on(Node::start()?)
+    }
+
+    /// The same on a node that is there.
+    pub(crate) fn set_on(node: Node) -> Result<Self> {
         let kubeconfig = agent::grant(node.control_plane())?;
         let excluded = vec![EXCLUDED.to_owned()];
-        let agent = start_agent(&node, &kubeconfig, &excluded)?;
+        let agent = Some(start_agent(&node, &kubeconfig, &excluded)?);
         recorder::install(&node, &veer_binary("VEER_CNI_BIN", "veer-cni")?, "veer-cni")?;
         let stage = Self { node, agent, kubeconfig, excluded, marks: 0 };
         stage.chain()?;
         Ok(stage)
+    }
+
+    /// A node as it is, without an agent.
+    pub(crate) const fn bare(node: Node) -> Self {
+        Self { node, agent: None, kubeconfig: PathBuf::new(), excluded: Vec::new(), marks: 0 }
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -86,16 +96,16 @@ impl Stage {
     }
 
     pub(crate) fn kill_agent(&mut self) -> Result<()> {
-        self.agent.kill().map(drop)
+        self.agent.as_mut().context("no agent was started")?.kill().map(drop)
     }
 
     pub(crate) fn start_agent(&mut self) -> Result<()> {
-        self.agent = start_agent(&self.node, &self.kubeconfig, &self.excluded)?;
+        self.agent = Some(start_agent(&self.node, &self.kubeconfig, &self.excluded)?);
         Ok(())
     }
 
     pub(crate) fn agent_log(&self) -> String {
-        self.agent.last_words()
+        self.agent.as_ref().map_or_else(String::new, Process::last_words)
     }
 
     /// What a command of `veer` with `--json` says on the node.

@@ -104,7 +104,7 @@ pub(crate) fn rebooted(stage: &mut Stage) -> Result<String> {
 }
 
 /// Waits until all of its containers have been started anew and it is ready; its address is another one.
-fn wait_again(client: &Client, pod: &Running) -> Result<Running> {
+pub(crate) fn wait_again(client: &Client, pod: &Running) -> Result<Running> {
     client.wait("a pod to be there again", &pod.path, |object| {
         let status = object.get("status")?;
         let apps = status.get("containerStatuses")?.as_array()?;
