@@ -60,7 +60,7 @@ struct Scene {
     deployed: Option<Deployed>,
 }
 
-const CHECKS: [Check; 49] = [
+const CHECKS: [Check; 50] = [
     Check { name: "an outage of the API server loses nothing", how: How::Alone(api::outage) },
     Check { name: "a client has the rights that RBAC gives it", how: How::Alone(api::rights) },
     Check { name: "controllers and scheduler work in a node's netns", how: How::Alone(api::controllers) },
@@ -164,6 +164,7 @@ const CHECKS: [Check; 49] = [
         how: How::Alone(runtimes::trixie),
     },
     Check { name: "containerd 2.1 asks for the plugin's status, too", how: How::Alone(runtimes::forky) },
+    Check { name: "containerd 2.1 boots with the DaemonSet", how: How::Alone(runtimes::boot) },
 ];
 
 fn main() -> ExitCode {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use veer_tests::kube::node::{NAME, Node};
 use veer_tests::kube::pods::{Shape, Sidecar};
 use veer_tests::kube::recorder;
 use veer_tests::kube::runtime::Runtime;
 
+use crate::deployed::{Deployed, trouble as outages};
 use crate::stage::Stage;
 
 /// containerd 1.7, of Debian 13.
@@ -37,6 +38,14 @@ pub(crate) fn forky() -> Result<String> {
     stage.node.wait_ready()?;
     life(&mut stage)?;
     Ok(format!("{}; without an agent the node is not ready", seen.join(", ")))
+}
+
+/// The same, with veer as a DaemonSet: the node is not ready because veer does not answer, and veer does not answer because
+/// its pod is not there yet; pods of the host's network start all the same.
+pub(crate) fn boot() -> Result<String> {
+    let node = Node::start_with(Runtime::of_suite("forky", "1.1.0")?)?;
+    let mut deployed = Deployed::set_on(node)?;
+    outages::rebooted(&mut deployed).with_context(|| deployed.log())
 }
 
 /// Pods come, are redirected, and go. The verbs that the plugin has been called with so far.

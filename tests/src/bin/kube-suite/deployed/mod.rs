@@ -50,7 +50,12 @@ struct Agent {
 impl Deployed {
     /// Makes the node, and installs.
     pub(crate) fn set() -> Result<Self> {
-        let stage = Stage::bare(Node::start()?);
+        Self::set_on(Node::start()?)
+    }
+
+    /// The same on a node that is there.
+    pub(crate) fn set_on(node: Node) -> Result<Self> {
+        let stage = Stage::bare(node);
         for image in ["veer.tar", "veer-next.tar"] {
             stage.node.import(&file(image)?)?;
         }
