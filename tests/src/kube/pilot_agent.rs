@@ -19,8 +19,8 @@ pub const PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";
 /// The pod's address.
 pub const INSTANCE_IP: &str = "INSTANCE_IP";
 
-/// From where the app is asked, by which the redirection knows the agent.
-const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
+/// From where an app is asked by those of its own pod that hand on, by which the redirection knows them.
+pub const PASSTHROUGH: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the app is asked in a probe.
@@ -74,7 +74,9 @@ fn answer(request: &Request, probers: &BTreeMap<String, Prober>, own: Option<IpA
 /// The pod's own address, so that an app that listens there alone is reached.
 fn ask_app(address: SocketAddr, path: &str) -> Result<Response> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).context("make a socket")?;
-    socket.bind(&SocketAddr::from((SOURCE, 0)).into()).with_context(|| format!("bind to {SOURCE}"))?;
+    socket
+        .bind(&SocketAddr::from((PASSTHROUGH, 0)).into())
+        .with_context(|| format!("bind to {PASSTHROUGH}"))?;
     socket.connect_timeout(&address.into(), PATIENCE).with_context(|| format!("connect to {address}"))?;
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).context("limit the wait for the app")?;

@@ -30,6 +30,11 @@ impl Record {
         self.environment.get("CNI_COMMAND").map_or("", String::as_str)
     }
 
+    /// The pod's netns, as a path on the node.
+    pub fn netns(&self) -> Option<&str> {
+        self.environment.get("CNI_NETNS").map(String::as_str)
+    }
+
     /// Whether it is an ADD for a pod with this in its name.
     pub fn adds(&self, name: &str) -> bool {
         let has = |variable: &str, text: &str| {

@@ -1,6 +1,8 @@
 //! What is behind the primary CNI in a burst, and the burst itself.
 
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -119,15 +121,32 @@ impl Node {
             recorder::forget(&self.kubernetes)?;
             let crowd = Crowd::create(client, &format!("chain-{}-{tried}", self.bursts), 1)?;
             crowd.wait_running(client)?;
+            let records = recorder::records(&self.kubernetes)?;
+            let seen = self.is_chained(variant, &records);
             crowd.delete(client)?;
-            let count = recorder::records(&self.kubernetes)?.len();
-            ensure!((count > 0) == variant.plugin().is_some(), "a pod has made {count} records");
-            Ok::<_, anyhow::Error>(())
+            seen
         })
     }
 
-    /// How long each ADD took: one for each pod, all of which succeeded. Which plugin it was, the runtime's name of it
-    /// tells; which rules, the pods of the check before.
+    /// Whether the runtime has asked the plugin for a pod, and has not where there is none; and whether the pod has the
+    /// rules that it is to have.
+    fn is_chained(&self, variant: Variant, records: &[Record]) -> Result<()> {
+        ensure!(records.is_empty() == variant.plugin().is_none(), "a pod has made {} records", records.len());
+        if variant != Variant::Iptables {
+            return Ok(());
+        }
+        let netns = records.iter().find_map(Record::netns).context("a record has a netns")?;
+        let plugin = self.kubernetes.directory().join("bin/cni-iptables.real");
+        let mut check = self.kubernetes.launch().command(plugin)?;
+        let mut check =
+            check.env("CNI_COMMAND", "CHECK").env("CNI_NETNS", netns).stdin(Stdio::piped()).spawn()?;
+        // Its end is the end of the configuration.
+        check.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(b"{}"))?;
+        ensure!(check.wait().context("wait for the plugin")?.success(), "a pod has no rules of Istio's");
+        Ok(())
+    }
+
+    /// How long each ADD took: one for each pod, all of which succeeded.
     fn steps(&self, variant: Variant, name: &str, count: usize) -> Result<Vec<f64>> {
         let adds: Vec<Record> = recorder::records(&self.kubernetes)?
             .into_iter()

@@ -13,11 +13,8 @@ use veer_tests::kube::injector::{INJECT, MODE, VALIDATION, wants};
 use veer_tests::kube::pods::{Running, Shape, Sidecar};
 use veer_tests::wait;
 
-use super::{Bookinfo, NAMESPACE, ask_through, entries, entry, make_namespace, remove_namespace};
+use super::{Bookinfo, NAMESPACE, PASSED_OUT, ask_through, entries, entry, make_namespace, remove_namespace};
 use crate::stage::Stage;
-
-/// What Envoy adds to a request on its way out of a pod.
-const PASSED_OUT: &str = "x-envoy-attempt-count";
 
 /// It asks details: nothing of that goes through its own proxy, if it has one.
 fn prove_direct(stage: &mut Stage, bookinfo: &Bookinfo, pod: &Running) -> Result<()> {

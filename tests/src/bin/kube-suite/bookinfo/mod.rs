@@ -32,6 +32,9 @@ pub(crate) const NAMESPACE: &str = "bookinfo";
 const INGRESS: &str = "istio-ingress";
 const GATEWAY: &str = "istio-ingressgateway";
 
+/// What Envoy adds to a request on its way out of a pod.
+const PASSED_OUT: &str = "x-envoy-attempt-count";
+
 /// Who runs, in which version and with which shape of a sidecar.
 const WORKLOADS: [(Service, &str, Kind); 6] = [
     (Service::Ratings, "v1", Kind::Native),

@@ -1,15 +1,17 @@
 //! Visitors who ask for page after page while something happens to the node.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
-use veer_tests::bookinfo::{self, Service};
+use veer_tests::bookinfo::{self, Answer, Service};
+use veer_tests::kube::pilot_agent::PASSTHROUGH;
 use veer_tests::wait;
 
-use super::{Bookinfo, marked};
+use super::{Bookinfo, PASSED_OUT, marked};
 use crate::stage::Stage;
 
 const VISITORS: usize = 2;
@@ -38,8 +40,9 @@ impl Stream {
             stage.node.outside().spawn(move || {
                 while !seen.stop.load(Ordering::SeqCst) {
                     let started = Instant::now();
-                    match bookinfo::ask(Service::Productpage, entrance, &marked("stream")) {
-                        Ok(_page) => drop(seen.pages.fetch_add(1, Ordering::SeqCst)),
+                    let page = bookinfo::ask(Service::Productpage, entrance, &marked("stream"));
+                    match page.and_then(|page| is_of_the_mesh(&page)) {
+                        Ok(()) => drop(seen.pages.fetch_add(1, Ordering::SeqCst)),
                         Err(error) => drop(seen.lost.lock().map(|mut lost| lost.push(format!("{error:#}")))),
                     }
                     wait::until("the next page", wait::LIMIT, || started.elapsed() > PACE).ok();
@@ -60,7 +63,7 @@ impl Stream {
     /// Ends it.
     ///
     /// # Errors
-    /// Where a page was lost.
+    /// Where a page was lost, or came past a proxy.
     pub(super) fn stop(mut self) -> Result<u64> {
         self.seen.stop.store(true, Ordering::SeqCst);
         for visitor in self.visitors.drain(..) {
@@ -71,6 +74,13 @@ impl Stream {
         ensure!(lost.is_empty(), "{} pages of {} were lost: {:?}", lost.len(), pages, lost.first());
         Ok(pages)
     }
+}
+
+/// A page that came past the proxies is lost, too: each service was asked by somebody's, through its own.
+fn is_of_the_mesh(answer: &Answer) -> Result<()> {
+    let is_own = answer.peer.ip() == IpAddr::V4(PASSTHROUGH);
+    ensure!(is_own && answer.headers.contains_key(PASSED_OUT), "not through two proxies: {answer:?}");
+    answer.parts.iter().try_for_each(is_of_the_mesh)
 }
 
 impl Drop for Stream {

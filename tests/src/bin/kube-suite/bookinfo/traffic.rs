@@ -1,6 +1,7 @@
 //! Where a page's requests go: through which proxies, as dialled where, and by whom.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -8,6 +9,8 @@ use veer_tests::bookinfo::{Answer, Service};
 use veer_tests::envoy::Direction;
 use veer_tests::kube::injector::VALIDATION;
 use veer_tests::kube::node::OUTSIDE;
+use veer_tests::kube::pilot_agent::PASSTHROUGH;
+use veer_tests::kube::pods;
 
 use super::{Bookinfo, entries, entry};
 use crate::stage::Stage;
@@ -83,7 +86,7 @@ fn hop(stage: &Stage, bookinfo: &Bookinfo, from: Who<'_>, to: Who<'_>, mark: &st
     let cluster = bookinfo.address(to.0)?;
     let sent = entry(stage, sender, Direction::Outbound, mark, cluster)?;
     ensure!(sent.client.map(|client| client.ip()) == Some(sender.address), "{sent:?}");
-    let own = std::net::SocketAddr::new(receiver.address, cluster.port());
+    let own = SocketAddr::new(receiver.address, cluster.port());
     let received = entry(stage, receiver, Direction::Inbound, mark, own)?;
     ensure!(received.client.map(|client| client.ip()) == Some(sender.address), "{received:?}");
     ensure!(sent.status == 200 && received.status == 200, "{sent:?} {received:?}");
@@ -100,11 +103,11 @@ pub(crate) fn gateway(stage: &mut Stage, bookinfo: &Bookinfo) -> Result<String> 
     ensure!(!enrolled.iter().any(|name| name.contains("gateway")), "enrolled: {enrolled:?}");
     let mark = stage.mark();
     let page = bookinfo.visit(stage, &mark)?;
-    ensure!(page.peer.ip().to_string() == "127.0.0.6", "the page was asked by {}", page.peer);
+    ensure!(page.peer.ip() == IpAddr::V4(PASSTHROUGH), "the page was asked by {}", page.peer);
     let came = stage.entry(&bookinfo.gateway, Direction::Inbound, &mark)?;
     ensure!(came.client.map(|client| client.ip()) == Some(OUTSIDE.into()), "{came:?}");
     // The port that it listens on, and not one of a redirection.
-    let own = std::net::SocketAddr::new(bookinfo.gateway.address, veer_tests::kube::pods::PORT);
+    let own = SocketAddr::new(bookinfo.gateway.address, pods::PORT);
     ensure!(came.original_destination == Some(own), "{came:?}");
     let page = stage.entry(bookinfo.pod(Service::Productpage, "v1")?, Direction::Inbound, &mark)?;
     ensure!(page.client.map(|client| client.ip()) == Some(bookinfo.gateway.address), "{page:?}");
