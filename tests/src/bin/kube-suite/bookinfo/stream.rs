@@ -54,10 +54,21 @@ impl Stream {
     }
 
     /// Waits until so many more pages have come.
+    ///
+    /// # Errors
+    /// Where a page was lost meanwhile, or came past a proxy.
     pub(super) fn wait_for(&self, more: u64) -> Result<()> {
         let goal = self.seen.pages.load(Ordering::SeqCst) + more;
         let limit = Duration::from_mins(1);
-        wait::until("further pages", limit, || self.seen.pages.load(Ordering::SeqCst) >= goal)
+        let pages = || self.seen.pages.load(Ordering::SeqCst);
+        wait::until("further pages", limit, || pages() >= goal || self.lost().is_err())?;
+        self.lost()
+    }
+
+    fn lost(&self) -> Result<()> {
+        let lost = self.seen.lost.lock().map_err(|_panicked| anyhow!("a visitor panicked"))?;
+        ensure!(lost.is_empty(), "{} pages were lost: {:?}", lost.len(), lost.first());
+        Ok(())
     }
 
     /// Ends it.
@@ -69,10 +80,8 @@ impl Stream {
         for visitor in self.visitors.drain(..) {
             visitor.join().map_err(|_panicked| anyhow!("a visitor panicked"))?;
         }
-        let pages = self.seen.pages.load(Ordering::SeqCst);
-        let lost = self.seen.lost.lock().map_err(|_panicked| anyhow!("a visitor panicked"))?;
-        ensure!(lost.is_empty(), "{} pages of {} were lost: {:?}", lost.len(), pages, lost.first());
-        Ok(pages)
+        self.lost()?;
+        Ok(self.seen.pages.load(Ordering::SeqCst))
     }
 }
 
