@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::node::Node;
 use crate::launch::kit_binary;
@@ -18,6 +19,8 @@ use crate::launch::kit_binary;
 pub struct Record {
     /// `CNI_…`
     environment: BTreeMap<String, String>,
+    /// The configuration that it was given.
+    input: String,
     /// The plugin's whole process.
     pub microseconds: u64,
     /// How it ended.
@@ -28,6 +31,12 @@ impl Record {
     /// `CNI_COMMAND`.
     pub fn verb(&self) -> &str {
         self.environment.get("CNI_COMMAND").map_or("", String::as_str)
+    }
+
+    /// Whether it was this plugin that was asked.
+    pub fn is_of(&self, plugin: &str) -> bool {
+        let input: Option<Value> = serde_json::from_str(&self.input).ok();
+        input.and_then(|input| Some(input.get("type")? == plugin)).unwrap_or(false)
     }
 
     /// The pod's netns, as a path on the node.

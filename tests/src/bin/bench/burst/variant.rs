@@ -131,7 +131,11 @@ impl Node {
     /// Whether the runtime has asked the plugin for a pod, and has not where there is none; and whether the pod has the
     /// rules that it is to have.
     fn is_chained(&self, variant: Variant, records: &[Record]) -> Result<()> {
-        ensure!(records.is_empty() == variant.plugin().is_none(), "a pod has made {} records", records.len());
+        let is_right = match variant.plugin() {
+            Some(plugin) => !records.is_empty() && records.iter().all(|record| record.is_of(plugin)),
+            None => records.is_empty(),
+        };
+        ensure!(is_right, "for {} the runtime has asked {records:?}", variant.name());
         if variant != Variant::Iptables {
             return Ok(());
         }
