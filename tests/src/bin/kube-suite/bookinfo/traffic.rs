@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use veer_tests::bookinfo::{Answer, Service};
 use veer_tests::envoy::Direction;
@@ -11,12 +11,11 @@ use veer_tests::kube::injector::VALIDATION;
 use veer_tests::kube::node::OUTSIDE;
 use veer_tests::kube::pilot_agent::PASSTHROUGH;
 use veer_tests::kube::pods;
+use veer_tests::wait;
 
 use super::{Bookinfo, entries, entry};
 use crate::stage::Stage;
 
-/// Pages at the most, until every version of reviews was among them: one of three is missed once in ten million runs.
-const PAGES: usize = 40;
 const VERSIONS: [&str; 3] = ["v1", "v2", "v3"];
 
 /// Istio's own program has listened and dialled in each pod before anything else was there.
@@ -44,19 +43,22 @@ pub(crate) fn reached(stage: &mut Stage, bookinfo: &Bookinfo) -> Result<String> 
     Ok(format!("reviews {}; ratings asked by {} of them", VERSIONS.join(", "), asked - 3))
 }
 
-/// For each version of reviews a page, by its mark.
+/// For each version of reviews a page, by its mark. No page is lost meanwhile; but kube-proxy takes a moment to know of all.
 fn pages(stage: &mut Stage, bookinfo: &Bookinfo) -> Result<BTreeMap<String, (String, Answer)>> {
     let mut pages = BTreeMap::new();
-    for _ in 0..PAGES {
+    let mut visit = || -> Result<bool> {
         let mark = stage.mark();
         let page = bookinfo.visit(stage, &mark)?;
         let version = page.of(Service::Reviews).context("a page has reviews")?.version.clone();
         pages.entry(version).or_insert((mark, page));
-        if pages.len() == VERSIONS.len() {
-            return Ok(pages);
-        }
-    }
-    bail!("in {PAGES} pages reviews were of {:?} alone", pages.keys().collect::<Vec<_>>())
+        Ok(pages.len() == VERSIONS.len())
+    };
+    let found = wait::until_some("a page with each version of reviews", wait::LIMIT, || match visit() {
+        Ok(is_all) => is_all.then_some(Ok(())),
+        Err(error) => Some(Err(error)),
+    });
+    found.with_context(|| format!("seen were {:?}", pages.keys().collect::<Vec<_>>()))??;
+    Ok(pages)
 }
 
 /// Out of a pod as its Service was dialled, into the other one as its own address was; each once.
@@ -70,7 +72,8 @@ pub(crate) fn hops(stage: &mut Stage, bookinfo: &Bookinfo) -> Result<String> {
         for (from, to) in &hops {
             hop(stage, bookinfo, *from, *to, &mark)?;
         }
-        // The page itself comes from the gateway, and nothing goes through a proxy that nobody has asked.
+        // The page itself comes from the gateway and is told of last; nothing goes through a proxy that nobody has asked.
+        stage.entry(bookinfo.pod(Service::Productpage, "v1")?, Direction::Inbound, &mark)?;
         let all = bookinfo.workloads.iter().map(|workload| entries(stage, &workload.pod, &mark));
         let all = all.collect::<Result<Vec<_>>>()?.concat();
         ensure!(all.len() == 1 + 2 * hops.len(), "{} entries of {mark}: {all:?}", all.len());
