@@ -293,11 +293,12 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
     }
     if let Some(cluster) = cluster {
         cluster.start(&tasks, &stop);
+        // Nobody else hears of it unasked.
+        tasks.spawn(Arc::clone(&probe).serve(stop.clone()));
     }
     admin.serve(view, &tasks, &stop).map_err(system("serve metrics and health"))?;
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));
-    tasks.spawn(Arc::clone(&probe).serve(stop.clone()));
     // Once somebody answers whom the runtime will call.
     tasks.spawn(installer.serve(stop.clone()));
     tracing::info!(run_dir = %place.run_dir.display(), "ready");

@@ -194,6 +194,19 @@ fn without_capabilities_each_that_is_missing_is_named_with_what_it_is_for() {
 }
 
 #[test]
+fn without_net_raw_it_says_what_cannot_be_seen_and_that_it_is_no_error() {
+    let node = Node::new();
+    let said = said(node.command(&Launch::new().without(&[CapabilitySet::NET_RAW])).arg("--json"));
+    said.has(
+        "capabilities",
+        "warning",
+        "CAP_NET_RAW is missing: it is needed to see rules of the old iptables",
+    );
+    assert_ne!(said.code, 2, "{}", said.report);
+    assert!(node.is_clean());
+}
+
+#[test]
 fn without_net_admin_the_first_map_that_needs_it_is_named() {
     let node = Node::new();
     let launch = Launch::new().without(&[CapabilitySet::NET_ADMIN, CapabilitySet::SYS_ADMIN]);

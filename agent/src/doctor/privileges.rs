@@ -22,7 +22,7 @@ struct Capability {
 
 const SYS_ADMIN: u32 = 21;
 
-const CAPABILITIES: [Capability; 6] = [
+const CAPABILITIES: [Capability; 7] = [
     Capability {
         name: "CAP_BPF",
         number: 39,
@@ -62,6 +62,14 @@ const CAPABILITIES: [Capability; 6] = [
         name: "CAP_NET_BROADCAST",
         number: 11,
         purpose: "to hear of addresses that pods gain or lose later",
+        vital: false,
+        replaced: false,
+    },
+    Capability {
+        name: "CAP_NET_RAW",
+        number: 13,
+        purpose: "to see rules of the old iptables, which istio-init may have made in pods: without it such a pod looks as if \
+                  nobody redirected it, and one that runs is redirected a second time",
         vital: false,
         replaced: false,
     },

@@ -76,7 +76,7 @@ pub enum PlanError {
     },
     /// Multus names a file with one plugin, which cannot become a list under the same name.
     #[error(
-        "{file}, which Multus delegates to, is one plugin and no list, and Multus reads it by that name: write it as a .conflist (its vendor's settings), and restart Multus"
+        "{file}, which Multus delegates to, is one plugin and no list, and Multus reads it by that name: write it as a .conflist (its vendor's settings), and restart Multus; where the vendor has no such setting (OpenShift), nothing can be chained: turn the installer off"
     )]
     PlainDelegate {
         /// The file.

@@ -21,8 +21,14 @@ pub(super) fn patch(
         }
         None => ("nothing".to_owned(), None),
     };
-    let file = find(after, multus, &wanted)
-        .ok_or_else(|| PlanError::Elsewhere { file: multus.to_owned(), delegate: wanted.clone() })?;
+    let file = find(after, multus, &wanted).ok_or_else(|| {
+        // Its directory would not help.
+        if wanted.ends_with(".conf") {
+            PlanError::PlainDelegate { file: wanted.clone() }
+        } else {
+            PlanError::Elsewhere { file: multus.to_owned(), delegate: wanted.clone() }
+        }
+    })?;
     if !file.ends_with(".conflist") {
         return Err(PlanError::PlainDelegate { file });
     }

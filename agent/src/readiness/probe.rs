@@ -1,7 +1,7 @@
 //! The two conditions that nobody reports: that the node's thread answers, and that the plugin's socket does.
 //!
 //! Owns: asking for them as a plugin would, over the socket. Never does: repair either. Called by: `admin`, whenever
-//! somebody asks for the readiness, and by itself, rarely, so that a node without a probe or scraper hears of it, too.
+//! somebody asks for the readiness, and by `app`: where the API server is told of it, it asks by itself, too, rarely.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::enrol::NodeHandle;
 
 /// How long either may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often it is asked where nobody else does.
+/// How often it asks by itself.
 const INTERVAL: Duration = Duration::from_secs(30);
 
 /// Who asks.

@@ -65,7 +65,11 @@ fn multus_is_wrapped_only_if_it_is_tencents() {
         installed(&golden("tke-vpc-cni"), &wish(Some(mode)));
     }
     refused(&golden("tke-vpc-cni"), &wish(Some(Mode::Multus)), false, "take mode auto");
-    refused(&golden("multus-elsewhere"), &wish(None), true, "--cni-conf-dir");
+    let openshifts = "10-ovn-kubernetes.conf, which Multus delegates to, is one plugin";
+    refused(&golden("multus-elsewhere"), &wish(None), false, openshifts);
+    let list =
+        r#"{"name":"m","cniVersion":"0.3.1","type":"multus-shim","clusterNetwork":"/x/10-a.conflist"}"#;
+    refused(&directory([("00-multus.conf", list)]), &wish(None), true, "--cni-conf-dir");
     let plain = directory([
         (
             "00-multus.conf",

@@ -7,6 +7,9 @@
 {{- with .Values.platform -}}
 {{- $platform = $.Files.Get (printf "platforms/%s.yaml" .) | fromYaml -}}
 {{- end -}}
+{{- if and (eq .Values.platform "openshift") (not (has .Values.cni.install (list "" "off"))) -}}
+{{- fail (printf "cni.install=%s on openshift: Multus calls OVN-Kubernetes by one plain file there, so nothing can be chained, and the agent would never be ready; off is what is possible (docs/platforms.md)" .Values.cni.install) -}}
+{{- end -}}
 {{- mergeOverwrite $upstream $platform (include "veer.given" .Values | fromYaml) | toYaml -}}
 {{- end -}}
 

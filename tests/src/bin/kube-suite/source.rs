@@ -258,12 +258,12 @@ pub(crate) fn full_node() -> Result<String> {
     const COUNT: usize = 250;
     let node = Node::start(&[])?;
     node.wait_health("state", &json!("synced"))?;
-    let before = resident_kb(node.agent.process().pid())?;
+    let before = Memory::of(node.agent.process().pid())?;
     for number in 0..COUNT {
         node.create_on(Some(NODE), &large(number))?;
     }
     node.wait_health("pods", &json!(COUNT))?;
-    let after = resident_kb(node.agent.process().pid())?;
+    let after = Memory::of(node.agent.process().pid())?;
     let pod = node.pod("one-more")?;
     node.enrol(&pod)?;
     let asked = node.requests("get pods")?;
@@ -272,14 +272,9 @@ pub(crate) fn full_node() -> Result<String> {
     node.agent.stop()?;
     node.agent.start_again()?;
     node.wait_health("pods", &json!(COUNT + 1))?;
-    let listed = resident_kb(node.agent.process().pid())?;
-    ensure!(listed < before + 16 * 1024, "{before} kB without pods, {listed} kB with {COUNT}");
-    Ok(format!(
-        "{} MB with none, {} MB with {COUNT} watched, {} MB after a start that lists them",
-        before / 1024,
-        after / 1024,
-        listed / 1024
-    ))
+    let listed = Memory::of(node.agent.process().pid())?;
+    ensure!(listed.resident < before.resident + 16 * 1024, "{before} without pods, {listed} with {COUNT}");
+    Ok(format!("{before} with none, {after} with {COUNT} watched, {listed} after a start that lists them"))
 }
 
 /// A pod as large as real ones are: with the whole of it once more in an annotation, and an environment.
@@ -292,10 +287,32 @@ fn large(number: usize) -> Manifest {
     )
 }
 
-fn resident_kb(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read the agent's status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no VmRSS")
+/// What the agent has in memory, in kB.
+struct Memory {
+    /// Its own.
+    own: u64,
+    /// With its pages of the program.
+    resident: u64,
+}
+
+impl Memory {
+    fn of(pid: u32) -> Result<Self> {
+        let status =
+            std::fs::read_to_string(format!("/proc/{pid}/status")).context("read the agent's status")?;
+        let number = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+                .with_context(|| format!("no {name}"))
+        };
+        Ok(Self { own: number("RssAnon")?, resident: number("VmRSS")? })
+    }
+}
+
+impl std::fmt::Display for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mb = |kb: u64| kb.div_ceil(1024);
+        write!(f, "{} MB ({} its own)", mb(self.resident), mb(self.own))
+    }
 }
 
 fn refused(node: &Node, pod: &Pod) -> Result<PluginError> {
