@@ -31,6 +31,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 const ATTEMPTS: u32 = 15;
 /// Longest text in bytes that the API server takes.
 const LONGEST: usize = 1024;
+/// HTTP 409: it is there already.
+const CONFLICT: u16 = 409;
 /// Attempts where the API server says no: one that has just started does not know its roles yet.
 const ATTEMPTS_FORBIDDEN: u32 = 4;
 
@@ -88,6 +90,9 @@ impl Writer {
             attempts += 1;
             let outcome = self.send(&notice.pod.namespace, &event).await;
             let Err(error) = outcome else { return Ok(()) };
+            if error.code() == Some(CONFLICT) && notice.kind.is_said_once() {
+                return Ok(());
+            }
             let most = match error.code() {
                 // What it has judged, it judges so again; 429 says when to come back.
                 Some(403) => ATTEMPTS_FORBIDDEN,
@@ -117,7 +122,7 @@ fn event(notice: &Notice, node: &str) -> Event {
     Event {
         metadata: ObjectMeta {
             // As client-go names them. `generateName` would have to be a name by itself, and this one ends in a dot.
-            name: Some(format!("{}.{:x}", pod.name, now.as_nanosecond())),
+            name: Some(name(notice, now)),
             namespace: some(&pod.namespace),
             ..ObjectMeta::default()
         },
@@ -141,6 +146,15 @@ fn event(notice: &Notice, node: &str) -> Event {
     }
 }
 
+/// By the time; what is said only once by the pod's uid, so that the API server knows it again.
+fn name(notice: &Notice, now: Timestamp) -> String {
+    let Notice { pod, kind, .. } = notice;
+    match pod.uid.as_deref().filter(|_| kind.is_said_once()) {
+        Some(uid) => format!("{}.{}", pod.name, uid.replace('-', "")),
+        None => format!("{}.{:x}", pod.name, now.as_nanosecond()),
+    }
+}
+
 fn shortened(text: &str) -> &str {
     let end = (0..=LONGEST.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     text.get(..end).unwrap_or(text)
@@ -160,6 +174,8 @@ mod tests {
             name: "cart".to_owned(),
             uid: Some("u-1".to_owned()),
         };
+        let once = Notice { pod: pod.clone(), kind: NoticeKind::BeforeProxy, text: String::new() };
+        assert_eq!(name(&once, Timestamp::now()), "cart.u1");
         let notice = Notice { pod, kind: NoticeKind::Failed, text: "ä".repeat(600) };
         let event = serde_json::to_value(event(&notice, "node-1")).unwrap();
         assert_eq!(event["regarding"]["uid"], "u-1");

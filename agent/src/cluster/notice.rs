@@ -43,6 +43,8 @@ pub enum NoticeKind {
     Skipped,
     /// It could not be enrolled.
     Failed,
+    /// Connections went past the mesh before its proxy listened.
+    BeforeProxy,
 }
 
 impl NoticeKind {
@@ -52,7 +54,13 @@ impl NoticeKind {
             Self::Enrolled => "VeerEnrolled",
             Self::Skipped => "VeerSkipped",
             Self::Failed => "VeerFailed",
+            Self::BeforeProxy => "VeerBeforeProxy",
         }
+    }
+
+    /// Whether a pod is told so only once in its life, whoever tells it: an agent that starts anew does not know.
+    pub const fn is_said_once(self) -> bool {
+        matches!(self, Self::BeforeProxy)
     }
 
     /// Whether somebody should look.

@@ -7,8 +7,9 @@ use veer_common::cni::{Attachment, PROTOCOL_VERSION, PodReference, Reply, Reques
 
 use crate::admin::Metrics;
 use crate::cluster::notice::{NoticeKind, Notices};
-use crate::enrol::EnrolError;
 use crate::enrol::node::{Enrolling, NodeHandle};
+use crate::enrol::past_mesh::PastMesh;
+use crate::enrol::{EnrolError, Node};
 use crate::model::{Capture, Decision, NodeSettings, Origins, PodErrors, decide, surprise};
 use crate::source::PodSource;
 
@@ -65,7 +66,19 @@ impl<S: PodSource> Answerer<S> {
                     Err(error) => return enrolment_failed("check", None, &error),
                 }
             }
-            Verb::Del(attachment) => self.node.run(move |node| node.del(&attachment)).await,
+            Verb::Del(attachment) => {
+                let del = move |node: &mut Node| {
+                    node.del(&attachment);
+                    node.gone_past_mesh()
+                };
+                match self.node.run(del).await {
+                    Ok(gone) => {
+                        self.tell_past_mesh(gone).await;
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                }
+            }
             Verb::Gc { network, valid } => self.node.run(move |node| node.keep_only(&network, &valid)).await,
             Verb::Status => self.node.run(|_node| ()).await,
         };
@@ -132,6 +145,20 @@ impl<S: PodSource> Answerer<S> {
                 }
                 reply
             }
+        }
+    }
+
+    /// Tells pods what they have sent past the mesh.
+    pub async fn tell_past_mesh(&self, news: Vec<PastMesh>) {
+        for mut past in news {
+            let (pod, connections) = (full_name(&past.pod), past.connections);
+            tracing::warn!(%pod, connections, over = past.is_over, "went past the mesh before the proxy listened");
+            if past.pod.uid.is_none() {
+                let known = self.source.pods().await.unwrap_or_default();
+                let known = known.into_iter().find(|known| known.full_name() == pod);
+                past.pod.uid = known.and_then(|known| known.metadata.uid);
+            }
+            self.notices.tell(&past.pod, NoticeKind::BeforeProxy, past.text());
         }
     }
 

@@ -16,6 +16,7 @@ use super::backend::{Backends, Found, Joining};
 use super::ebpf::DEFAULT_PORTS;
 use super::error::EnrolError;
 use super::figures::Tally;
+use super::past_mesh::Told;
 use super::registry::{Enrolled, Registry, main_attachment};
 use super::steps;
 use super::versions::OtherVersions;
@@ -82,6 +83,8 @@ pub struct Node {
     pub(super) numbers: HashMap<NetnsNumber, NetnsCookie>,
     /// What they have counted.
     pub(super) tally: Tally,
+    /// Of whom was told what went past the mesh.
+    pub(super) told: Told,
     /// Who is redirected by programs that are none of this release's.
     others: OtherVersions,
 }
@@ -103,8 +106,15 @@ impl Node {
         netns: NetnsThread,
         others: OtherVersions,
     ) -> Result<Self, EnrolError> {
-        let (registry, numbers, tally) = (Registry::default(), HashMap::new(), Tally::default());
-        let mut node = Self { backends, netns, registry, numbers, tally, others };
+        let mut node = Self {
+            backends,
+            netns,
+            registry: Registry::default(),
+            numbers: HashMap::new(),
+            tally: Tally::default(),
+            told: Told::default(),
+            others,
+        };
         node.tend_other_versions();
         for version in node.others.alive()? {
             tracing::warn!("{version}");
@@ -120,6 +130,7 @@ impl Node {
             backend.taken_over()?;
         }
         node.begin_tally();
+        node.begin_past_mesh();
         // What changed while no agent was there.
         node.refresh_all();
         Ok(node)
@@ -288,6 +299,7 @@ impl Node {
 
     pub(super) fn forget(&mut self, cookie: NetnsCookie) {
         self.end_tally(cookie);
+        self.end_past_mesh(cookie);
         let Some(pod) = self.registry.remove(cookie) else { return };
         self.numbers.retain(|_, other| *other != cookie);
         for problem in &self.backends.get_mut(pod.backend).unenrol(&pod) {

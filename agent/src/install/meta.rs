@@ -23,7 +23,7 @@ pub(super) fn patch(
     };
     let file = find(after, multus, &wanted).ok_or_else(|| {
         // Its directory would not help.
-        if wanted.ends_with(".conf") {
+        if wanted.rsplit_once('.').is_some_and(|(_, ending)| ending == "conf") {
             PlanError::PlainDelegate { file: wanted.clone() }
         } else {
             PlanError::Elsewhere { file: multus.to_owned(), delegate: wanted.clone() }

@@ -25,6 +25,7 @@ use self::backoff::Backoff;
 use crate::admin::{Metrics, Repair};
 use crate::cluster::notice::NoticeKind;
 use crate::cni::answer::Answerer;
+use crate::enrol::Node;
 use crate::platform::netns::NetnsThread;
 use crate::readiness::Condition;
 use crate::source::PodSource;
@@ -122,6 +123,9 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
         let mut problems = Vec::new();
         // First, because a pod whose netns was replaced is forgotten here and found again below.
         self.heal(backoff, &mut problems).await;
+        if let Ok(news) = self.answerer.node.run(Node::past_mesh).await {
+            self.answerer.tell_past_mesh(news).await;
+        }
         let missing = self.missing().await;
         self.repair_all(&missing, backoff, &mut problems).await;
         backoff.keep_only(|name| problems.iter().any(|unrepaired| unrepaired.pod == name));

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use veer_tests::mesh::{Mesh, connect, dual_stack, tcp};
 use veer_tests::monitor::Monitor;
+use veer_tests::wait;
 
 use super::{BY_PROXY, BY_WORLD, DIRECT, REMOTES, Responder, Scene};
 
@@ -77,6 +78,42 @@ fn pods_and_status_name_the_pods_that_are_past_the_mesh() {
     let _proxy = scene.mesh.proxy_listeners().unwrap();
     assert!(text(&scene.mesh, &["pods"]).contains("  listening  "));
     assert_eq!(scene.mesh.agent.json(&["status"]).unwrap()["awaitingProxy"], 0);
+}
+
+#[test]
+fn what_went_past_the_mesh_is_told_of_once_when_it_is_over_and_when_the_pod_goes() {
+    let scene = Scene::new(&[DIRECT, "--reconcile-interval=1"]);
+    scene.is_direct();
+    let said = || -> Vec<String> {
+        let log = scene.mesh.agent.log();
+        log.lines().filter(|line| line.contains("went past the mesh")).map(str::to_owned).collect()
+    };
+    let passes = || scene.mesh.agent.json(&["status"]).unwrap()["agent"]["lookedAt"].as_u64().unwrap();
+    let wait_passes = |count: u64| {
+        let first = passes();
+        wait::until("further looks at everything", wait::LIMIT, || passes() >= first + count).unwrap();
+    };
+    wait_passes(2);
+    assert_eq!(said(), [""; 0], "it is not over");
+    let proxy = scene.mesh.proxy_listeners().unwrap();
+    wait::until("it to be told", wait::LIMIT, || said().len() == 1).unwrap();
+    let count = scene.mesh.counter("reasons", "before-proxy").unwrap();
+    assert!(
+        count > 0 && said()[0].contains(&format!("connections={count} over=true")),
+        "{:?} {count}",
+        said()
+    );
+    wait_passes(2);
+    scene.mesh.agent.unenrol(scene.pod()).unwrap();
+    wait_passes(1);
+    assert_eq!(said().len(), 1, "{:?}", said());
+    drop(proxy);
+
+    // One that goes before its proxy comes is told of when it goes.
+    let scene = Scene::new(&[DIRECT]);
+    scene.is_direct();
+    scene.mesh.agent.unenrol(scene.pod()).unwrap();
+    assert!(scene.mesh.agent.log().contains("over=false"), "{}", scene.mesh.agent.log());
 }
 
 #[test]

@@ -86,6 +86,7 @@ const CHECKS: [Check; 50] = [
     Check { name: "a full node's pods take little memory", how: How::Alone(source::full_node) },
     Check { name: "a pod is told once what has become of it", how: How::Alone(told::events) },
     Check { name: "an event of an outage is written after it", how: How::Alone(told::events_of_an_outage) },
+    Check { name: "what went past the mesh is told of once", how: How::Alone(told::before_proxy) },
     Check { name: "the node's condition and taint are what the agent is", how: How::Alone(told::node_marks) },
     Check { name: "pods with a sidecar are redirected to it", how: How::OnNode(mesh::redirected) },
     Check { name: "pods that opted out are left alone", how: How::OnNode(mesh::opted_out) },

@@ -103,13 +103,15 @@ impl Node {
 
     /// Makes a pod's netns, cgroup and listeners, which the API server does not know of.
     pub(crate) fn sandbox(&self, name: &str) -> Result<Pod> {
+        let mut pod = self.silent_sandbox(name)?;
+        pod.listen()?;
+        Ok(pod)
+    }
+
+    /// The same without listeners.
+    pub(crate) fn silent_sandbox(&self, name: &str) -> Result<Pod> {
         let on_node = TestPod::new(&self.world, &self.cgroup, name)?;
-        let any = IpAddr::from([0, 0, 0, 0]);
-        let mut listeners = Listeners::default();
-        listeners.add("outbound", on_node.proxy(), (any, OUTBOUND))?;
-        listeners.add("inbound", on_node.proxy(), (any, INBOUND))?;
-        listeners.add("app", on_node.app(), (any, APP))?;
-        Ok(Pod { on_node, uid: String::new(), listeners })
+        Ok(Pod { on_node, uid: String::new(), listeners: Listeners::default() })
     }
 
     /// Makes a pod at the API server, on this node.
@@ -189,6 +191,14 @@ impl Node {
 }
 
 impl Pod {
+    /// Has its proxy and its app listen.
+    pub(crate) fn listen(&mut self) -> Result<()> {
+        let (any, listeners) = (IpAddr::from([0, 0, 0, 0]), &mut self.listeners);
+        listeners.add("outbound", self.on_node.proxy(), (any, OUTBOUND))?;
+        listeners.add("inbound", self.on_node.proxy(), (any, INBOUND))?;
+        listeners.add("app", self.on_node.app(), (any, APP))
+    }
+
     /// How a runtime names its attachment.
     pub(crate) fn attachment(&self) -> Attachment {
         let mut attachment = self.on_node.attachment();

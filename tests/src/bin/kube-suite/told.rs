@@ -3,13 +3,16 @@
 #![expect(clippy::indexing_slicing, reason = "a check that meets the unexpected fails, as a test does")]
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use veer_tests::launch::veer_binary;
+use veer_tests::mesh::{Listeners, connect, tcp};
 use veer_tests::plugin::Ended;
+use veer_tests::pod::REMOTE_V4;
 use veer_tests::{scratch, wait};
 
 use crate::node::{NODE, Node, PODS, Pod};
@@ -73,6 +76,54 @@ pub(crate) fn events_of_an_outage() -> Result<String> {
     let event = event(&node, &pod)?;
     ensure!(event["reason"] == "VeerEnrolled", "{event:#}");
     Ok("written after it".to_owned())
+}
+
+/// What a pod sends past the mesh before its proxy listens is told of once, by whichever agent.
+pub(crate) fn before_proxy() -> Result<String> {
+    let mut node = Node::start(&["--before-proxy=direct", "--reconcile-interval=1"])?;
+    node.wait_health("state", &json!("synced"))?;
+    let mut early = node.silent_sandbox("early")?;
+    early.uid = node.create(&early.on_node.manifest())?;
+    node.enrol(&early)?;
+    let (remote, any) = (SocketAddr::from((REMOTE_V4, 80)), IpAddr::from([0, 0, 0, 0]));
+    let mut outside = Listeners::default();
+    outside.add_in_world("outside", &node.world, (any, remote.port()))?;
+    for _ in 0..3 {
+        connect(&tcp(early.on_node.app(), remote)?, remote).context("dial before the proxy listens")?;
+    }
+    drop(outside);
+    early.listen()?;
+    node.wants_captured(&early)?;
+    let of_it = |events: &Value| -> Vec<Value> {
+        let is_its = |event: &&Value| {
+            event.pointer("/regarding/uid").is_some_and(|uid| *uid == json!(early.uid))
+                && event["reason"] == "VeerBeforeProxy"
+        };
+        events["items"].as_array().into_iter().flatten().filter(is_its).cloned().collect()
+    };
+    let events = "/apis/events.k8s.io/v1/namespaces/test/events";
+    let found =
+        node.control_plane.client().wait("the event", events, |events| of_it(events).first().cloned());
+    let event = found.with_context(|| node.agent.log())?;
+    let note = event["note"].to_string();
+    ensure!(
+        event["type"] == "Warning" && note.contains("3 connections of this pod went past the mesh"),
+        "{event:#}"
+    );
+    // An agent that starts anew does not know that it was told, and the API server does.
+    node.agent.stop()?;
+    node.agent.start_again()?;
+    let says = || node.agent.log().matches("went past the mesh").count() == 2;
+    wait::until("the next agent to find it", wait::LIMIT, says).with_context(|| node.agent.log())?;
+    let is_written = || {
+        let status = node.agent.json(&["status"]).unwrap_or_default();
+        status["agent"]["podEvents"]["written"] == 1
+    };
+    wait::until("the next agent to have told it", wait::LIMIT, is_written)
+        .with_context(|| node.agent.log())?;
+    let all = of_it(&node.control_plane.client().get(events)?);
+    ensure!(all.len() == 1, "{all:#?}");
+    Ok(note.chars().take(70).collect())
 }
 
 /// Condition and taint are what the agent is.
