@@ -151,13 +151,18 @@ impl<S: PodSource> Answerer<S> {
     /// Tells pods what they have sent past the mesh.
     pub async fn tell_past_mesh(&self, news: Vec<PastMesh>) {
         for mut past in news {
-            let (pod, connections) = (full_name(&past.pod), past.connections);
-            tracing::warn!(%pod, connections, over = past.is_over, "went past the mesh before the proxy listened");
+            let (pod, connections, cookie) = (full_name(&past.pod), past.connections, past.cookie);
             if past.pod.uid.is_none() {
                 let known = self.source.pods().await.unwrap_or_default();
                 let known = known.into_iter().find(|known| known.full_name() == pod);
                 past.pod.uid = known.and_then(|known| known.metadata.uid);
             }
+            // An agent that has just started may not know yet who its pods are.
+            if past.pod.uid.is_none() && past.is_over && self.notices.counts().is_some() {
+                drop(self.node.run(move |node| node.tell_again(cookie)).await);
+                continue;
+            }
+            tracing::warn!(%pod, connections, over = past.is_over, "went past the mesh before the proxy listened");
             self.notices.tell(&past.pod, NoticeKind::BeforeProxy, past.text());
         }
     }

@@ -24,6 +24,8 @@ const TOLD_BEFORE: u64 = 3600;
 pub struct PastMesh {
     /// The pod; without its uid where an earlier agent has enrolled it.
     pub pod: PodReference,
+    /// Its netns' cookie.
+    pub cookie: NetnsCookie,
     /// Connections and datagrams.
     pub connections: u64,
     /// Whether its proxy has listened since, so that there will be no more.
@@ -55,15 +57,18 @@ impl Node {
     pub fn past_mesh(&mut self) -> Vec<PastMesh> {
         let mut news = self.gone_past_mesh();
         let over = self.registry.iter().filter(|pod| !self.told.pods.contains(&pod.cookie));
-        let over: Vec<_> = over
-            .filter_map(|pod| Some((pod.cookie, self.past_mesh_of(pod)?)))
-            .filter(|(_, past)| past.is_over)
-            .collect();
-        for (cookie, past) in over {
-            self.told.pods.insert(cookie);
+        let over: Vec<_> =
+            over.filter_map(|pod| self.past_mesh_of(pod)).filter(|past| past.is_over).collect();
+        for past in over {
+            self.told.pods.insert(past.cookie);
             news.push(past);
         }
         news
+    }
+
+    /// Takes back that a pod was told: nobody could say yet who it is.
+    pub fn tell_again(&mut self, cookie: NetnsCookie) {
+        self.told.pods.remove(&cookie);
     }
 
     /// Those alone that are gone.
@@ -97,7 +102,7 @@ impl Node {
             standing,
             Ok(Some(Standing { proxy: ProxyState::Listening | ProxyState::NotListening, .. }))
         );
-        Some(PastMesh { pod: pod.pod.clone(), connections, is_over })
+        Some(PastMesh { pod: pod.pod.clone(), cookie: pod.cookie, connections, is_over })
     }
 }
 
@@ -108,7 +113,8 @@ mod tests {
     #[test]
     fn a_pod_is_told_how_many_went_where_and_what_that_means() {
         let pod = PodReference { namespace: "shop".to_owned(), name: "cart".to_owned(), uid: None };
-        let past = |connections, is_over| PastMesh { pod: pod.clone(), connections, is_over }.text();
+        let past =
+            |connections, is_over| PastMesh { pod: pod.clone(), cookie: 1, connections, is_over }.text();
         let text = past(7, true);
         assert!(
             text.starts_with("7 connections of this pod went past the mesh before its proxy listened"),

@@ -60,7 +60,7 @@ struct Scene {
     deployed: Option<Deployed>,
 }
 
-const CHECKS: [Check; 50] = [
+const CHECKS: [Check; 51] = [
     Check { name: "an outage of the API server loses nothing", how: How::Alone(api::outage) },
     Check { name: "a client has the rights that RBAC gives it", how: How::Alone(api::rights) },
     Check { name: "controllers and scheduler work in a node's netns", how: How::Alone(api::controllers) },
