@@ -18,7 +18,7 @@ use crate::admin::{Admin, ListenError, View};
 use crate::cluster::client::ConnectError;
 use crate::cni::answer::Answerer;
 use crate::cni::server;
-use crate::config::{AgentConfig, HealConfig, Place};
+use crate::config::{AgentConfig, HealConfig};
 use crate::control::{AgentStatus, Control};
 use crate::enrol::versions::OtherVersions;
 use crate::enrol::{EnrolError, Node, NodeHandle, follow};
@@ -36,6 +36,7 @@ use crate::platform::cgroup::CgroupError;
 use crate::platform::netlink::changes::AddressChanges;
 use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::platform::records::RecordError;
+use crate::proxy::ads::{Ads, Task};
 use crate::readiness::probe::Probe;
 use crate::readiness::{Condition, Readiness};
 use crate::reconcile::{Reconciler, Report};
@@ -45,6 +46,7 @@ use crate::wall_clock;
 
 mod choice;
 mod pods;
+mod proxy;
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -127,16 +129,16 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let pins = loaded.as_ref().map(|loaded| loaded.pins.clone());
     let neighbours = neighbours(loaded.as_ref());
     // Before the pods are looked at, so that no change is missed in between.
-    let changes = AddressChanges::listen().inspect_err(|error| {
-        tracing::warn!(%error, "addresses that pods gain or lose later are not followed: CAP_NET_BROADCAST?");
-    });
+    let changes = address_changes();
     let netns = NetnsThread::start()?;
     let others = OtherVersions::below(&config.place.bpffs);
     let node = Node::take_over(choice::backends(loaded, &config.place, &netns)?, netns.clone(), others)?;
     release_memory();
 
     let system = |attempt| move |source| AppError::System { attempt, source };
-    let (handle, thread) = node.start().map_err(system("start the node's thread"))?;
+    let (ads, task) = Ads::new(config.proxy_dir.is_some());
+    let started = node.with_proxy(ads.clone()).start();
+    let (handle, thread) = started.map_err(system("start the node's thread"))?;
     let granted = choice::settings(config, backend);
     let (installer, cni) = Installer::of(config, &admin.metrics, &readiness);
     let status = AgentStatus {
@@ -145,23 +147,44 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         ..status(config, source.name(), &admin, &granted, (backend, reason))
     };
     let settings = granted.settings;
-    let lookup = Lookup { source: source.clone(), settings: settings.clone(), node: handle.clone() };
+    let (node, proxy) = (handle.clone(), ads.clone());
+    let lookup = Lookup { source: source.clone(), settings: settings.clone(), node, proxy };
     let report = Report::default();
     let control = Control::new(lookup, status, neighbours, Arc::clone(&report), notices.clone(), cni);
-    let follower = changes.ok().map(|changes| (changes, handle.clone()));
+    let follower = changes.map(|changes| (changes, handle.clone()));
     let probe = Arc::new(Probe::new(&readiness, handle.clone(), config.place.cni_socket()));
     let metrics = admin.metrics.clone();
-    let answerer = Arc::new(Answerer { source, settings, node: handle, notices, metrics });
+    let (node, proxy) = (handle, ads.clone());
+    let answerer = Arc::new(Answerer { source, settings, node, notices, proxy, metrics });
     let reconciler = reconciler(&config.heal, &readiness, &answerer, netns, report);
     let view = view(&answerer, &reconciler, readiness, Arc::clone(&probe));
-    let parts =
-        Parts { pins, control, answerer, follower, reconciler, cluster, admin, view, probe, installer };
+    let parts = Parts {
+        pins,
+        control,
+        answerer,
+        proxy: (ads, task),
+        follower,
+        reconciler,
+        cluster,
+        admin,
+        view,
+        probe,
+        installer,
+    };
 
-    runtime.block_on(serve(&config.place, parts))?;
+    runtime.block_on(serve(config, parts))?;
     drop(runtime);
     join(thread);
     drop(lock);
     Ok(())
+}
+
+/// Addresses that pods gain or lose.
+fn address_changes() -> Option<AddressChanges> {
+    let changes = AddressChanges::listen().inspect_err(|error| {
+        tracing::warn!(%error, "addresses that pods gain or lose later are not followed: CAP_NET_BROADCAST?");
+    });
+    changes.ok()
 }
 
 /// Every handle is gone with the runtime's tasks, so the thread's queue has ended.
@@ -213,6 +236,7 @@ fn status(
         identity_problem: identity_problem.clone(),
         before_proxy: settings.before_proxy.name().to_owned(),
         before_proxy_problem: before_proxy_problem.clone(),
+        node_proxy: None,
         enrolled: 0,
         runs_before: Vec::new(),
         looked_at: None,
@@ -260,6 +284,7 @@ struct Parts {
     pins: Option<Pins>,
     control: Arc<Control<Source>>,
     answerer: Arc<Answerer<Source>>,
+    proxy: (Ads, Task),
     follower: Option<(AddressChanges, NodeHandle)>,
     reconciler: Reconciler<Source>,
     cluster: Option<pods::Cluster>,
@@ -269,9 +294,21 @@ struct Parts {
     installer: Installer,
 }
 
-async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
-    let Parts { pins, control, answerer, follower, reconciler, cluster, admin, view, probe, installer } =
-        parts;
+async fn serve(config: &AgentConfig, parts: Parts) -> Result<(), AppError> {
+    let place = &config.place;
+    let Parts {
+        pins,
+        control,
+        answerer,
+        proxy,
+        follower,
+        reconciler,
+        cluster,
+        admin,
+        view,
+        probe,
+        installer,
+    } = parts;
     let listen = |path: PathBuf| {
         socket::listen(&path).map_err(|source| AppError::File { attempt: "listen on", path, source })
     };
@@ -296,6 +333,7 @@ async fn serve(place: &Place, parts: Parts) -> Result<(), AppError> {
         // Nobody else hears of it unasked.
         tasks.spawn(Arc::clone(&probe).serve(stop.clone()));
     }
+    proxy::start(config.proxy_dir.as_deref(), proxy, answerer.node.clone(), &tasks, &stop)?;
     admin.serve(view, &tasks, &stop).map_err(system("serve metrics and health"))?;
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));

@@ -62,6 +62,10 @@ pub struct PlaceFlags {
 /// Flags of `veer agent`.
 #[derive(Debug, Clone, Args)]
 pub struct AgentFlags {
+    /// Directory that the agent shares with the node's proxy, which serves pods with the label veer.dev/proxy=node; it is
+    /// made, and has what Envoy is started with (envoy.json). Without it, such pods are refused
+    #[arg(long, env = "VEER_PROXY_DIR", value_name = "DIR")]
+    pub proxy_dir: Option<String>,
     /// Where pods are read from: the API server, or a directory with one Pod manifest (YAML or JSON) in each file
     #[arg(long, env = "VEER_PODS_FROM", value_name = "kube|DIR")]
     pub pods_from: Option<String>,

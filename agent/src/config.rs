@@ -55,6 +55,8 @@ pub struct AgentConfig {
     pub proxy_identity: ProxyIdentity,
     /// What becomes of connections before a pod's proxy has listened.
     pub before_proxy: BeforeProxy,
+    /// Where the agent and the node's proxy meet, if there is one.
+    pub proxy_dir: Option<PathBuf>,
     /// How what is lost or was missed is found again.
     pub heal: HealConfig,
     /// Where metrics and health are served.
@@ -144,6 +146,7 @@ impl Setting {
 }
 
 const ABSOLUTE: &str = "an absolute path";
+const PROXY_DIR: Setting = Setting("--proxy-dir", "VEER_PROXY_DIR", ABSOLUTE);
 const RUN_DIR: Setting = Setting("--run-dir", "VEER_RUN_DIR", ABSOLUTE);
 const BPFFS: Setting = Setting("--bpffs", "VEER_BPFFS", ABSOLUTE);
 const BACKEND: Setting = Setting("--backend", "VEER_BACKEND", "one of auto, ebpf, nftables");
@@ -214,6 +217,7 @@ impl AgentConfig {
         let loopback = node::loopback(&flags.capture, &mut errors);
         let proxy_identity = node::proxy_identity(&flags.capture, &mut errors);
         let before_proxy = node::before_proxy(&flags.capture, &mut errors);
+        let proxy_dir = flags.proxy_dir.as_deref().map(|path| absolute(&PROXY_DIR, path, &mut errors));
         let heal = heal::parse(&flags.heal, &mut errors);
         let admin = admin::parse(&flags.admin, &mut errors);
         let cni = cni::of_agent(&flags.cni_install, &flags.cni, &mut errors);
@@ -240,6 +244,7 @@ impl AgentConfig {
             loopback,
             proxy_identity,
             before_proxy,
+            proxy_dir,
             heal,
             admin,
             cni,
@@ -298,6 +303,7 @@ mod tests {
 
     pub(super) fn flags() -> AgentFlags {
         AgentFlags {
+            proxy_dir: None,
             pods_from: Some("/pods".to_owned()),
             kube: KubeFlags { node_name: None, kubeconfig: None, node_taint: false },
             place: PlaceFlags { run_dir: "/run/veer".to_owned(), bpffs: "/sys/fs/bpf/veer".to_owned() },
@@ -367,6 +373,7 @@ mod tests {
     #[test]
     fn all_errors_are_reported_at_once_with_flag_variable_and_form() {
         let wrong = AgentFlags {
+            proxy_dir: Some("proxy".to_owned()),
             pods_from: None,
             kube: KubeFlags { node_name: None, kubeconfig: None, node_taint: false },
             place: PlaceFlags { run_dir: "run".to_owned(), bpffs: "bpf".to_owned() },
@@ -394,6 +401,7 @@ mod tests {
 (0-4294967294) separated by commas
 --host-ipv4-loopback-cidr (or VEER_HOST_IPV4_LOOPBACK_CIDR): \"10.0.0.0/8\" is not an IPv4 range within \
 127.0.0.0/8, such as 127.0.0.1/32
+--proxy-dir (or VEER_PROXY_DIR): \"proxy\" is not an absolute path
 --cni-cache (or VEER_CNI_CACHE): \"cni\" is not an absolute path
 --reconcile-interval (or VEER_RECONCILE_INTERVAL): \"0\" is not a number of seconds, 1-86400
 --admin-addr (or VEER_ADMIN_ADDR): \"15014\" is not off, or an address and a port such as 0.0.0.0:15014 or [::1]:0

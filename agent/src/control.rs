@@ -30,6 +30,7 @@ use crate::lookup::Lookup;
 use crate::model::BackendName;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::order::{Neighbours, RunsBefore};
+use crate::proxy::ads::Standing;
 use crate::reconcile::{Look, Report, Unrepaired};
 use crate::socket;
 use crate::source::{PodSource, SourceHealth};
@@ -106,6 +107,9 @@ pub struct AgentStatus {
     /// Why that is not what the agent's flag says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before_proxy_problem: Option<String>,
+    /// The node's proxy, if one is connected or a pod is to be served by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_proxy: Option<Standing>,
     /// Foreign programs that see a connection before veer's.
     pub runs_before: Vec<RunsBefore>,
     /// When the last look at everything ended, in seconds since the epoch; `None` before the first.
@@ -258,10 +262,13 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
         let source = self.lookup.source.health();
         let pod_events = self.notices.counts();
         let cni = self.cni.borrow().clone();
+        let standing = self.lookup.proxy.standing().await;
+        let node_proxy = (!standing.is_idle()).then_some(standing);
         AgentStatus {
             source,
             pod_events,
             enrolled,
+            node_proxy,
             runs_before,
             looked_at,
             unrepaired,

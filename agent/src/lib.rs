@@ -33,6 +33,7 @@ pub mod model;
 mod pause;
 pub mod plan;
 pub mod platform;
+pub mod proxy;
 pub mod readiness;
 pub mod reconcile;
 pub mod socket;

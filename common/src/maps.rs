@@ -455,6 +455,16 @@ pub struct Enrolment {
     pub netns_inode: u64,
     /// When it was enrolled, seconds since the epoch.
     pub enrolled_at: u64,
+    /// Who drives its proxy: [`driver`].
+    pub driver: u64,
+}
+
+/// Values of [`Enrolment::driver`].
+pub mod driver {
+    /// The pod has its own.
+    pub const SIDECAR: u64 = 0;
+    /// The agent: the node's proxy serves it.
+    pub const NODE: u64 = 1;
 }
 
 macro_rules! layout {
@@ -466,7 +476,7 @@ macro_rules! layout {
 layout! {
     PodPolicy: 64, PortListKey: 16, PortSet: 8192, RangeMatch: 28, OwnAddressKey: 24, ListenerKey: 16,
     HandOffKey: 32, HandOff: 24, SocketRecord: 72, DatagramRecord: 80, ProxyContainer: 16, Settings: 16, Counters: 512,
-    Enrolment: 872,
+    Enrolment: 880,
 }
 
 #[cfg(test)]

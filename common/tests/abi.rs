@@ -221,6 +221,7 @@ fn enrolment() -> Enrolment {
         netns_device: 0x7172_7374_7576_7778,
         netns_inode: 0x8182_8384_8586_8788,
         enrolled_at: 0x9192_9394_9596_9798,
+        driver: 0xa1a2_a3a4_a5a6_a7a8,
     }
 }
 

@@ -116,7 +116,7 @@ impl Launch {
         self
     }
 
-    /// With some capabilities in spite of that. Only root's have them.
+    /// With some capabilities in spite of that.
     #[must_use]
     pub const fn keeping(mut self, capabilities: CapabilitySet) -> Self {
         self.keeps = capabilities;

@@ -42,6 +42,7 @@ pub mod mesh;
 pub mod monitor;
 pub mod netfilter;
 pub mod netns;
+pub mod node_proxy;
 pub mod objects;
 pub mod original_dst;
 pub mod pinned;

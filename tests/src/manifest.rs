@@ -24,6 +24,8 @@ pub struct Manifest {
     native: bool,
     init_containers: Vec<String>,
     host_users: bool,
+    /// Whether it has a proxy of its own.
+    has_sidecar: bool,
 }
 
 impl Manifest {
@@ -41,6 +43,7 @@ impl Manifest {
             native: false,
             init_containers: Vec::new(),
             host_users: true,
+            has_sidecar: true,
         }
     }
 
@@ -112,6 +115,13 @@ impl Manifest {
         self
     }
 
+    /// Without any sidecar, which the injector has not seen, and served by the node's proxy.
+    #[must_use]
+    pub fn with_node_proxy(mut self) -> Self {
+        self.has_sidecar = false;
+        self.without_annotation(STATUS).with_label("veer.dev/proxy", "node")
+    }
+
     /// With an init container, before a native sidecar.
     #[must_use]
     pub fn with_init_container(mut self, name: &str) -> Self {
@@ -146,7 +156,9 @@ impl Manifest {
         let mut containers = vec![json!({"name": "app", "image": "app"})];
         let named = |name: &String| json!({"name": name, "image": "proxyv2"});
         let mut init_containers: Vec<Value> = self.init_containers.iter().map(named).collect();
-        if self.native { &mut init_containers } else { &mut containers }.push(proxy);
+        if self.has_sidecar {
+            if self.native { &mut init_containers } else { &mut containers }.push(proxy);
+        }
         json!({
             "apiVersion": "v1",
             "kind": "Pod",

@@ -338,6 +338,7 @@ fn pods_counts_every_connection_under_its_reason(backend: Backend) {
         "POD",
         "BACKEND",
         "MODE",
+        "DRIVER",
         "PROXY",
         "TO-OUTBOUND",
         "TO-INBOUND",
@@ -348,7 +349,10 @@ fn pods_counts_every_connection_under_its_reason(backend: Backend) {
     ];
     assert_eq!(
         cells,
-        [heading, ["test/pod", backend.name(), "redirect", "listening", "3", "2", "0", "3", "0", "0"]]
+        [
+            heading,
+            ["test/pod", backend.name(), "redirect", "sidecar", "listening", "3", "2", "0", "3", "0", "0"]
+        ]
     );
     let detail = say(&mesh.agent, &["pods", "test/pod"]).out;
     for (reason, direction, action, count) in
@@ -367,6 +371,7 @@ fn a_pod_is_told_whole(backend: Backend) {
     let expected = [
         "backend",
         "containerId",
+        "driver",
         "enrolledAt",
         "faults",
         "inboundAttached",

@@ -35,6 +35,7 @@ pub(crate) fn default_capture() -> Capture {
         loopback: "127.0.0.1/32".parse().unwrap(),
         proxy_identity: ProxyIdentity::Uid,
         before_proxy: BeforeProxy::Refuse,
+        driver: crate::model::Driver::Sidecar,
         warnings: vec![],
     }
 }

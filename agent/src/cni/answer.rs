@@ -11,6 +11,7 @@ use crate::enrol::node::{Enrolling, NodeHandle};
 use crate::enrol::past_mesh::PastMesh;
 use crate::enrol::{EnrolError, Node};
 use crate::model::{Capture, Decision, NodeSettings, Origins, PodErrors, decide, surprise};
+use crate::proxy::ads::Ads;
 use crate::source::PodSource;
 
 /// What requests are answered from.
@@ -24,6 +25,8 @@ pub struct Answerer<S> {
     pub node: NodeHandle,
     /// Where pods are told what has become of them.
     pub notices: Notices,
+    /// The node's proxy.
+    pub proxy: Ads,
     /// How long its answers take.
     pub metrics: Metrics,
 }
@@ -132,7 +135,7 @@ impl<S: PodSource> Answerer<S> {
                 "nobody reads this",
             );
         }
-        match self.node.run(move |node| node.add(&enrolling)).await.and_then(|added| added) {
+        match self.enrol(enrolling).await {
             Ok(()) => {
                 self.notices.tell(&told, NoticeKind::Enrolled, done);
                 Reply::Done
@@ -165,6 +168,27 @@ impl<S: PodSource> Answerer<S> {
             tracing::warn!(%pod, connections, over = past.is_over, "went past the mesh before the proxy listened");
             self.notices.tell(&past.pod, NoticeKind::BeforeProxy, past.text());
         }
+    }
+
+    /// Enrols a pod, and has the node's proxy serve it if it is to: redirected first, so that nothing of it goes past its
+    /// proxy. One that is not served is not enrolled, unless it was before.
+    async fn enrol(&self, enrolling: Enrolling) -> Result<(), EnrolError> {
+        let attachment = enrolling.attachment.clone();
+        let container = attachment.container_id.clone();
+        let added = self.node.run(move |node| {
+            let is_known = node.registry().of_container(&container).is_some();
+            node.add(&enrolling).map(|()| (is_known, node.proxied(Some(&container))))
+        });
+        let (is_known, proxied) = added.await??;
+        for pod in &proxied {
+            if let Err(error) = self.proxy.serve(pod).await {
+                if !is_known {
+                    self.node.run(move |node| node.del(&attachment)).await?;
+                }
+                return Err(EnrolError::Proxy(error));
+            }
+        }
+        Ok(())
     }
 
     /// How a pod is to be captured.
@@ -249,7 +273,7 @@ fn enrolment_failed(attempt: &str, pod: Option<&str>, error: &EnrolError) -> Rep
     let code = match error {
         EnrolError::NotEnrolled(_) => code::NOT_ENROLLED,
         EnrolError::Netns(_) => code::INVALID_ENVIRONMENT,
-        EnrolError::Stopping => code::TRY_AGAIN,
+        EnrolError::Stopping | EnrolError::Proxy(_) => code::TRY_AGAIN,
         EnrolError::Bpf(_)
         | EnrolError::Nft(_)
         | EnrolError::Record(_)

@@ -51,7 +51,9 @@ fn list(pods: &[PodView]) -> String {
             let t = pod.totals;
             let faults: u64 = pod.faults.values().sum();
             let mode = pod.policy.as_ref().map_or("-", |policy| policy.mode);
-            let mut row = vec![full_name(pod), pod.backend.name().to_owned(), mode.to_owned(), state(pod)];
+            let (backend, driver) = (pod.backend.name(), pod.driver.name());
+            let mut row = vec![full_name(pod), backend.to_owned(), mode.to_owned()];
+            row.extend([driver.to_owned(), state(pod)]);
             row.extend(
                 [t.to_outbound, t.to_inbound, t.to_dns, t.direct, t.dropped, faults].map(|n| n.to_string()),
             );
@@ -62,6 +64,7 @@ fn list(pods: &[PodView]) -> String {
         "POD",
         "BACKEND",
         "MODE",
+        "DRIVER",
         "PROXY",
         "TO-OUTBOUND",
         "TO-INBOUND",
@@ -70,7 +73,7 @@ fn list(pods: &[PodView]) -> String {
         "DROPPED",
         "FAULTS",
     ];
-    table::render(&heading, &rows, &[false, false, false, false, true, true, true, true, true, true])
+    table::render(&heading, &rows, &[false, false, false, false, false, true, true, true, true, true, true])
 }
 
 /// One word on whether the pod's traffic flows.
@@ -119,6 +122,7 @@ fn detail(pod: &PodView) -> String {
         format!("pod            {}", full_name(pod)),
         format!("proxy          {}", state(pod)),
         format!("backend        {}", pod.backend.name()),
+        format!("driver         {}", pod.driver.name()),
         format!("container      {}", pod.container_id),
         format!("netns          {} (cookie {})", pod.netns, pod.netns_cookie),
     ];

@@ -14,6 +14,7 @@ use crate::installer::{InstallState, Phase, Writer};
 use crate::model::BeforeProxy;
 use crate::platform::bpf::load::build_text;
 use crate::platform::bpf::maps::Maps;
+use crate::proxy::ads::Standing;
 use crate::reconcile::Unrepaired;
 use crate::wall_clock;
 
@@ -130,6 +131,7 @@ fn render(status: &NodeStatus) -> String {
                     .map(|Unrepaired { pod, problem }| format!("warning    {pod}: {problem}")),
             );
             lines.extend(cni(&agent.cni));
+            lines.extend(agent.node_proxy.iter().flat_map(node_proxy));
             lines.extend(agent.runs_before.iter().map(|program| format!("warning    {program}")));
         }
         None => lines
@@ -168,6 +170,13 @@ fn render(status: &NodeStatus) -> String {
     lines.push(format!("faults     {}", status.faults));
     lines.push(String::new());
     lines.join("\n")
+}
+
+fn node_proxy(standing: &Standing) -> Vec<String> {
+    let refused = standing.refused.iter();
+    let refused =
+        refused.map(|(pod, words)| format!("warning    {pod}: the node's proxy refuses it: {words}"));
+    [format!("node proxy {}", standing.text())].into_iter().chain(refused).collect()
 }
 
 fn cni(state: &InstallState) -> Vec<String> {

@@ -11,7 +11,7 @@ use veer_common::reason::{Action, Fault, Reason};
 
 use super::{Enrolments, Failure};
 use crate::enrol::Enrolled;
-use crate::model::{BackendName, BeforeProxy, ProxyIdentity};
+use crate::model::{BackendName, BeforeProxy, Driver, ProxyIdentity};
 use crate::platform::bpf::load::CGROUP_PROGRAMS;
 use crate::platform::bpf::maps::{ListEntries, Maps};
 use crate::platform::bpf::pins::Pins;
@@ -41,6 +41,8 @@ pub struct PodView {
     pub enrolled_at: u64,
     /// `ebpf` or `nftables`.
     pub backend: BackendName,
+    /// Who drives its proxy: `sidecar` or `node`.
+    pub driver: Driver,
     /// Whether the inbound program hangs on the pod's netns; with nftables, whether the rules are there.
     pub inbound_attached: bool,
     /// What the pod asked for; `None` without a policy, which is a pod that is half enrolled.
@@ -119,6 +121,7 @@ impl PodView {
             netns: pod.netns_path,
             enrolled_at: pod.enrolled_at,
             backend: pod.backend,
+            driver: pod.driver,
         }
     }
 

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 
 use crate::capture::nft::Ruleset;
 use crate::model::{
-    BeforeProxy, Capture, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port,
+    BeforeProxy, Capture, Driver, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port,
     ProxyIdentity,
 };
 
@@ -32,6 +32,7 @@ pub fn ruleset(captures_v6: bool) -> Ruleset {
         loopback,
         proxy_identity: ProxyIdentity::Uid,
         before_proxy: BeforeProxy::Refuse,
+        driver: Driver::Sidecar,
         warnings: Vec::new(),
     };
     Ruleset::of(&capture, captures_v6)

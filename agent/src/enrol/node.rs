@@ -21,10 +21,12 @@ use super::registry::{Enrolled, Registry, main_attachment};
 use super::steps;
 use super::versions::OtherVersions;
 use crate::capture::{InterfaceAddress, MapEntries};
-use crate::model::{BackendName, Capture, Origins};
+use crate::model::{BackendName, Capture, Driver, Origins};
 use crate::platform::netlink::changes::NetnsNumber;
 use crate::platform::netlink::{self, Listener};
 use crate::platform::netns::{NetnsId, NetnsThread};
+use crate::proxy::ads::Ads;
+use crate::proxy::resources::ProxiedPod;
 use crate::wall_clock;
 
 /// Requests that wait for the thread: a node starts 16 pods at once at the most, the rest waits in
@@ -87,6 +89,8 @@ pub struct Node {
     pub(super) told: Told,
     /// Who is redirected by programs that are none of this release's.
     others: OtherVersions,
+    /// The node's proxy, which is to serve no pod that is not enrolled.
+    proxy: Option<Ads>,
 }
 
 /// What is read inside of a pod's netns, in one visit.
@@ -114,6 +118,7 @@ impl Node {
             tally: Tally::default(),
             told: Told::default(),
             others,
+            proxy: None,
         };
         node.tend_other_versions();
         for version in node.others.alive()? {
@@ -161,6 +166,32 @@ impl Node {
         let id = NetnsId::of(netns)
             .map_err(|source| EnrolError::Inspect { attempt: "read the inode number", source })?;
         Ok(self.others.of_netns(id.inode)?)
+    }
+
+    /// Tells the node's proxy from now on of pods that go.
+    #[must_use]
+    pub fn with_proxy(self, proxy: Ads) -> Self {
+        Self { proxy: Some(proxy), ..self }
+    }
+
+    /// The pods that the node's proxy is to serve; of these containers, or all.
+    pub fn proxied(&self, container: Option<&str>) -> Vec<ProxiedPod> {
+        let is_meant = |pod: &&Enrolled| {
+            pod.driver == Driver::Node && container.is_none_or(|container| pod.container_id == container)
+        };
+        self.registry.iter().filter(is_meant).map(|pod| self.proxied_pod(pod)).collect()
+    }
+
+    fn proxied_pod(&self, pod: &Enrolled) -> ProxiedPod {
+        let netns = steps::open_netns(pod);
+        let addresses = netns.and_then(|netns| self.netns.run(netns.as_fd(), netlink::addresses).ok()?.ok());
+        ProxiedPod {
+            cookie: pod.cookie,
+            namespace: pod.pod.namespace.clone(),
+            name: pod.pod.name.clone(),
+            netns_path: pod.netns_path.clone(),
+            has_v6: addresses.into_iter().flatten().any(|one| one.address.is_ipv6()),
+        }
     }
 
     /// Starts the thread.
@@ -240,7 +271,8 @@ impl Node {
             return Err(EnrolError::NeedsRules(before.map(Enrolled::full_name).unwrap_or_default()));
         }
         let since = before.map_or_else(wall_clock::seconds, |before| before.enrolled_at);
-        let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), backend, since);
+        let by = (backend, enrolling.capture.driver);
+        let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), by, since);
         let is_known = before.is_some();
         let joining = Joining {
             pod,
@@ -301,6 +333,9 @@ impl Node {
         self.end_tally(cookie);
         self.end_past_mesh(cookie);
         let Some(pod) = self.registry.remove(cookie) else { return };
+        if let (Driver::Node, Some(proxy)) = (pod.driver, &self.proxy) {
+            proxy.forget(self.proxied_pod(&pod).owner());
+        }
         self.numbers.retain(|_, other| *other != cookie);
         for problem in &self.backends.get_mut(pod.backend).unenrol(&pod) {
             tracing::error!(pod = %pod.full_name(), %problem, "unenrolment");

@@ -123,6 +123,7 @@ impl Record {
             netns: NetnsId { device, inode },
             enrolled_at: self.enrolled_at,
             backend: BackendName::Nftables,
+            driver: self.capture.driver,
             lists: ListEntries::default(),
         }
     }

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 
 use veer_common::cni::{Attachment, PodReference, ValidAttachment};
-use veer_common::maps::{Enrolment, NetnsCookie};
+use veer_common::maps::{Enrolment, NetnsCookie, driver};
 
-use crate::model::{BackendName, Origins};
+use crate::model::{BackendName, Driver, Origins};
 use crate::platform::bpf::maps::ListEntries;
 use crate::platform::netns::NetnsId;
 
@@ -34,6 +34,8 @@ pub struct Enrolled {
     pub enrolled_at: u64,
     /// What redirects it.
     pub backend: BackendName,
+    /// Who drives its proxy.
+    pub driver: Driver,
     /// What is in the list maps for it.
     pub lists: ListEntries,
 }
@@ -132,7 +134,7 @@ impl Enrolled {
         netns: NetnsId,
         attachment: &Attachment,
         pod: PodReference,
-        backend: BackendName,
+        (backend, driver): (BackendName, Driver),
         enrolled_at: u64,
     ) -> Self {
         Self {
@@ -145,6 +147,7 @@ impl Enrolled {
             netns,
             enrolled_at,
             backend,
+            driver,
             lists: ListEntries::default(),
         }
     }
@@ -169,6 +172,10 @@ impl Enrolled {
             netns_device: self.netns.device,
             netns_inode: self.netns.inode,
             enrolled_at: self.enrolled_at,
+            driver: match self.driver {
+                Driver::Sidecar => driver::SIDECAR,
+                Driver::Node => driver::NODE,
+            },
         })
     }
 
@@ -184,6 +191,7 @@ impl Enrolled {
             netns: NetnsId { device: map.netns_device, inode: map.netns_inode },
             enrolled_at: map.enrolled_at,
             backend: BackendName::Ebpf,
+            driver: if map.driver == driver::NODE { Driver::Node } else { Driver::Sidecar },
             lists,
         }
     }
@@ -227,6 +235,7 @@ mod tests {
             netns: NetnsId { device: 4, inode: 4_026_532_000 },
             enrolled_at: 1_700_000_000,
             backend: BackendName::Ebpf,
+            driver: Driver::Node,
             lists: ListEntries::default(),
         }
     }

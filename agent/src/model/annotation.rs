@@ -19,6 +19,8 @@ pub mod name {
     pub const STATUS: &str = "sidecar.istio.io/status";
     /// Label, else annotation: whether the pod wants injection at all.
     pub const INJECT: &str = "sidecar.istio.io/inject";
+    /// Label of a pod without a sidecar: `node` has the node's proxy serve it.
+    pub const PROXY: &str = "veer.dev/proxy";
     /// REDIRECT, TPROXY or NONE.
     pub const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
     /// Outbound ranges that are captured.

@@ -48,6 +48,9 @@ pub struct Capture {
     pub proxy_identity: ProxyIdentity,
     /// Node setting: what becomes of connections before the proxy has listened.
     pub before_proxy: BeforeProxy,
+    /// Who drives the proxy.
+    #[serde(default)]
+    pub driver: Driver,
     /// Environment variables of the proxy that were not understood and count as unset.
     #[serde(skip)]
     pub warnings: Vec<EnvironmentWarning>,
@@ -117,6 +120,27 @@ pub enum BeforeProxy {
     Refuse,
     /// They go where they are dialled: past the mesh, without its encryption and its policies.
     Direct,
+}
+
+/// Who drives a pod's proxy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// The pod itself: it has a container `istio-proxy`.
+    #[default]
+    Sidecar,
+    /// The agent: the node's proxy has listeners inside of the pod's netns.
+    Node,
+}
+
+impl Driver {
+    /// The label's word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sidecar => "sidecar",
+            Self::Node => "node",
+        }
+    }
 }
 
 impl BeforeProxy {

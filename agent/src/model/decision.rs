@@ -13,8 +13,8 @@ use thiserror::Error;
 
 use super::annotation::{self, RequestedMode, ValueError, environment, name};
 use super::capture::{
-    BeforeProxy, Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges,
-    OwnerGroups, ProxyIdentity,
+    BeforeProxy, Capture, Driver, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode,
+    OutboundRanges, OwnerGroups, ProxyIdentity,
 };
 use super::manifest::{Container, Pod};
 use super::quoted::Quoted;
@@ -100,6 +100,13 @@ pub enum PodError {
         /// What is wrong with it.
         problem: ValueError,
     },
+    /// TPROXY, where the node's proxy serves the pod.
+    #[error(
+        "annotation {}: TPROXY needs a sidecar, and label {} asks for the node's proxy: remove one of them",
+        name::INTERCEPTION_MODE,
+        name::PROXY
+    )]
+    TproxyByNode,
     /// The proxy's identity.
     #[error("container {PROXY_CONTAINER}: securityContext.{field} {value} is not an id 0-4294967294")]
     Identity {
@@ -116,13 +123,18 @@ pub fn decide(pod: &Pod, node: &NodeSettings) -> Result<Decision, PodErrors> {
         Ok(proxy) => proxy,
         Err(reason) => return Ok(Decision::Pass(reason)),
     };
+    let none = Container::default();
+    let (proxy, driver) = proxy.map_or((&none, Driver::Node), |container| (container, Driver::Sidecar));
     let mut reader = Reader { annotations: &pod.metadata.annotations, errors: Vec::new() };
     let mode = match reader.one(name::INTERCEPTION_MODE, annotation::interception_mode) {
         Some(RequestedMode::Off) => return Ok(Decision::Pass(PassReason::ModeNone)),
         Some(RequestedMode::Capture(mode)) => mode,
         None => InterceptionMode::Redirect,
     };
-    let capture = read_capture(pod, proxy, node, mode, &mut reader);
+    let mut capture = read_capture(pod, proxy, node, mode, &mut reader);
+    if driver == Driver::Node {
+        by_the_nodes_proxy(&mut capture, &mut reader.errors);
+    }
     if reader.errors.is_empty() {
         Ok(Decision::Capture(Box::new(capture)))
     } else {
@@ -218,13 +230,40 @@ fn within(value: &str, problem: &ValueError) -> String {
     if part == value { String::new() } else { format!(" (in {})", Quoted(value)) }
 }
 
-/// Why the pod is passed, else its proxy. The mode comes later, with the annotations.
-fn pass_reason<'a>(pod: &'a Pod, node: &NodeSettings) -> Result<&'a Container, PassReason> {
+/// Whether a pod asks for the node's proxy, and so for no sidecar, in whatever words. A sidecar that is there anyway is
+/// the pod's proxy.
+pub(super) fn is_by_the_nodes_proxy(pod: &Pod) -> bool {
+    let driver = pod.metadata.labels.get(name::PROXY);
+    driver.is_some_and(|driver| driver == Driver::Node.name()) && pod.container(PROXY_CONTAINER).is_none()
+}
+
+/// What of a pod's capture the node's proxy says rather than the pod: it serves both families, and does not take
+/// connections as their clients' own.
+fn by_the_nodes_proxy(capture: &mut Capture, errors: &mut Vec<PodError>) {
+    capture.driver = Driver::Node;
+    capture.dual_stack = true;
+    // It is a process of the node's, whosever users the pod's are.
+    capture.ids = IdSpace::Node;
+    if capture.mode == InterceptionMode::Tproxy {
+        errors.push(PodError::TproxyByNode);
+    }
+}
+
+/// Why the pod is passed, else its proxy; none where the node's is asked for. The mode comes later, with the
+/// annotations.
+fn pass_reason<'a>(pod: &'a Pod, node: &NodeSettings) -> Result<Option<&'a Container>, PassReason> {
     if pod.spec.host_network {
         return Err(PassReason::HostNetwork);
     }
     if node.excluded_namespaces.contains(&pod.metadata.namespace) {
         return Err(PassReason::NamespaceExcluded);
+    }
+    if is_by_the_nodes_proxy(pod) {
+        return if pod.container(INIT_CONTAINER).is_some() {
+            Err(PassReason::IstioInitPresent)
+        } else {
+            Ok(None)
+        };
     }
     let inject = pod.metadata.labels.get(name::INJECT).or_else(|| pod.metadata.annotations.get(name::INJECT));
     if inject.and_then(|value| annotation::go_bool(value)) == Some(false) {
@@ -246,7 +285,7 @@ fn pass_reason<'a>(pod: &'a Pod, node: &NodeSettings) -> Result<&'a Container, P
     if is_true(proxy, environment::DISABLE_ENVOY) {
         return Err(PassReason::EnvoyDisabled);
     }
-    Ok(proxy)
+    Ok(Some(proxy))
 }
 
 fn read_capture(
@@ -286,6 +325,7 @@ fn read_capture(
         loopback: node.loopback,
         proxy_identity: node.proxy_identity,
         before_proxy: node.before_proxy,
+        driver: Driver::Sidecar,
         warnings: warnings(proxy),
     }
 }

@@ -18,10 +18,10 @@ mod values;
 
 pub use self::backend::BackendName;
 pub use self::capture::{
-    BeforeProxy, Capture, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode, OutboundRanges,
-    OwnerGroups, ProxyIdentity,
+    BeforeProxy, Capture, Driver, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode,
+    OutboundRanges, OwnerGroups, ProxyIdentity,
 };
-pub use self::decision::{Decision, NodeSettings, PassReason, PodErrors, decide};
+pub use self::decision::{DEFAULT_PROXY_ID, Decision, NodeSettings, PassReason, PodErrors, decide};
 pub use self::manifest::{ManifestError, Pod};
 pub use self::origin::{Origin, Origins, Setting};
 pub use self::surprise::surprise;

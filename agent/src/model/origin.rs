@@ -12,7 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::annotation::{self, environment, name};
-use super::capture::{BeforeProxy, OwnerGroups, ProxyIdentity};
+use super::capture::{BeforeProxy, Driver, OwnerGroups, ProxyIdentity};
 use super::decision::{self, DEFAULT_PROXY_ID, NodeSettings, PROXY_CONTAINER};
 use super::manifest::{Container, Pod};
 use super::quoted::Quoted;
@@ -77,6 +77,13 @@ pub enum Origin {
         /// Its name.
         name: String,
         /// Its value as written.
+        value: String,
+    },
+    /// A label of the pod.
+    Label {
+        /// Its name.
+        name: String,
+        /// Its value.
         value: String,
     },
     /// An environment variable of the proxy's container.
@@ -188,6 +195,9 @@ impl Origins {
             Setting::ExcludedInterfaces => annotated(annotations, name::EXCLUDE_INTERFACES, ""),
             Setting::ReroutedInterfaces => annotated(annotations, rerouted, ""),
             Setting::DnsCapture => variable(proxy, environment::DNS_CAPTURE),
+            Setting::DualStack if decision::is_by_the_nodes_proxy(pod) => {
+                Origin::Label { name: name::PROXY.to_owned(), value: Driver::Node.name().to_owned() }
+            }
             Setting::DualStack => variable(proxy, environment::DUAL_STACK),
             Setting::OwnerGroups => owner_groups(&node.owner_groups),
             Setting::Loopback => loopback(node),
@@ -284,6 +294,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Annotation { name, value } => write!(f, "annotation {name}={}", Quoted(value)),
+            Self::Label { name, value } => write!(f, "label {name}={}", Quoted(value)),
             Self::Environment { name, value } => {
                 let note =
                     if annotation::go_bool(value).is_none() { ", no boolean, taken as false" } else { "" };

@@ -23,8 +23,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, fexecve, setgid, setgroups, setuid};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_capabilities, set_no_new_privs,
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set, configure_capability_in_ambient_set,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs,
 };
 use veer_tests::bpf_gate;
 
@@ -49,7 +49,7 @@ struct Options {
     /// Supplementary group, any number of them
     #[arg(long, requires = "uid")]
     group: Vec<u32>,
-    /// Capabilities, as bits, that the program is to have for all that; only root's has them
+    /// Capabilities, as bits, that the program is to have for all that
     #[arg(long, requires = "uid", default_value_t = 0)]
     keep: u64,
     /// Capability, as a bit, that the program is not to have; any number of them
@@ -185,9 +185,15 @@ fn become_nobody_special(uid: u32, gid: u32, groups: &[u32], keep: CapabilitySet
     let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
     setgroups(&groups).context("set the supplementary groups")?;
     setgid(Gid::from_raw(gid)).with_context(|| format!("become group {gid}"))?;
+    // Root has what is kept of the bounding set when its program is executed, and anybody else of the ambient one.
+    let ambient = if uid == 0 { CapabilitySet::empty() } else { keep };
+    set_keep_capabilities(true).context("keep capabilities through a change of user")?;
     setuid(Uid::from_raw(uid)).with_context(|| format!("become user {uid}"))?;
-    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: ambient };
     set_capabilities(None, sets).context("drop all capabilities")?;
     clear_ambient_capability_set().context("clear the ambient capabilities")?;
+    for capability in ambient.iter() {
+        configure_capability_in_ambient_set(capability, true).context("make a capability ambient")?;
+    }
     set_no_new_privs(true).context("set no_new_privs")
 }

@@ -105,6 +105,7 @@ fn a_pod_that_says_nothing_has_istios_defaults() {
         loopback: "127.0.0.1/32".parse().unwrap(),
         proxy_identity: ProxyIdentity::Uid,
         before_proxy: BeforeProxy::Refuse,
+        driver: Driver::Sidecar,
         warnings: vec![],
     };
     assert_eq!(capture, expected);
@@ -392,4 +393,43 @@ proptest! {
             Err(errors) => prop_assert!(!errors.errors.is_empty() && !errors.to_string().contains('\n')),
         }
     }
+}
+
+/// A pod without any sidecar that asks for the node's proxy.
+fn by_the_node(metadata: &str, spec: &str) -> Result<Decision, PodErrors> {
+    let text = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: cart, labels: {{veer.dev/proxy: node}}{metadata}}}, \
+         spec: {{{spec}}}}}"
+    );
+    decide(&Pod::from_manifest(text.as_bytes()).unwrap(), &NodeSettings::default())
+}
+
+#[test]
+fn the_nodes_proxy_serves_who_asks_for_it_and_has_none_of_his_own() {
+    let Ok(Decision::Capture(capture)) = by_the_node("", "containers: [{name: app}], hostUsers: false")
+    else {
+        panic!("it is not captured")
+    };
+    assert_eq!((capture.driver, capture.dual_stack, capture.ids), (Driver::Node, true, IdSpace::Node));
+    assert_eq!((capture.proxy_uid, capture.proxy_gid), (1337, 1337));
+
+    let injected = ", annotations: {sidecar.istio.io/status: '{}'}";
+    let Ok(Decision::Capture(capture)) = by_the_node(injected, "containers: [{name: istio-proxy}]") else {
+        panic!("it is not captured")
+    };
+    assert_eq!(capture.driver, Driver::Sidecar);
+
+    let init = "initContainers: [{name: istio-init}]";
+    assert_eq!(by_the_node("", init), Ok(Decision::Pass(PassReason::IstioInitPresent)));
+    assert_eq!(by_the_node("", "hostNetwork: true"), Ok(Decision::Pass(PassReason::HostNetwork)));
+}
+
+#[test]
+fn the_nodes_proxy_does_not_do_tproxy_and_says_so() {
+    let mode = ", annotations: {sidecar.istio.io/interceptionMode: TPROXY}";
+    assert_eq!(
+        by_the_node(mode, "").unwrap_err().to_string(),
+        "pod default/cart: annotation sidecar.istio.io/interceptionMode: TPROXY needs a sidecar, and label \
+         veer.dev/proxy asks for the node's proxy: remove one of them"
+    );
 }

@@ -1,0 +1,62 @@
+//! What the node's Envoy is started with. Pure.
+//!
+//! Owns: where it finds the agent, and how its statistics are named: those of a pod's listeners and clusters have the pod's
+//! namespace, its name and the direction as tags. All else comes over ADS.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+/// The cluster that the agent is.
+const AGENT: &str = "veer";
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// The bootstrap; both are paths of sockets, the agent's and Envoy's own for its admin interface.
+pub(super) fn bootstrap(ads: &Path, admin: &Path) -> Value {
+    let over_ads = json!({"ads": {}, "resource_api_version": "V3"});
+    json!({
+        "node": {"id": "veer", "cluster": "veer"},
+        "admin": {"address": {"pipe": {"path": admin, "mode": 0o600}}},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": AGENT}}],
+            },
+            "cds_config": over_ads,
+            "lds_config": over_ads,
+        },
+        "static_resources": {"clusters": [agent(ads)]},
+        "stats_config": {"stats_tags": [
+            tag("veer_direction", "^(?:cluster|http|tcp|listener)\\.((outbound|inbound);)"),
+            tag("veer_namespace", "^(?:cluster|http|tcp|listener)\\.(([^;.]+);)[^;]+;\\."),
+            tag("veer_pod", "^(?:cluster|http|tcp|listener)\\.(([^;]+);\\.)"),
+        ]},
+        // Most of a cluster's statistics are about what never happens to it.
+        "deferred_stat_options": {"enable_deferred_creation_stats": true},
+    })
+}
+
+fn agent(socket: &Path) -> Value {
+    json!({
+        "name": AGENT,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": {HTTP_OPTIONS: {
+            "@type": format!("type.googleapis.com/{HTTP_OPTIONS}"),
+            "explicit_http_config": {"http2_protocol_options": {
+                // An agent that is gone without a word is missed within seconds.
+                "connection_keepalive": {"interval": "5s", "timeout": "5s"},
+            }},
+        }},
+        "load_assignment": {
+            "cluster_name": AGENT,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": socket}}}}]}],
+        },
+    })
+}
+
+/// A tag: the expression's first group is taken out of the name, and its second is the value.
+fn tag(name: &str, regex: &str) -> Value {
+    json!({"tag_name": name, "regex": regex})
+}

@@ -1,0 +1,60 @@
+//! Where the agent and the node's Envoy meet: a directory (not the run directory, which is root's alone) with the agent's socket, Envoy's bootstrap, and Envoy's own
+//! socket for its admin interface.
+//!
+//! Envoy runs as a user without any right here, and the agent without the right to give files away: so the socket is
+//! everybody's to connect to, and who does is asked for his uid (`proxy::ads`); and the directory is like `/tmp`, that Envoy can
+//! make its socket, and nobody can take away another's.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tokio::net::UnixListener;
+
+use super::bootstrap::bootstrap;
+use crate::socket;
+
+/// Its files.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProxyPlace {
+    directory: PathBuf,
+}
+
+impl ProxyPlace {
+    /// In a directory, which need not be there.
+    pub fn of(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    /// What Envoy is started with.
+    pub fn bootstrap(&self) -> PathBuf {
+        self.directory.join("envoy.json")
+    }
+
+    /// Where the agent listens.
+    pub fn ads(&self) -> PathBuf {
+        self.directory.join("ads.sock")
+    }
+
+    /// Where Envoy's admin interface listens.
+    pub fn admin(&self) -> PathBuf {
+        self.directory.join("admin.sock")
+    }
+
+    /// Makes all of it, and listens.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn open(&self) -> io::Result<UnixListener> {
+        DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)?;
+        fs::set_permissions(&self.directory, Permissions::from_mode(0o1777))?;
+        let text = serde_json::to_vec_pretty(&bootstrap(&self.ads(), &self.admin()))?;
+        let temporary = self.directory.join(".envoy.json");
+        fs::write(&temporary, text)?;
+        fs::rename(&temporary, self.bootstrap())?;
+        let listener = socket::listen(&self.ads())?;
+        fs::set_permissions(self.ads(), Permissions::from_mode(0o666))?;
+        Ok(listener)
+    }
+}

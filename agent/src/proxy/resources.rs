@@ -1,0 +1,185 @@
+//! What the node's Envoy is told of one pod: two listeners and two clusters, all inside of the pod's netns. Pure.
+//!
+//! Owns: their names, shapes and versions. The outbound listener takes what the datapath redirects to 15001 and sends
+//! it where it was dialled, from the pod's own address; the inbound one takes 15006 and sends to the app, from
+//! 127.0.0.6 (`::6`), by which the datapath knows that it has been there. HTTP is found out by its first bytes;
+//! everything else is passed as bytes. Headers stay as they are but for what a proxy has to say.
+//! Never does: tell anybody. Called by: `proxy::ads`.
+
+mod cluster;
+mod filters;
+mod listener;
+mod log;
+
+use std::fmt;
+
+use envoy_types::pb::envoy::config::core::v3::{
+    Address, SocketAddress, TypedExtensionConfig, address, socket_address,
+};
+use envoy_types::pb::google::protobuf::{Any, Duration};
+use prost::{Message, Name};
+use sha2::{Digest, Sha256};
+use veer_common::maps::NetnsCookie;
+
+/// A pod that the node's Envoy serves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProxiedPod {
+    /// Its netns.
+    pub cookie: NetnsCookie,
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Its netns as a path, which Envoy opens.
+    pub netns_path: String,
+    /// Whether it has IPv6, on loopback at least.
+    pub has_v6: bool,
+}
+
+/// Which way a connection goes, as the pod sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// From the pod.
+    Outbound,
+    /// To the pod.
+    Inbound,
+}
+
+/// What xDS calls a type of resources.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Kind {
+    /// `envoy.config.cluster.v3.Cluster`
+    Cluster,
+    /// `envoy.config.listener.v3.Listener`
+    Listener,
+}
+
+/// A resource in the form in which it is sent.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Resource {
+    /// Unique among those of its kind.
+    pub name: String,
+    /// The same for the same content, also in another agent.
+    pub version: String,
+    /// The resource.
+    pub content: Any,
+}
+
+/// What Envoy is told of one pod.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Resources {
+    /// They come first: listeners name them.
+    pub clusters: Vec<Resource>,
+    /// They come last.
+    pub listeners: Vec<Resource>,
+}
+
+impl Resources {
+    /// All of a pod's.
+    pub fn of(pod: &ProxiedPod) -> Self {
+        let both = [Direction::Outbound, Direction::Inbound];
+        Self {
+            clusters: both.map(|way| resource(resource_name(way, pod), &cluster::cluster(way, pod))).into(),
+            listeners: both
+                .map(|way| resource(resource_name(way, pod), &listener::listener(way, pod)))
+                .into(),
+        }
+    }
+
+    /// Those of a kind.
+    pub fn of_kind(&self, kind: Kind) -> &[Resource] {
+        match kind {
+            Kind::Cluster => &self.clusters,
+            Kind::Listener => &self.listeners,
+        }
+    }
+}
+
+impl Kind {
+    /// Both, in the order in which they are added.
+    pub const ALL: [Self; 2] = [Self::Cluster, Self::Listener];
+
+    /// Its name in xDS.
+    pub const fn type_url(self) -> &'static str {
+        match self {
+            Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn of(type_url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == type_url)
+    }
+}
+
+impl Direction {
+    /// Its name in resources, statistics and the access log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+impl ProxiedPod {
+    /// What all names of its resources have in common: `shop/cart-1|4711`. The cookie keeps a pod apart from an earlier
+    /// one of its name, whose listeners may be draining still.
+    pub fn owner(&self) -> String {
+        format!("{self}|{}", self.cookie)
+    }
+}
+
+impl fmt::Display for ProxiedPod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// `outbound|shop/cart-1|4711`
+pub fn resource_name(way: Direction, pod: &ProxiedPod) -> String {
+    format!("{}|{}", way.name(), pod.owner())
+}
+
+/// The first part of the names of a pod's statistics; the bootstrap takes its parts out again, as tags.
+fn stat_prefix(way: Direction, pod: &ProxiedPod) -> String {
+    format!("{};{};{};", way.name(), pod.namespace, pod.name)
+}
+
+fn resource<M: Message + Name>(name: String, message: &M) -> Resource {
+    let content = any(message);
+    let digest = Sha256::digest(&content.value);
+    // A part tells versions of one resource apart.
+    let part = digest.first_chunk().copied().map(u64::from_be_bytes).unwrap_or_default();
+    let version = format!("{part:016x}");
+    Resource { name, version, content }
+}
+
+fn any<M: Message + Name>(message: &M) -> Any {
+    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+}
+
+fn extension<M: Message + Name>(name: &str, message: &M) -> TypedExtensionConfig {
+    TypedExtensionConfig { name: name.to_owned(), typed_config: Some(any(message)) }
+}
+
+fn address(pod: &ProxiedPod, ip: &str, port: u16) -> Address {
+    Address { address: Some(address::Address::SocketAddress(socket_address(pod, ip, port))) }
+}
+
+fn socket_address(pod: &ProxiedPod, ip: &str, port: u16) -> SocketAddress {
+    SocketAddress {
+        address: ip.to_owned(),
+        network_namespace_filepath: pod.netns_path.clone(),
+        port_specifier: Some(socket_address::PortSpecifier::PortValue(port.into())),
+        ..SocketAddress::default()
+    }
+}
+
+const fn seconds(seconds: i64) -> Duration {
+    Duration { seconds, nanos: 0 }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,29 @@
+use super::*;
+
+fn pod(name: &str, has_v6: bool) -> ProxiedPod {
+    ProxiedPod {
+        cookie: 4711,
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        netns_path: "/run/netns/cni-1".to_owned(),
+        has_v6,
+    }
+}
+
+#[test]
+fn versions_are_the_same_each_time_and_others_where_the_pod_is_another() {
+    let versions = |pod: &ProxiedPod| {
+        let Resources { clusters, listeners } = Resources::of(pod);
+        clusters.into_iter().chain(listeners).map(|resource| resource.version).collect::<Vec<_>>()
+    };
+    let cart = versions(&pod("cart-1", true));
+    for _ in 0..20 {
+        assert_eq!(versions(&pod("cart-1", true)), cart);
+    }
+    for (version, other) in cart.iter().zip(versions(&pod("cart-2", true))) {
+        assert_ne!(*version, other);
+    }
+    for (version, other) in cart.iter().zip(versions(&pod("cart-1", false))) {
+        assert_ne!(*version, other);
+    }
+}
