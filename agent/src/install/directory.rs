@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{ASIDE, DROPIN, Note, OWNED, Step, list_beside};
 use crate::conflist::text::{self, Present};
-use crate::conflist::{ENDINGS, MOVED_BY_CILIUM, Network, parse};
+use crate::conflist::{ENDINGS, MOVED_BY_CILIUM, Network, VEER, parse};
 
 /// The files that matter, by their paths below the directory: those that end as runtimes want it, what Cilium has moved,
 /// what we have put aside, and `.conf` files one directory below.
@@ -86,6 +86,15 @@ impl Directory {
             .filter_map(|(path, file)| Some((path.as_str(), file.text()?)))
     }
 
+    /// Whether a list does nothing but bring up `lo`: it has nothing beside it that the runtime reads, either.
+    pub(super) fn is_only_loopback(&self, network: &Network, reads_dropins: bool) -> bool {
+        let reads = reads_dropins && network.is_list && !network.only_inlined;
+        let name = network.name.as_deref().unwrap_or_default();
+        let is_ours = |text: &str| text.contains(&format!("\"{VEER}\""));
+        let mut beside = self.dropins(name).filter(|(_, text)| reads && !is_ours(text));
+        network.plugins == ["loopback"] && beside.next().is_none()
+    }
+
     pub(super) fn write(&mut self, name: &str, text: String) {
         self.files.insert(name.to_owned(), File::new(text.into_bytes()));
     }
@@ -131,7 +140,7 @@ impl Directory {
 
     /// The files that name our plugin, wherever in them.
     pub fn mentions(&self) -> Vec<&str> {
-        let quoted = format!("\"{}\"", crate::conflist::VEER);
+        let quoted = format!("\"{VEER}\"");
         let names = |file: &File| file.text().is_some_and(|text| text.contains(&quoted));
         self.files.iter().filter(|(_, file)| names(file)).map(|(name, _)| name.as_str()).collect()
     }

@@ -148,7 +148,7 @@ fn primary(clean: &Directory, wish: &Wish, notes: &mut Vec<Note>) -> Result<Prim
     let mut candidates = clean.candidates().peekable();
     while let Some(name) = candidates.next() {
         match clean.network(name).unwrap_or_else(|| Err("is not there".to_owned())) {
-            Ok(network) if network.plugins == ["loopback"] => {}
+            Ok(network) if clean.is_only_loopback(&network, wish.reads_dropins) => {}
             Ok(network) => return Ok(Primary { file: name.to_owned(), network }),
             Err(problem) if wish.passes_broken => {
                 notes.push(Note::BrokenBefore { file: name.to_owned(), problem });

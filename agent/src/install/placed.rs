@@ -117,7 +117,8 @@ impl Placed {
         if first == ours {
             return Ok(());
         }
-        let is_loopback = network(first).is_some_and(|network| network.plugins == ["loopback"]);
+        let is_loopback =
+            network(first).is_some_and(|network| after.is_only_loopback(&network, wish.reads_dropins));
         let first = first.to_owned();
         if (wish.primary.is_none() && !is_loopback) || self.mode == Mode::Owned {
             return Err(PlanError::NotFirst { first, file: ours.clone() });

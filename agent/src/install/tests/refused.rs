@@ -27,6 +27,17 @@ fn without_a_network_it_waits() {
 }
 
 #[test]
+fn a_list_that_brings_up_lo_is_a_network_if_a_drop_in_makes_it_one() {
+    let lo = r#"{"name":"n","cniVersion":"1.0.0","plugins":[{"type":"loopback"}]}"#;
+    let before =
+        directory([("00-lo.conflist", lo), ("10-other.conflist", LIST), ("n/10-bridge.conf", PLAIN)]);
+    let file = |reads_dropins| installed(&before, &Wish { reads_dropins, ..wish(None) }).1.primary;
+    assert_eq!(file(true), "00-lo.conflist");
+    // A runtime that does not read it has `lo` there and nothing else.
+    assert_eq!(file(false), "10-other.conflist");
+}
+
+#[test]
 fn a_first_file_that_is_half_written_is_waited_for_and_may_be_passed_over() {
     for half in ["", "  \n", r#"{"name":"n","plug"#, r#"{"name":"n","plugins":[]}"#] {
         let before = directory([("05-a.conflist", half), ("10-b.conflist", LIST)]);
