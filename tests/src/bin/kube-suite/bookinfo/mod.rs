@@ -84,7 +84,11 @@ impl Bookinfo {
         let workloads = WORKLOADS.iter().map(pod).collect::<Result<_>>()?;
         let gateway = pod_of(client, INGRESS, GATEWAY, "v1")?;
         let bookinfo = Self { entrance, gateway, services, workloads };
-        wait::until_ok("a page", LIMIT, || bookinfo.visit(stage, "first"))?;
+        // One with ratings: the last Service of the way, of which kube-proxy may hear last, too.
+        wait::until_ok("a page with ratings", LIMIT, || {
+            let page = bookinfo.visit(stage, "first")?;
+            page.of(Service::Ratings).map(drop).with_context(|| format!("{page:?}"))
+        })?;
         Ok(bookinfo)
     }
 
