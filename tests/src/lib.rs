@@ -5,9 +5,9 @@
 //! counted ([`bare_pod`]), the real agent ([`agent`]) with either of its ways to redirect ([`backend`]), what it pins
 //! ([`pinned`], [`filling`]), what the kernel holds of it
 //! ([`objects`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real plugin ([`plugin`]) and Envoy
-//! ([`envoy`]), an app ([`http`]) and an application of several ([`bookinfo`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), a gate
+//! ([`envoy`], [`node_proxy`], [`proxied_node`]), an app ([`http`]) and an application of several ([`bookinfo`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), a gate
 //! before bpf(2) ([`bpf_gate`], [`seccomp`]), a process that stops at each system call ([`traced`]), load ([`load`],
-//! [`dst_server`], [`jam`]), a real Kubernetes ([`kube`]), and what a program needs that is run by people
+//! [`dst_server`], [`jam`]), metrics ([`prometheus`]), a real Kubernetes ([`kube`]), and what a program needs that is run by people
 //! ([`supervise`]) or as a test ([`harness`]).
 //! Never does: touch the machine's own network, leave anything behind, or stand in for a part of veer.
 //! Used by: the tests in `tests/`, the demo and the benchmarks. All of it needs root.
@@ -49,6 +49,8 @@ pub mod pinned;
 pub mod plugin;
 pub mod pod;
 pub mod process;
+pub mod prometheus;
+pub mod proxied_node;
 pub mod scratch;
 pub mod seccomp;
 pub mod socket_lb;

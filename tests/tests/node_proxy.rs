@@ -5,82 +5,28 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use socket2::{Domain, Socket, Type};
-use tempfile::TempDir;
 use veer_common::cni::Reply;
 use veer_tests::agent::Agent;
 use veer_tests::cgroup::Cgroup;
 use veer_tests::dial;
-use veer_tests::http::{self, Headers};
-use veer_tests::launch::{Identity, Launch, kit_binary};
+use veer_tests::launch::{Identity, Launch};
 use veer_tests::mesh::APP;
 use veer_tests::netfilter::Netfilter;
 use veer_tests::node_proxy::NodeProxy;
 use veer_tests::pod::{TestPod, World};
-use veer_tests::process::Process;
-use veer_tests::{node_proxy, scratch, wait};
+use veer_tests::proxied_node::{ProxiedNode, place};
+use veer_tests::wait;
 
 /// A port of an app that speaks no HTTP.
 const BYTES: u16 = 9000;
 
-/// A node whose pods have no sidecars.
-struct Node {
-    proxy: NodeProxy,
-    place: TempDir,
-    proxys: Cgroup,
-    agent: Agent,
-    world: World,
-    cgroup: Cgroup,
-    directory: TempDir,
-}
-
-impl Node {
-    fn start() -> Self {
-        let cgroup = Cgroup::new().unwrap();
-        let (place, flag) = place();
-        let agent = Agent::start_with(&cgroup, Launch::new(), &[&flag]).unwrap();
-        let world = World::new().unwrap();
-        let proxys = cgroup.child("proxy").unwrap();
-        let proxy = NodeProxy::start(&place.path().join("proxy"), world.netns(), &proxys).unwrap();
-        Self { proxy, place, proxys, agent, world, cgroup, directory: scratch::directory().unwrap() }
-    }
-
-    fn pod(&self, name: &str) -> TestPod {
-        let pod = TestPod::new(&self.world, &self.cgroup, name).unwrap();
-        self.agent.enrol_as(&pod, &pod.manifest().with_node_proxy()).unwrap();
-        pod
-    }
-
-    fn app(&self, pod: &TestPod) -> Process {
-        let mut command = pod.launch(Identity::app()).command(kit_binary("echo-app").unwrap()).unwrap();
-        command.arg("--name").arg(pod.name());
-        let log = self.directory.path().join(pod.name());
-        let mut app = Process::start(pod.name(), command, &log).unwrap();
-        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, APP));
-        app.wait_ready(|| pod.netns().run(|| http::get_from(here, "/", &Headers::new()))?).unwrap();
-        app
-    }
-
-    /// The access log's line on the request of a pod to there.
-    fn logged(&self, pod: &str, direction: &str, to: SocketAddr) -> Value {
-        let expected = [json!(pod), json!(direction), json!(to.to_string())];
-        let what = format!("{direction} of {pod} to {to}");
-        let is_it =
-            |entry: &Value| ["pod", "direction", "authority"].map(|name| entry[name].clone()) == expected;
-        self.proxy.entry(&what, is_it).unwrap()
-    }
-
-    fn view(&self, pod: &str) -> Value {
-        self.agent.json(&["pods", &format!("test/{pod}")]).unwrap()
-    }
-}
-
 #[test]
 fn requests_of_pods_without_sidecars_go_through_the_nodes_envoy_twice() {
-    let node = Node::start();
-    let (a, b) = (node.pod("a"), node.pod("b"));
-    let _app = node.app(&b);
+    let node = ProxiedNode::start().unwrap();
+    let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
+    let _app = node.app(&b).unwrap();
     let families: [[IpAddr; 3]; 2] = [
         [a.v4().into(), b.v4().into(), Ipv4Addr::new(127, 0, 0, 6).into()],
         [a.v6().into(), b.v6().into(), "::6".parse().unwrap()],
@@ -92,13 +38,13 @@ fn requests_of_pods_without_sidecars_go_through_the_nodes_envoy_twice() {
         assert_eq!((seen.status, echo.app.as_str(), echo.peer.ip()), (200, "b", passthrough));
         assert_eq!((seen.peername, echo.local), (to, to));
         for (pod, direction) in [("a", "outbound"), ("b", "inbound")] {
-            let entry = node.logged(pod, direction, to);
+            let entry = node.logged(pod, direction, to).unwrap();
             let source: SocketAddr = entry["source"].as_str().unwrap().parse().unwrap();
             assert_eq!((&entry["namespace"], &entry["status"]), (&json!("test"), &json!(200)), "{entry}");
             assert_eq!((source.ip(), &entry["upstream"]), (of_a, &json!(to.to_string())), "{entry}");
         }
     }
-    let (of_a, of_b) = (node.view("a"), node.view("b"));
+    let (of_a, of_b) = (node.view("a").unwrap(), node.view("b").unwrap());
     assert_eq!(of_a["reasons"], json!({"all-outbound": 2, "proxy": 2}));
     assert_eq!((&of_b["totals"]["toInbound"], &of_b["faults"]), (&json!(2), &json!({})), "{of_b}");
     assert!(Netfilter::of(a.netns()).unwrap().none());
@@ -106,8 +52,8 @@ fn requests_of_pods_without_sidecars_go_through_the_nodes_envoy_twice() {
 
 #[test]
 fn what_is_no_http_is_passed_as_bytes_whoever_speaks_first() {
-    let node = Node::start();
-    let (a, b) = (node.pod("a"), node.pod("b"));
+    let node = ProxiedNode::start().unwrap();
+    let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
     let to = SocketAddr::from((b.v4(), BYTES));
     let listener = listen(&b, to.port());
     let (mut client, mut server) = connect(&a, &listener, to);
@@ -122,7 +68,7 @@ fn what_is_no_http_is_passed_as_bytes_whoever_speaks_first() {
 #[test]
 fn without_the_nodes_proxy_a_pod_is_not_enrolled_and_with_it_at_the_next_attempt() {
     let cgroup = Cgroup::new().unwrap();
-    let (place, flag) = place();
+    let (place, flag) = place().unwrap();
     let agent = Agent::start_with(&cgroup, Launch::new(), &[&flag]).unwrap();
     let world = World::new().unwrap();
     let pod = TestPod::new(&world, &cgroup, "pod").unwrap();
@@ -139,8 +85,8 @@ fn without_the_nodes_proxy_a_pod_is_not_enrolled_and_with_it_at_the_next_attempt
 
 #[test]
 fn an_agent_that_is_killed_and_started_again_leaves_the_nodes_envoy_as_it_is() {
-    let mut node = Node::start();
-    let (a, b) = (node.pod("a"), node.pod("b"));
+    let mut node = ProxiedNode::start().unwrap();
+    let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
     let to = SocketAddr::from((b.v4(), BYTES));
     let listener = listen(&b, to.port());
     let (mut client, mut server) = connect(&a, &listener, to);
@@ -150,7 +96,7 @@ fn an_agent_that_is_killed_and_started_again_leaves_the_nodes_envoy_as_it_is() {
     exchange(&mut client, &mut server);
     connect(&a, &listener, to);
     node.agent.start_again().unwrap();
-    let c = node.pod("c");
+    let c = node.pod("c").unwrap();
     connect(&c, &listener, to);
     exchange(&mut server, &mut client);
     let stats =
@@ -162,8 +108,8 @@ fn an_agent_that_is_killed_and_started_again_leaves_the_nodes_envoy_as_it_is() {
 
 #[test]
 fn an_envoy_that_is_killed_is_followed_by_one_that_serves_all_pods() {
-    let mut node = Node::start();
-    let (a, b) = (node.pod("a"), node.pod("b"));
+    let mut node = ProxiedNode::start().unwrap();
+    let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
     let to = SocketAddr::from((b.v4(), BYTES));
     let listener = listen(&b, to.port());
     connect(&a, &listener, to);
@@ -172,8 +118,7 @@ fn an_envoy_that_is_killed_is_followed_by_one_that_serves_all_pods() {
     let refused = a.app().socket(Domain::IPV4, Type::STREAM, None).unwrap().connect(&to.into()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 
-    let place = node.place.path().join("proxy");
-    node.proxy = NodeProxy::start(&place, node.world.netns(), &node.proxys).unwrap();
+    node.start_proxy().unwrap();
     wait::until_ok("the pods to be served again", wait::LIMIT, || {
         a.app().socket(Domain::IPV4, Type::STREAM, None)?.connect(&to.into()).map_err(anyhow::Error::from)
     })
@@ -182,8 +127,8 @@ fn an_envoy_that_is_killed_is_followed_by_one_that_serves_all_pods() {
 
 #[test]
 fn a_pod_that_envoy_cannot_serve_is_told_in_its_words_and_harms_no_other() {
-    let node = Node::start();
-    let (a, b) = (node.pod("a"), node.pod("b"));
+    let node = ProxiedNode::start().unwrap();
+    let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
     // Somebody has the port already, in a way that lets nobody share it.
     let taken = TestPod::new(&node.world, &node.cgroup, "taken").unwrap();
     let _first = listen(&taken, 15006);
@@ -194,14 +139,14 @@ fn a_pod_that_envoy_cannot_serve_is_told_in_its_words_and_harms_no_other() {
     let to = SocketAddr::from((b.v4(), BYTES));
     let listener = listen(&b, to.port());
     connect(&a, &listener, to);
-    let c = node.pod("c");
+    let c = node.pod("c").unwrap();
     connect(&c, &listener, to);
 }
 
 #[test]
 fn a_pod_that_goes_takes_its_listeners_with_it_and_nobody_elses() {
-    let node = Node::start();
-    let (a, b, c) = (node.pod("a"), node.pod("b"), node.pod("c"));
+    let node = ProxiedNode::start().unwrap();
+    let (a, b, c) = (node.pod("a").unwrap(), node.pod("b").unwrap(), node.pod("c").unwrap());
     let to = SocketAddr::from((b.v4(), BYTES));
     let listener = listen(&b, to.port());
     node.agent.unenrol(&c).unwrap();
@@ -222,13 +167,6 @@ fn an_agent_that_drives_no_proxy_refuses_who_asks_for_it_and_says_how_it_would()
     let expected = "enrol pod test/pod: the agent drives no proxy: it was started without --proxy-dir";
     assert_eq!(msg, expected);
     assert_eq!(agent.json(&["pods"]).unwrap(), json!([]));
-}
-
-/// A place for the agent and Envoy to meet, and the agent's flag.
-fn place() -> (TempDir, String) {
-    let place = node_proxy::directory().unwrap();
-    let flag = format!("--proxy-dir={}", place.path().join("proxy").display());
-    (place, flag)
 }
 
 /// A listener of a pod's app.

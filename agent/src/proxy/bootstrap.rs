@@ -1,11 +1,12 @@
 //! What the node's Envoy is started with. Pure.
 //!
-//! Owns: where it finds the agent, and how its statistics are named: those of a pod's listeners and clusters have the pod's
-//! namespace, its name and the direction as tags. All else comes over ADS.
+//! Owns: where it finds the agent; how its statistics are named is [`statistics`]'. All else comes over ADS.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
+
+use super::statistics;
 
 /// The cluster that the agent is.
 const AGENT: &str = "veer";
@@ -27,11 +28,7 @@ pub(super) fn bootstrap(ads: &Path, admin: &Path) -> Value {
             "lds_config": over_ads,
         },
         "static_resources": {"clusters": [agent(ads)]},
-        "stats_config": {"stats_tags": [
-            tag("veer_direction", "^(?:cluster|http|tcp|listener)\\.((outbound|inbound);)"),
-            tag("veer_namespace", "^(?:cluster|http|tcp|listener)\\.(([^;.]+);)[^;]+;\\."),
-            tag("veer_pod", "^(?:cluster|http|tcp|listener)\\.(([^;]+);\\.)"),
-        ]},
+        "stats_config": statistics::config(),
         // Most of a cluster's statistics are about what never happens to it.
         "deferred_stat_options": {"enable_deferred_creation_stats": true},
     })
@@ -54,9 +51,4 @@ fn agent(socket: &Path) -> Value {
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": socket}}}}]}],
         },
     })
-}
-
-/// A tag: the expression's first group is taken out of the name, and its second is the value.
-fn tag(name: &str, regex: &str) -> Value {
-    json!({"tag_name": name, "regex": regex})
 }

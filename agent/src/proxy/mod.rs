@@ -1,10 +1,11 @@
 //! The node's proxy, where the agent drives it: one Envoy for all pods that ask for it.
 //!
 //! Owns: what Envoy is told ([`resources`]), in which order and what it says to that ([`delta`]), and the server that it
-//! is told by ([`ads`]), and where they meet ([`place`]). Never does: redirect anything, which is `enrol`'s. Called by: `app`, `cni`.
+//! is told by ([`ads`]), where they meet ([`place`]), and how what it counts is named (`statistics`). Never does: redirect anything, which is `enrol`'s. Called by: `app`, `cni`.
 
 pub mod ads;
 mod bootstrap;
 pub mod delta;
 pub mod place;
 pub mod resources;
+mod statistics;

@@ -142,11 +142,6 @@ pub fn resource_name(way: Direction, pod: &ProxiedPod) -> String {
     format!("{}|{}", way.name(), pod.owner())
 }
 
-/// The first part of the names of a pod's statistics; the bootstrap takes its parts out again, as tags.
-fn stat_prefix(way: Direction, pod: &ProxiedPod) -> String {
-    format!("{};{};{};", way.name(), pod.namespace, pod.name)
-}
-
 fn resource<M: Message + Name>(name: String, message: &M) -> Resource {
     let content = any(message);
     let digest = Sha256::digest(&content.value);

@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::config::core::v3::{
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options};
 use envoy_types::pb::google::protobuf::UInt32Value;
 
+use super::super::statistics;
 use super::filters::preserve_case;
 use super::{Direction, ProxiedPod, any, resource_name, seconds, socket_address};
 
@@ -28,7 +29,7 @@ pub(super) fn cluster(way: Direction, pod: &ProxiedPod) -> Cluster {
     };
     Cluster {
         name: resource_name(way, pod),
-        alt_stat_name: super::stat_prefix(way, pod),
+        alt_stat_name: statistics::prefix(way, pod),
         connect_timeout: Some(seconds(10)),
         cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(
             cluster::DiscoveryType::OriginalDst.into(),

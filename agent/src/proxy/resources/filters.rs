@@ -12,13 +12,14 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpPro
 use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use envoy_types::pb::google::protobuf::BoolValue;
 
+use super::super::statistics;
 use super::log::{self, log};
-use super::{Direction, ProxiedPod, any, extension, resource_name, seconds, stat_prefix};
+use super::{Direction, ProxiedPod, any, extension, resource_name, seconds};
 
 /// Passes bytes.
 pub(super) fn tcp(way: Direction, pod: &ProxiedPod) -> TcpProxy {
     TcpProxy {
-        stat_prefix: stat_prefix(way, pod),
+        stat_prefix: statistics::prefix(way, pod),
         cluster_specifier: Some(tcp_proxy::ClusterSpecifier::Cluster(resource_name(way, pod))),
         // Streams may rest for as long as their ends like.
         idle_timeout: Some(seconds(0)),
@@ -31,7 +32,7 @@ pub(super) fn tcp(way: Direction, pod: &ProxiedPod) -> TcpProxy {
 pub(super) fn http(way: Direction, pod: &ProxiedPod) -> HttpConnectionManager {
     let router = Router { suppress_envoy_headers: true, ..Router::default() };
     HttpConnectionManager {
-        stat_prefix: stat_prefix(way, pod),
+        stat_prefix: statistics::prefix(way, pod),
         http_filters: vec![HttpFilter {
             name: "envoy.filters.http.router".to_owned(),
             config_type: Some(http_filter::ConfigType::TypedConfig(any(&router))),

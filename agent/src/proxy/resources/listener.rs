@@ -9,7 +9,8 @@ use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::H
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, UInt32Value};
 
-use super::{Direction, ProxiedPod, address, any, filters, resource_name, stat_prefix};
+use super::super::statistics;
+use super::{Direction, ProxiedPod, address, any, filters, resource_name};
 
 /// Istio's ports.
 const OUTBOUND: u16 = 15001;
@@ -42,7 +43,7 @@ pub(super) fn listener(way: Direction, pod: &ProxiedPod) -> Listener {
     };
     Listener {
         name: resource_name(way, pod),
-        stat_prefix: stat_prefix(way, pod),
+        stat_prefix: statistics::prefix(way, pod),
         address: Some(address(pod, v4, port)),
         additional_addresses: pod.has_v6.then_some(further).into_iter().collect(),
         filter_chains: vec![to_itself(port), http],
