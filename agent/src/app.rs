@@ -37,6 +37,8 @@ use crate::platform::netlink::changes::AddressChanges;
 use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::platform::records::RecordError;
 use crate::proxy::ads::{Ads, Task};
+use crate::proxy::driver::Drivers;
+use crate::proxy::sidecar::Sidecar;
 use crate::readiness::probe::Probe;
 use crate::readiness::{Condition, Readiness};
 use crate::reconcile::{Reconciler, Report};
@@ -137,7 +139,8 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
 
     let system = |attempt| move |source| AppError::System { attempt, source };
     let (ads, task) = Ads::new(config.proxy_dir.is_some());
-    let started = node.with_proxy(ads.clone()).start();
+    let drivers = Drivers { sidecar: Sidecar, node: ads };
+    let started = node.with_drivers(drivers.clone()).start();
     let (handle, thread) = started.map_err(system("start the node's thread"))?;
     let granted = choice::settings(config, backend);
     let (installer, cni) = Installer::of(config, &admin.metrics, &readiness);
@@ -147,22 +150,22 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         ..status(config, source.name(), &admin, &granted, (backend, reason))
     };
     let settings = granted.settings;
-    let (node, proxy) = (handle.clone(), ads.clone());
-    let lookup = Lookup { source: source.clone(), settings: settings.clone(), node, proxy };
+    let (node, known) = (handle.clone(), drivers.clone());
+    let lookup = Lookup { source: source.clone(), settings: settings.clone(), node, drivers: known };
     let report = Report::default();
     let control = Control::new(lookup, status, neighbours, Arc::clone(&report), notices.clone(), cni);
     let follower = changes.map(|changes| (changes, handle.clone()));
     let probe = Arc::new(Probe::new(&readiness, handle.clone(), config.place.cni_socket()));
     let metrics = admin.metrics.clone();
-    let (node, proxy) = (handle, ads.clone());
-    let answerer = Arc::new(Answerer { source, settings, node, notices, proxy, metrics });
+    let (node, proxy) = (handle, (drivers.clone(), task));
+    let answerer = Arc::new(Answerer { source, settings, node, notices, drivers, metrics });
     let reconciler = reconciler(&config.heal, &readiness, &answerer, netns, report);
     let view = view(&answerer, &reconciler, readiness, Arc::clone(&probe));
     let parts = Parts {
         pins,
         control,
         answerer,
-        proxy: (ads, task),
+        proxy,
         follower,
         reconciler,
         cluster,
@@ -284,7 +287,7 @@ struct Parts {
     pins: Option<Pins>,
     control: Arc<Control<Source>>,
     answerer: Arc<Answerer<Source>>,
-    proxy: (Ads, Task),
+    proxy: (Drivers, Task),
     follower: Option<(AddressChanges, NodeHandle)>,
     reconciler: Reconciler<Source>,
     cluster: Option<pods::Cluster>,

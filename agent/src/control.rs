@@ -262,7 +262,7 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
         let source = self.lookup.source.health();
         let pod_events = self.notices.counts();
         let cni = self.cni.borrow().clone();
-        let standing = self.lookup.proxy.standing().await;
+        let standing = self.lookup.drivers.node.standing().await;
         let node_proxy = (!standing.is_idle()).then_some(standing);
         AgentStatus {
             source,

@@ -13,7 +13,7 @@ use crate::explain::causes::{Manifest, PodFacts};
 use crate::model::{
     BackendName, BeforeProxy, Decision, NodeSettings, Origins, PassReason, ProxyIdentity, decide,
 };
-use crate::proxy::ads::Ads;
+use crate::proxy::driver::Drivers;
 use crate::source::PodSource;
 
 /// What facts are found in.
@@ -25,8 +25,8 @@ pub struct Lookup<S> {
     pub settings: NodeSettings,
     /// The node.
     pub node: NodeHandle,
-    /// The node's proxy.
-    pub proxy: Ads,
+    /// Who drives the pods' proxies.
+    pub drivers: Drivers,
 }
 
 /// What the registry and the maps have of an enrolled pod.

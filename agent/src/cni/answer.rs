@@ -11,7 +11,7 @@ use crate::enrol::node::{Enrolling, NodeHandle};
 use crate::enrol::past_mesh::PastMesh;
 use crate::enrol::{EnrolError, Node};
 use crate::model::{Capture, Decision, NodeSettings, Origins, PodErrors, decide, surprise};
-use crate::proxy::ads::Ads;
+use crate::proxy::driver::{Drivers, ProxyDriver};
 use crate::source::PodSource;
 
 /// What requests are answered from.
@@ -25,8 +25,8 @@ pub struct Answerer<S> {
     pub node: NodeHandle,
     /// Where pods are told what has become of them.
     pub notices: Notices,
-    /// The node's proxy.
-    pub proxy: Ads,
+    /// Who drives the pods' proxies.
+    pub drivers: Drivers,
     /// How long its answers take.
     pub metrics: Metrics,
 }
@@ -170,8 +170,8 @@ impl<S: PodSource> Answerer<S> {
         }
     }
 
-    /// Enrols a pod, and has the node's proxy serve it if it is to: redirected first, so that nothing of it goes past its
-    /// proxy. One that is not served is not enrolled, unless it was before.
+    /// Enrols a pod, and has its driver serve it: redirected first, so that nothing of it goes past its proxy. One that is
+    /// not served is not enrolled, unless it was before.
     async fn enrol(&self, enrolling: Enrolling) -> Result<(), EnrolError> {
         let attachment = enrolling.attachment.clone();
         let container = attachment.container_id.clone();
@@ -181,7 +181,7 @@ impl<S: PodSource> Answerer<S> {
         });
         let (is_known, proxied) = added.await??;
         for pod in &proxied {
-            if let Err(error) = self.proxy.serve(pod).await {
+            if let Err(error) = self.drivers.serve(pod).await {
                 if !is_known {
                     self.node.run(move |node| node.del(&attachment)).await?;
                 }

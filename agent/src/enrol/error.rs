@@ -8,7 +8,7 @@ use crate::platform::bpf::BpfError;
 use crate::platform::netns::NetnsError;
 use crate::platform::nft::NftError;
 use crate::platform::records::RecordError;
-use crate::proxy::ads::ProxyError;
+use crate::proxy::driver::DriverError;
 
 /// Why a pod could not be enrolled or checked.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +53,9 @@ pub enum EnrolError {
          do user namespaces (containerd 2.0, CRI-O 1.25), and 1337 would be somebody else"
     )]
     NoUserNamespace,
-    /// The node's proxy, which is to serve it.
+    /// The driver of its proxy, which is to serve it.
     #[error(transparent)]
-    Proxy(#[from] ProxyError),
+    Proxy(#[from] DriverError),
     /// Another pod has this netns.
     #[error(
         "its netns is that of pod {other} (container {container}), which is enrolled: DEL that one first"

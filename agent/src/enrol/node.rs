@@ -25,8 +25,7 @@ use crate::model::{BackendName, Capture, Driver, Origins};
 use crate::platform::netlink::changes::NetnsNumber;
 use crate::platform::netlink::{self, Listener};
 use crate::platform::netns::{NetnsId, NetnsThread};
-use crate::proxy::ads::Ads;
-use crate::proxy::resources::ProxiedPod;
+use crate::proxy::driver::{Drivers, ProxiedPod, ProxyDriver};
 use crate::wall_clock;
 
 /// Requests that wait for the thread: a node starts 16 pods at once at the most, the rest waits in
@@ -89,8 +88,8 @@ pub struct Node {
     pub(super) told: Told,
     /// Who is redirected by programs that are none of this release's.
     others: OtherVersions,
-    /// The node's proxy, which is to serve no pod that is not enrolled.
-    proxy: Option<Ads>,
+    /// Who drives the pods' proxies, and is to serve no pod that is not enrolled.
+    drivers: Option<Drivers>,
 }
 
 /// What is read inside of a pod's netns, in one visit.
@@ -118,7 +117,7 @@ impl Node {
             tally: Tally::default(),
             told: Told::default(),
             others,
-            proxy: None,
+            drivers: None,
         };
         node.tend_other_versions();
         for version in node.others.alive()? {
@@ -168,30 +167,27 @@ impl Node {
         Ok(self.others.of_netns(id.inode)?)
     }
 
-    /// Tells the node's proxy from now on of pods that go.
+    /// Tells drivers from now on of pods that go.
     #[must_use]
-    pub fn with_proxy(self, proxy: Ads) -> Self {
-        Self { proxy: Some(proxy), ..self }
+    pub fn with_drivers(self, drivers: Drivers) -> Self {
+        Self { drivers: Some(drivers), ..self }
     }
 
-    /// The pods that the node's proxy is to serve; of these containers, or all.
+    /// Pods as their drivers know them: that of a container, or all.
     pub fn proxied(&self, container: Option<&str>) -> Vec<ProxiedPod> {
-        let is_meant = |pod: &&Enrolled| {
-            pod.driver == Driver::Node && container.is_none_or(|container| pod.container_id == container)
-        };
-        self.registry.iter().filter(is_meant).map(|pod| self.proxied_pod(pod)).collect()
+        let is_meant = |pod: &&Enrolled| container.is_none_or(|container| pod.container_id == container);
+        let proxied = |pod| ProxiedPod { has_v6: self.has_v6(pod), ..proxied_pod(pod) };
+        self.registry.iter().filter(is_meant).map(proxied).collect()
     }
 
-    fn proxied_pod(&self, pod: &Enrolled) -> ProxiedPod {
+    /// Whether a pod has IPv6. Of one that is its own proxy's nobody asks.
+    fn has_v6(&self, pod: &Enrolled) -> bool {
+        if pod.driver == Driver::Sidecar {
+            return false;
+        }
         let netns = steps::open_netns(pod);
         let addresses = netns.and_then(|netns| self.netns.run(netns.as_fd(), netlink::addresses).ok()?.ok());
-        ProxiedPod {
-            cookie: pod.cookie,
-            namespace: pod.pod.namespace.clone(),
-            name: pod.pod.name.clone(),
-            netns_path: pod.netns_path.clone(),
-            has_v6: addresses.into_iter().flatten().any(|one| one.address.is_ipv6()),
-        }
+        addresses.into_iter().flatten().any(|one| one.address.is_ipv6())
     }
 
     /// Starts the thread.
@@ -333,12 +329,13 @@ impl Node {
         self.end_tally(cookie);
         self.end_past_mesh(cookie);
         let Some(pod) = self.registry.remove(cookie) else { return };
-        if let (Driver::Node, Some(proxy)) = (pod.driver, &self.proxy) {
-            proxy.forget(self.proxied_pod(&pod).owner());
-        }
         self.numbers.retain(|_, other| *other != cookie);
         for problem in &self.backends.get_mut(pod.backend).unenrol(&pod) {
             tracing::error!(pod = %pod.full_name(), %problem, "unenrolment");
+        }
+        // What is redirected until then finds its proxy.
+        if let Some(drivers) = &self.drivers {
+            drivers.forget(&proxied_pod(&pod));
         }
         tracing::info!(pod = %pod.full_name(), container = %pod.container_id, cookie, "unenrolled");
     }
@@ -369,5 +366,17 @@ impl Node {
             addresses: addresses.map_err(failed("read the addresses"))?,
             listeners,
         })
+    }
+}
+
+/// What its driver is told of a pod, without what only its netns tells.
+fn proxied_pod(pod: &Enrolled) -> ProxiedPod {
+    ProxiedPod {
+        cookie: pod.cookie,
+        namespace: pod.pod.namespace.clone(),
+        name: pod.pod.name.clone(),
+        netns_path: pod.netns_path.clone(),
+        has_v6: false,
+        driver: pod.driver,
     }
 }

@@ -16,7 +16,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::delta::{Delta, Owner, Request, Response, State, StreamId};
-use super::resources::{ProxiedPod, Resources};
+use super::driver::{DriverError, ProxiedPod, ProxyDriver};
+use super::resources::Resources;
 
 pub use self::server::serve;
 
@@ -106,12 +107,14 @@ impl Ads {
         (Self { commands, is_on }, Task { queue, delta, streams, waiting })
     }
 
-    /// Has a pod served, and waits for it. Whoever does not wait any more changes nothing: the pod is served all the
-    /// same, until it is forgotten.
-    ///
-    /// # Errors
-    /// Why it is not.
-    pub async fn serve(&self, pod: &ProxiedPod) -> Result<(), ProxyError> {
+    /// How it stands.
+    pub async fn standing(&self) -> Standing {
+        let (answer, answered) = oneshot::channel();
+        drop(self.commands.send(Command::Standing { answer }).await);
+        answered.await.unwrap_or_default()
+    }
+
+    async fn served(&self, pod: &ProxiedPod) -> Result<(), ProxyError> {
         if !self.is_on {
             return Err(ProxyError::Off);
         }
@@ -125,30 +128,27 @@ impl Ads {
             Err(_elapsed) => Err(ProxyError::Silent),
         }
     }
+}
 
-    /// Has a pod served, and waits for nothing.
-    pub async fn begin(&self, pod: &ProxiedPod) {
+impl ProxyDriver for Ads {
+    /// The pod is served also if nobody waits for that any more.
+    async fn serve(&self, pod: &ProxiedPod) -> Result<(), DriverError> {
+        Ok(self.served(pod).await?)
+    }
+
+    async fn begin(&self, pod: &ProxiedPod) {
         let (answer, _nobody) = oneshot::channel();
         let command = Command::Serve { owner: pod.owner(), resources: Box::new(Resources::of(pod)), answer };
         drop(self.commands.send(command).await);
     }
 
-    /// Takes a pod from Envoy, which lets its connections end. Not from the runtime's own thread: it may wait for room.
-    pub fn forget(&self, owner: Owner) {
-        // Without the task there is nobody to tell.
-        drop(self.commands.blocking_send(Command::Forget { owner }));
-    }
-
-    /// All pods of the node were named: an Envoy that has more loses it.
-    pub async fn complete(&self) {
+    async fn complete(&self) {
         drop(self.commands.send(Command::Complete).await);
     }
 
-    /// How it stands.
-    pub async fn standing(&self) -> Standing {
-        let (answer, answered) = oneshot::channel();
-        drop(self.commands.send(Command::Standing { answer }).await);
-        answered.await.unwrap_or_default()
+    fn forget(&self, pod: &ProxiedPod) {
+        // Without the task there is nobody to tell.
+        drop(self.commands.blocking_send(Command::Forget { owner: pod.owner() }));
     }
 }
 

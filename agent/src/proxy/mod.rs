@@ -1,4 +1,5 @@
-//! The node's proxy, where the agent drives it: one Envoy for all pods that ask for it.
+//! The pods' proxies, and who drives them ([`driver`]): the pod itself ([`sidecar`]), or the agent, with one Envoy for all
+//! pods of the node that ask for it.
 //!
 //! Owns: what Envoy is told ([`resources`]), in which order and what it says to that ([`delta`]), and the server that it
 //! is told by ([`ads`]), where they meet ([`place`]), and how what it counts is named (`statistics`). Never does: redirect anything, which is `enrol`'s. Called by: `app`, `cni`.
@@ -6,6 +7,9 @@
 pub mod ads;
 mod bootstrap;
 pub mod delta;
+pub mod driver;
 pub mod place;
 pub mod resources;
+
+pub mod sidecar;
 mod statistics;

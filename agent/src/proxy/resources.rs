@@ -11,30 +11,14 @@ mod filters;
 mod listener;
 mod log;
 
-use std::fmt;
-
 use envoy_types::pb::envoy::config::core::v3::{
     Address, SocketAddress, TypedExtensionConfig, address, socket_address,
 };
 use envoy_types::pb::google::protobuf::{Any, Duration};
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
-use veer_common::maps::NetnsCookie;
 
-/// A pod that the node's Envoy serves.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ProxiedPod {
-    /// Its netns.
-    pub cookie: NetnsCookie,
-    /// Kubernetes namespace.
-    pub namespace: String,
-    /// Pod name.
-    pub name: String,
-    /// Its netns as a path, which Envoy opens.
-    pub netns_path: String,
-    /// Whether it has IPv6, on loopback at least.
-    pub has_v6: bool,
-}
+use super::driver::ProxiedPod;
 
 /// Which way a connection goes, as the pod sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,20 +104,6 @@ impl Direction {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
         }
-    }
-}
-
-impl ProxiedPod {
-    /// What all names of its resources have in common: `shop/cart-1|4711`. The cookie keeps a pod apart from an earlier
-    /// one of its name, whose listeners may be draining still.
-    pub fn owner(&self) -> String {
-        format!("{self}|{}", self.cookie)
-    }
-}
-
-impl fmt::Display for ProxiedPod {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::super::resources::{Direction, ProxiedPod, resource_name};
+use super::super::driver::ProxiedPod;
+use super::super::resources::{Direction, resource_name};
 use super::*;
 
 /// An Envoy: what it has, and whom it refuses.
@@ -69,6 +70,7 @@ fn pod(number: u64) -> ProxiedPod {
         name: format!("cart-{number}"),
         netns_path: format!("/run/netns/{number}"),
         has_v6: number.is_multiple_of(2),
+        driver: crate::model::Driver::Node,
     }
 }
 

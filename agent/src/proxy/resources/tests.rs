@@ -7,6 +7,7 @@ fn pod(name: &str, has_v6: bool) -> ProxiedPod {
         name: name.to_owned(),
         netns_path: "/run/netns/cni-1".to_owned(),
         has_v6,
+        driver: crate::model::Driver::Node,
     }
 }
 

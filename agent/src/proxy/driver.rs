@@ -1,0 +1,113 @@
+//! Who drives a pod's proxy: one trait, one implementation for each way.
+//!
+//! Owns: what is asked of a driver, what it is told of a pod, and which of them a pod's is. Never does: redirect anything,
+//! or know which pods there are. Called by: `cni`, which waits for a pod to be served; the node, when one goes; `app`, at
+//! the start.
+
+use std::fmt;
+
+use thiserror::Error;
+use veer_common::maps::NetnsCookie;
+
+use super::ads::{Ads, ProxyError};
+use super::sidecar::Sidecar;
+use crate::model::Driver;
+
+/// A pod whose proxy is driven.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProxiedPod {
+    /// Its netns.
+    pub cookie: NetnsCookie,
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Its netns as a path, which a proxy of the node's opens.
+    pub netns_path: String,
+    /// Whether it has IPv6, on loopback at least.
+    pub has_v6: bool,
+    /// Whose it is.
+    pub driver: Driver,
+}
+
+/// Drives the proxies of pods.
+///
+/// A pod is redirected before it is served and until it is forgotten, so that nothing of it goes past its proxy. None of
+/// this is an enrolled pod's end: a driver that cannot serve says so, and the pod's connections are refused until it can.
+pub trait ProxyDriver {
+    /// Has a pod served, and waits until its proxy takes connections, if it is the driver who has it listen. Whoever does
+    /// not wait any more changes nothing. A pod that is served already is served as it is now.
+    ///
+    /// # Errors
+    /// Why it is not served.
+    fn serve(&self, pod: &ProxiedPod) -> impl Future<Output = Result<(), DriverError>> + Send;
+
+    /// Takes on a pod that an earlier agent has enrolled, and waits for nothing.
+    fn begin(&self, pod: &ProxiedPod) -> impl Future<Output = ()> + Send;
+
+    /// All that an earlier agent has enrolled were begun: what a proxy has besides, it is to lose.
+    fn complete(&self) -> impl Future<Output = ()> + Send;
+
+    /// Takes a pod from its proxy, which lets its connections end; one that is not served is fine. Called on the node's
+    /// thread, never on the runtime's: it may wait for room.
+    fn forget(&self, pod: &ProxiedPod);
+}
+
+/// Why a pod is not served.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum DriverError {
+    /// The node's Envoy.
+    #[error(transparent)]
+    Node(#[from] ProxyError),
+}
+
+/// All of them: a pod is its own driver's business alone.
+#[derive(Clone, Debug)]
+pub struct Drivers {
+    /// Pods that have a proxy of their own.
+    pub sidecar: Sidecar,
+    /// Pods that the node's Envoy serves.
+    pub node: Ads,
+}
+
+impl ProxyDriver for Drivers {
+    async fn serve(&self, pod: &ProxiedPod) -> Result<(), DriverError> {
+        match pod.driver {
+            Driver::Sidecar => self.sidecar.serve(pod).await,
+            Driver::Node => ProxyDriver::serve(&self.node, pod).await,
+        }
+    }
+
+    async fn begin(&self, pod: &ProxiedPod) {
+        match pod.driver {
+            Driver::Sidecar => self.sidecar.begin(pod).await,
+            Driver::Node => ProxyDriver::begin(&self.node, pod).await,
+        }
+    }
+
+    async fn complete(&self) {
+        self.sidecar.complete().await;
+        ProxyDriver::complete(&self.node).await;
+    }
+
+    fn forget(&self, pod: &ProxiedPod) {
+        match pod.driver {
+            Driver::Sidecar => self.sidecar.forget(pod),
+            Driver::Node => ProxyDriver::forget(&self.node, pod),
+        }
+    }
+}
+
+impl ProxiedPod {
+    /// What all names of its resources have in common: `shop/cart-1|4711`. The cookie keeps a pod apart from an earlier
+    /// one of its name, whose listeners may be draining still.
+    pub fn owner(&self) -> String {
+        format!("{self}|{}", self.cookie)
+    }
+}
+
+impl fmt::Display for ProxiedPod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
