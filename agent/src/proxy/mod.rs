@@ -10,6 +10,5 @@ pub mod delta;
 pub mod driver;
 pub mod place;
 pub mod resources;
-
 pub mod sidecar;
 mod statistics;

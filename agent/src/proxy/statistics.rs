@@ -6,8 +6,8 @@
 
 use serde_json::{Value, json};
 
+use super::driver::ProxiedPod;
 use super::resources::Direction;
-use super::resources::ProxiedPod;
 
 /// How all statistics of pods begin.
 const OF_PODS: &str = "(?:cluster|http|tcp|listener)\\.";
