@@ -107,6 +107,23 @@ impl NetNs {
         Ok(thread)
     }
 
+    /// How many TCP sockets listen on a port, of both families.
+    pub fn listening(&self, port: u16) -> Result<usize> {
+        // Columns: the line's number, both addresses, the state.
+        let (port, listens) = (format!(":{port:04X}"), "0A");
+        let count = |text: &str| {
+            let is_it = |line: &&str| {
+                let mut columns = line.split_whitespace().skip(1);
+                let local = columns.next();
+                local.is_some_and(|local| local.ends_with(&port)) && columns.nth(1) == Some(listens)
+            };
+            text.lines().filter(is_it).count()
+        };
+        let read = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+        let (v4, v6) = self.run(|| (read("tcp"), read("tcp6")))?;
+        Ok(count(&v4.context("read net/tcp")?) + count(&v6.context("read net/tcp6")?))
+    }
+
     /// Sets a sysctl of this namespace; `name` has slashes: `net/ipv4/ip_forward`.
     pub fn set_sysctl(&self, name: &str, value: &str) -> Result<()> {
         self.run(|| fs::write(Path::new("/proc/sys").join(name), value))?

@@ -4,11 +4,14 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
+use std::os::fd::AsFd;
 
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
-use veer_common::cni::Reply;
+use veer_common::cni::{Reply, Verb};
 use veer_tests::agent::Agent;
+use veer_tests::attachment;
+use veer_tests::bare_pod::BarePod;
 use veer_tests::cgroup::Cgroup;
 use veer_tests::dial;
 use veer_tests::launch::{Identity, Launch};
@@ -167,6 +170,39 @@ fn an_agent_that_drives_no_proxy_refuses_who_asks_for_it_and_says_how_it_would()
     let expected = "enrol pod test/pod: the agent drives no proxy: it was started without --proxy-dir";
     assert_eq!(msg, expected);
     assert_eq!(agent.json(&["pods"]).unwrap(), json!([]));
+}
+
+#[test]
+fn two_hundred_and_fifty_pods_of_a_node_are_served_by_one_envoy_and_all_go() {
+    const OTHERS: u16 = 248;
+    let node = ProxiedNode::start().unwrap();
+    let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
+    let others: Vec<_> =
+        (0..OTHERS).map(|number| BarePod::new(&format!("other-{number}"), number).unwrap()).collect();
+    for pod in &others {
+        node.agent.write_manifest(&pod.manifest().with_node_proxy()).unwrap();
+        let add = Verb::Add(pod.attachment());
+        let reply = attachment::ask(&node.agent.run_dir(), add, Some(pod.netns().as_fd())).unwrap();
+        assert_eq!(reply, Reply::Done, "{}", pod.name());
+    }
+    let status = node.agent.json(&["status"]).unwrap();
+    let served = json!({"connected": 1, "pods": 250, "served": 250, "refused": {}});
+    assert_eq!((&status["agent"]["nodeProxy"], &status["enrolled"]), (&served, &json!(250)));
+    // Each of both families and both workers, in a netns of its own.
+    let of = |pod: &BarePod| (pod.netns().listening(15001).unwrap(), pod.netns().listening(15006).unwrap());
+    assert!(others.iter().all(|pod| of(pod) == (4, 4)), "{:?}", of(others.last().unwrap()));
+    let to = SocketAddr::from((b.v4(), BYTES));
+    let listener = listen(&b, to.port());
+    let (mut client, mut server) = connect(&a, &listener, to);
+
+    for pod in &others {
+        let del = Verb::Del(pod.attachment());
+        assert_eq!(attachment::ask(&node.agent.run_dir(), del, None).unwrap(), Reply::Done);
+    }
+    let gone = || others.iter().all(|pod| of(pod) == (0, 0));
+    wait::until("Envoy to leave the pods that are gone", wait::LIMIT, gone).unwrap();
+    exchange(&mut client, &mut server);
+    connect(&a, &listener, to);
 }
 
 /// A listener of a pod's app.
