@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::unistd::alarm;
 
-use crate::order::{BLOCK, BUFFER, BULK, Order, PING, Slice, Workload, pin};
+use crate::order::{BLOCK, BUFFER, BULK, END, Order, PING, REQUEST, Slice, Workload, pin};
 use crate::statistics::{Spread, mean};
 
 /// Longest that an order may take, in seconds. The kernel ends the process then: a watch inside of the
@@ -51,6 +51,16 @@ fn carry_out(order: &Order) -> Result<Slice> {
             let mut stream = TcpStream::connect(order.to)?;
             repeat(order, || time(|| say(&mut stream, PING)))?
         }
+        Workload::HttpRequest => {
+            let mut stream = TcpStream::connect(order.to)?;
+            repeat(order, || time(|| request(&mut stream)))?
+        }
+        Workload::HttpConnect => repeat(order, || {
+            let start = Instant::now();
+            let mut stream = TcpStream::connect(order.to)?;
+            request(&mut stream)?;
+            Ok(start.elapsed())
+        })?,
         Workload::Bulk => {
             let mut stream = TcpStream::connect(order.to)?;
             // Else the last part of a block would wait for the acknowledgement of what is before it.
@@ -101,6 +111,22 @@ fn hear(stream: &mut TcpStream, expected: u8) -> Result<()> {
     stream.read_exact(&mut answer)?;
     ensure!(answer == [expected], "the server answered {answer:?} to {expected}");
     Ok(())
+}
+
+/// Sends a request and reads its answer, which may come in parts.
+fn request(stream: &mut TcpStream) -> Result<()> {
+    stream.write_all(REQUEST)?;
+    let (mut answer, mut length) = ([0; 1024], 0);
+    loop {
+        let read = stream.read(answer.get_mut(length..).unwrap_or_default())?;
+        length += read;
+        let answer = answer.get(..length).unwrap_or_default();
+        ensure!(read > 0, "the answer is not whole: {:?}", String::from_utf8_lossy(answer));
+        if let Some(head) = answer.strip_suffix(&[PING]).and_then(|answer| answer.strip_suffix(END)) {
+            ensure!(head.starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(answer));
+            return Ok(());
+        }
+    }
 }
 
 fn send_block(stream: &mut TcpStream, buffer: &[u8]) -> Result<()> {

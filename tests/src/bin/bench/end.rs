@@ -26,8 +26,18 @@ pub(crate) struct Client {
 impl Server {
     /// Starts one and waits until it listens.
     pub(crate) fn start(launch: &Launch, cpu: usize, ports: &[u16]) -> Result<Self> {
+        Self::begin(launch, cpu, ports, &[])
+    }
+
+    /// The same for one that is behind a proxy, which keeps several connections.
+    pub(crate) fn start_for_many(launch: &Launch, cpu: usize, ports: &[u16]) -> Result<Self> {
+        Self::begin(launch, cpu, ports, &["--many"])
+    }
+
+    fn begin(launch: &Launch, cpu: usize, ports: &[u16], flags: &[&str]) -> Result<Self> {
         let mut command = this_program(launch)?;
-        command.args(["server", "--cpu", &cpu.to_string()]).args(ports.iter().map(ToString::to_string));
+        command.args(["server", "--cpu", &cpu.to_string()]).args(flags);
+        command.args(ports.iter().map(ToString::to_string));
         let mut child = spawn(command.stdin(Stdio::null())).context("start the server")?;
         let mut said = BufReader::new(child.stdout.take().context("the server's output")?);
         if said.read_line(&mut String::new()).context("wait for the server")? == 0 {

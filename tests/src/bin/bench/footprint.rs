@@ -88,9 +88,14 @@ pub(crate) fn announce(agent: &Agent, pods: usize) -> Result<Vec<String>> {
     for name in &names {
         agent.write_manifest(&Manifest::new("test", name))?;
     }
-    let written = Instant::now();
-    wait::until("the manifests to settle", wait::LIMIT, || written.elapsed() >= SETTLED)?;
+    let_settle()?;
     Ok(names)
+}
+
+/// Waits until the manifests that were written are settled.
+pub(crate) fn let_settle() -> Result<()> {
+    let written = Instant::now();
+    wait::until("the manifests to settle", wait::LIMIT, || written.elapsed() >= SETTLED)
 }
 
 /// Looks at a process.
@@ -113,7 +118,7 @@ fn idle_cpu(pid: u32) -> Result<f64> {
 }
 
 /// What all threads have run so far: nanoseconds, where other files of /proc count ticks of 10 ms.
-fn cpu_time(pid: u32) -> Result<Duration> {
+pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
     let path = format!("/proc/{pid}/task");
     let mut total = Duration::ZERO;
     for thread in fs::read_dir(&path).with_context(|| format!("list {path}"))? {

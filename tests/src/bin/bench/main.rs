@@ -12,7 +12,7 @@
 //! medians and ratios in [`statistics`] and [`report`], which are pure, as are [`table`] and [`plot`].
 //!
 //! `bench scale` is another run ([`scale`]): a node with very many pods. `bench burst` is a third one ([`burst`]): many pods at
-//! once on a real Kubernetes node.
+//! once on a real Kubernetes node. `bench proxy` is a fourth ([`proxy`]): sidecars, or one Envoy for all pods.
 //!
 //! The process that is started ([`supervise`]) runs another one, which does all of this, and removes what
 //! that one leaves, however it ends.
@@ -26,6 +26,7 @@ mod order;
 mod paths;
 mod plot;
 mod progress;
+mod proxy;
 mod report;
 mod run;
 mod scale;
@@ -68,6 +69,9 @@ enum Role {
     /// A burst of pods on a real Kubernetes node: without a plugin behind the primary CNI, with veer's, and with one that
     /// runs istio-iptables; writes burst.json
     Burst(burst::Options),
+    /// A sidecar in each pod, or one Envoy for all pods of a node: memory, CPU, latency, throughput, and how long a pod waits
+    /// for its proxy; writes proxy.json, and ends with 1 if a target is missed
+    Proxy(proxy::Options),
     /// Measures
     #[command(hide = true)]
     Run,
@@ -87,6 +91,8 @@ fn main() -> ExitCode {
         Some(Role::Scale(scale)) => scale::run(*scale, &options.out),
         Some(Role::Burst(burst)) if !burst.measures => supervise::supervise("--measures"),
         Some(Role::Burst(burst)) => burst::run(*burst, &options.out),
+        Some(Role::Proxy(proxy)) if !proxy.measures => supervise::supervise("--measures"),
+        Some(Role::Proxy(proxy)) => proxy::run(proxy, &options.out),
         Some(Role::Run) => run::run(&options).map(|()| ExitCode::SUCCESS),
         Some(Role::Server(server)) => server::serve(server).map(|()| ExitCode::SUCCESS),
         Some(Role::Client(client)) => client::obey(client).map(|()| ExitCode::SUCCESS),

@@ -20,6 +20,10 @@ pub(crate) enum Workload {
     Request,
     /// A block of [`BLOCK`] bytes there, one byte back.
     Bulk,
+    /// An HTTP request and its answer on an open connection.
+    HttpRequest,
+    /// The same on a new connection.
+    HttpConnect,
 }
 
 /// Bytes that are acknowledged at once: enough that the acknowledgement costs nothing.
@@ -30,6 +34,14 @@ pub(crate) const BUFFER: usize = 64 << 10;
 pub(crate) const BULK: u8 = b'B';
 /// What everything else says.
 pub(crate) const PING: u8 = b'p';
+/// A connection that begins with this byte carries requests.
+pub(crate) const GET: u8 = b'G';
+/// A request.
+pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: bench\r\n\r\n";
+/// Its answer; a proxy puts headers of its own into it.
+pub(crate) const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\np";
+/// Where a request ends, and what an answer ends with, whatever its headers are.
+pub(crate) const END: &[u8] = b"\r\n\r\n";
 
 /// One slice of a round.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -50,7 +62,7 @@ pub(crate) struct Slice {
 }
 
 impl Workload {
-    /// All of them.
+    /// Those of connections that no proxy is on the way of.
     pub(crate) const ALL: [Self; 4] = [Self::Connect, Self::Life, Self::Request, Self::Bulk];
 
     /// What a reader calls it.
@@ -60,7 +72,14 @@ impl Workload {
             Self::Life => "connect to close",
             Self::Request => "request/response",
             Self::Bulk => "throughput",
+            Self::HttpRequest => "HTTP request",
+            Self::HttpConnect => "connect + HTTP request",
         }
+    }
+
+    /// Whether it speaks HTTP.
+    pub(crate) const fn is_http(self) -> bool {
+        matches!(self, Self::HttpRequest | Self::HttpConnect)
     }
 }
 

@@ -18,7 +18,7 @@ const WARM_UP: usize = 3;
 /// which rest for a minute after use, do not run out within the run.
 const fn operations(workload: Workload) -> u32 {
     match workload {
-        Workload::Connect | Workload::Life => 100,
+        Workload::Connect | Workload::Life | Workload::HttpRequest | Workload::HttpConnect => 100,
         Workload::Request => 1000,
         Workload::Bulk => 6,
     }

@@ -156,7 +156,7 @@ impl Target {
             Workload::Connect => 1.10,
             Workload::Request | Workload::Bulk => 1.05,
             // Nothing was promised of it.
-            Workload::Life => return None,
+            Workload::Life | Workload::HttpRequest | Workload::HttpConnect => return None,
         };
         let what = format!("{} {}, time to direct's", path.direction.name(), path.workload.name());
         Some(Self::new(what, "x", limit, path.veer.ratio.median))
@@ -188,6 +188,7 @@ pub(crate) mod tests {
                 Workload::Life => 30_000.0,
                 Workload::Request => 6_000.0,
                 Workload::Bulk => 1_300_000.0,
+                Workload::HttpRequest | Workload::HttpConnect => 100_000.0,
             };
             let rounds = (0..10).map(|n| {
                 let drift = 1.0 + 0.01 * f64::from(n);

@@ -1,6 +1,7 @@
 //! The serving end: an echo, with the same system calls whatever the path to it is.
 //!
-//! One thread for each port, one connection at a time: there is one client.
+//! One thread for each port, one connection at a time: there is one client. A proxy opens several and keeps them, so
+//! behind one each connection has a thread.
 
 use std::io::{ErrorKind, Read, Write, stdout};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -8,7 +9,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 
-use crate::order::{BLOCK, BUFFER, BULK, pin};
+use crate::order::{ANSWER, BLOCK, BUFFER, BULK, END, GET, pin};
 
 /// How to serve.
 #[derive(clap::Args)]
@@ -16,6 +17,9 @@ pub(crate) struct Options {
     /// CPU to stay on
     #[arg(long)]
     cpu: usize,
+    /// Serve many connections at a time
+    #[arg(long)]
+    many: bool,
     /// Ports to listen on
     #[arg(required = true)]
     ports: Vec<u16>,
@@ -28,7 +32,8 @@ pub(crate) fn serve(options: &Options) -> Result<()> {
     for port in &options.ports {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port))
             .with_context(|| format!("listen on port {port}"))?;
-        threads.push(thread::spawn(move || accept(&listener)));
+        let many = options.many;
+        threads.push(thread::spawn(move || if many { accept_many(&listener) } else { accept(&listener) }));
     }
     stdout().write_all(b"listening\n").context("say that the server listens")?;
     for thread in threads {
@@ -48,7 +53,18 @@ fn accept(listener: &TcpListener) -> Result<()> {
     }
 }
 
-/// Gives back what comes, or counts it, if the first byte says so.
+fn accept_many(listener: &TcpListener) -> Result<()> {
+    loop {
+        let (stream, _peer) = listener.accept().context("accept")?;
+        thread::spawn(move || {
+            if let Err(error) = converse(stream, &mut vec![0; BUFFER]) {
+                eprintln!("bench: serve a connection: {error:#}");
+            }
+        });
+    }
+}
+
+/// Gives back what comes, or answers requests, or counts it, if the first byte says so.
 fn converse(mut stream: TcpStream, buffer: &mut [u8]) -> Result<()> {
     let mut is_first = true;
     loop {
@@ -61,11 +77,30 @@ fn converse(mut stream: TcpStream, buffer: &mut [u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
+        if is_first && bytes.first() == Some(&GET) {
+            let length = bytes.len();
+            return answer(stream, buffer, length);
+        }
         stream.write_all(bytes)?;
         if is_first && bytes == [BULK] {
             return swallow(stream, buffer);
         }
         is_first = false;
+    }
+}
+
+/// Answers each request, of which the first `length` bytes are there.
+fn answer(mut stream: TcpStream, buffer: &mut [u8], mut length: usize) -> Result<()> {
+    loop {
+        if buffer.get(..length).is_some_and(|request| request.ends_with(END)) {
+            stream.write_all(ANSWER)?;
+            length = 0;
+        }
+        let read = stream.read(buffer.get_mut(length..).unwrap_or_default())?;
+        if read == 0 {
+            return Ok(());
+        }
+        length += read;
     }
 }
 

@@ -57,7 +57,11 @@ fn paths(text: &mut String, results: &[PathResult]) -> std::fmt::Result {
 
 fn compared(workload: Workload, case: &Compared) -> String {
     let Spread { p25, median, p75 } = match workload {
-        Workload::Connect | Workload::Life | Workload::Request => case.ratio,
+        Workload::Connect
+        | Workload::Life
+        | Workload::HttpRequest
+        | Workload::HttpConnect
+        | Workload::Request => case.ratio,
         Workload::Bulk => case.ratio.inverse(),
     };
     format!("{}  {median:.2} ({p25:.2}–{p75:.2})", value(workload, case.ns.median))
@@ -65,7 +69,11 @@ fn compared(workload: Workload, case: &Compared) -> String {
 
 fn value(workload: Workload, ns: f64) -> String {
     match workload {
-        Workload::Connect | Workload::Life | Workload::Request => format!("{:.1} µs", ns / 1e3),
+        Workload::Connect
+        | Workload::Life
+        | Workload::HttpRequest
+        | Workload::HttpConnect
+        | Workload::Request => format!("{:.1} µs", ns / 1e3),
         Workload::Bulk => format!("{:.1} Gbit/s", bits_per_second(ns) / 1e9),
     }
 }
