@@ -1,16 +1,18 @@
 //! The real Envoy as the node's proxy: 1337:1337 with CAP_SYS_ADMIN, told everything by the agent.
 
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::CapabilitySet;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cgroup::Cgroup;
+use crate::envoy::{Direction, Entry};
 use crate::http::{self, Headers};
 use crate::launch::{Identity, Launch};
 use crate::netns::NetNs;
@@ -24,36 +26,54 @@ pub fn directory() -> Result<TempDir> {
     Ok(directory)
 }
 
+/// A header of which the access log shows the value, to recognise a request by.
+pub const MARK: &str = "x-request-id";
+
 /// A running one.
 #[derive(Debug)]
 pub struct NodeProxy {
     process: Process,
     admin: PathBuf,
-    directory: TempDir,
+}
+
+/// What it has counted, under the names of Prometheus: by pod and direction.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    samples: BTreeMap<(String, String, Direction), BTreeMap<String, u64>>,
 }
 
 impl NodeProxy {
     /// Starts one in a netns that is no pod's, and a cgroup below that which the agent is attached to, and waits until it
     /// is ready. `place` is the agent's `--proxy-dir`.
     pub fn start(place: &Path, netns: &NetNs, cgroup: &Cgroup) -> Result<Self> {
-        let directory = scratch::directory()?;
-        let launch = Launch::new().in_netns(netns).in_cgroup(cgroup).with_identity(Identity::proxy());
+        Self::launch(place, Launch::new().in_netns(netns).in_cgroup(cgroup))
+    }
+
+    /// The same, launched otherwise. Its log is in `place`, too.
+    pub fn launch(place: &Path, launch: Launch) -> Result<Self> {
+        let launch = launch.with_identity(Identity::proxy());
         let mut command = launch.keeping(CapabilitySet::SYS_ADMIN).command(envoy::binary()?)?;
         command.arg("--config-path").arg(place.join("envoy.json"));
-        command.args(["--concurrency", "2", "--use-dynamic-base-id", "--log-level", "warning"]);
+        // One that may restart hot asks to end with its parent, which an agent's or a demo's may not.
+        command.args(["--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"]);
         // What a pod that has gone leaves open lasts as long, in place of ten minutes.
-        command.args(["--drain-time-s", "2"]);
-        let mut process = Process::start("node-proxy", command, &directory.path().join("envoy.log"))?;
+        command.args(["--drain-time-s", "2", "--file-flush-interval-msec", "100"]);
+        let mut process = Process::start("node-proxy", command, &place.join("envoy.log"))?;
         let admin = place.join("admin.sock");
         process.wait_ready(|| {
             let ready = ask(&admin, "/ready")?;
             ensure!(ready.starts_with("LIVE"), "/ready says {ready}");
             Ok(())
         })?;
-        Ok(Self { process, admin, directory })
+        Ok(Self { process, admin })
     }
 
     /// Its process.
+    pub const fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The same, for waiting for its end.
     pub const fn process_mut(&mut self) -> &mut Process {
         &mut self.process
     }
@@ -77,9 +97,18 @@ impl NodeProxy {
         })
     }
 
-    /// Its directory, which goes with it.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
+    /// The access log's entry of a pod's request with this [`MARK`], if it is there already.
+    pub fn find_entry(&self, pod: &str, direction: Direction, mark: &str) -> Result<Option<Entry>> {
+        let expected = [("pod", pod), ("direction", direction.name()), ("request_id", mark)];
+        let log = self.log();
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let found = lines.find(|line| expected.iter().all(|(name, value)| line[*name] == **value));
+        found.map(|line| entry(direction, &line)).transpose()
+    }
+
+    /// What it has counted.
+    pub fn counted(&self) -> Result<Counted> {
+        Counted::read(&self.admin("/stats/prometheus?usedonly")?)
     }
 }
 
@@ -89,4 +118,61 @@ fn ask(socket: &PathBuf, path: &str) -> Result<String> {
         UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     let response = http::get(&mut stream, "envoy", path, &Headers::new())?;
     String::from_utf8(response.body).context("its answer is no text")
+}
+
+/// What a line of the access log says, in the words of a sidecar's.
+fn entry(direction: Direction, line: &Value) -> Result<Entry> {
+    let text = |name: &str| line[name].as_str().map(ToOwned::to_owned);
+    let address = |name: &str| text(name).and_then(|text| text.parse().ok());
+    Ok(Entry {
+        direction,
+        mark: text("request_id"),
+        status: serde_json::from_value(line["status"].clone()).context("its status")?,
+        flags: text("flags"),
+        client: address("source"),
+        original_destination: address("destination"),
+        cluster: None,
+        upstream: address("upstream"),
+        upstream_source: address("upstream_source"),
+    })
+}
+
+impl Counted {
+    /// Reads the text format of Prometheus; what is about no pod is passed over, and so are histograms.
+    fn read(text: &str) -> Result<Self> {
+        let mut samples = BTreeMap::<_, BTreeMap<_, _>>::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((name, (labels, value))) =
+                line.split_once('{').and_then(|(name, rest)| Some((name, rest.split_once("} ")?)))
+            else {
+                continue;
+            };
+            let labels: BTreeMap<_, _> = labels
+                .split("\",")
+                .filter_map(|label| label.split_once("=\""))
+                .map(|(label, value)| (label.trim_matches(','), value.trim_end_matches('"')))
+                .collect();
+            let of = |name: &str| labels.get(name).map(ToString::to_string);
+            let Some((namespace, pod)) = of("veer_namespace").zip(of("veer_pod")) else { continue };
+            let direction = match labels.get("veer_direction") {
+                Some(&"outbound") => Direction::Outbound,
+                Some(&"inbound") => Direction::Inbound,
+                other => bail!("{line}: direction {other:?}"),
+            };
+            let Ok(value) = value.parse::<u64>() else { continue };
+            let class =
+                of("envoy_response_code_class").map_or_else(String::new, |class| format!("_{class}xx"));
+            let sample =
+                samples.entry((namespace, pod, direction)).or_default().entry(format!("{name}{class}"));
+            *sample.or_insert(0) += value;
+        }
+        Ok(Self { samples })
+    }
+
+    /// A count of a pod's, summed over all that it is told apart by otherwise; a class of statuses is a part of the
+    /// name, as in `envoy_http_downstream_rq_xx_2xx`.
+    pub fn of(&self, namespace: &str, pod: &str, direction: Direction, name: &str) -> u64 {
+        let key = (namespace.to_owned(), pod.to_owned(), direction);
+        self.samples.get(&key).and_then(|samples| samples.get(name)).copied().unwrap_or_default()
+    }
 }

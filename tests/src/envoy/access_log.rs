@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::MARK;
 
 /// Which of the sidecar's listeners a connection came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// 15001: from the app.

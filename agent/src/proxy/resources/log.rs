@@ -11,11 +11,12 @@ use super::{Direction, ProxiedPod};
 const STDOUT: &str = "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
 
 /// A connection's fields, and what Envoy writes into them.
-pub(super) const TCP: [(&str, &str); 9] = [
+pub(super) const TCP: [(&str, &str); 10] = [
     ("start_time", "%START_TIME%"),
     ("source", "%DOWNSTREAM_REMOTE_ADDRESS%"),
     ("destination", "%DOWNSTREAM_LOCAL_ADDRESS%"),
     ("upstream", "%UPSTREAM_HOST%"),
+    ("upstream_source", "%UPSTREAM_LOCAL_ADDRESS%"),
     ("duration_ms", "%DURATION%"),
     ("bytes_received", "%BYTES_RECEIVED%"),
     ("bytes_sent", "%BYTES_SENT%"),
@@ -24,7 +25,7 @@ pub(super) const TCP: [(&str, &str); 9] = [
 ];
 
 /// A request's.
-pub(super) const HTTP: [(&str, &str); 15] = [
+pub(super) const HTTP: [(&str, &str); 16] = [
     TCP[0],
     TCP[1],
     TCP[2],
@@ -34,6 +35,7 @@ pub(super) const HTTP: [(&str, &str); 15] = [
     TCP[6],
     TCP[7],
     TCP[8],
+    TCP[9],
     ("method", "%REQ(:METHOD)%"),
     ("authority", "%REQ(:AUTHORITY)%"),
     ("path", "%REQ(:PATH)%"),

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use veer_common::reason::{Action, Fault, Reason};
-use veer_tests::envoy;
 
-use crate::pod::{APP_PORT, NAMESPACE, Pod};
+use crate::node::Node;
+use crate::pod::{NAMESPACE, Pod};
+use crate::proxy::Driver;
 use crate::report::Tally;
 
 /// A pod's counters, by the name of the reason or fault; those that are zero are not there.
@@ -42,40 +43,23 @@ pub(crate) struct Sent {
 }
 
 /// Compares the books of a pod.
-pub(crate) fn compare(pod: &Pod, counters: &Counters, sent: Sent) -> Result<Vec<Tally>> {
-    let stats = envoy::stats(&pod.netns)?;
-    let envoy = |names: &[String]| names.iter().filter_map(|name| stats.get(name)).sum();
-    // A connection counts at the listener that serves it: 15001 hands those to an HTTP port on.
-    let from_app = [listener(15001), listener(APP_PORT)];
-    let to_world = [cluster("PassthroughCluster")];
-    let from_network = [listener(15006)];
-    let to_app = [cluster("InboundPassthroughCluster"), cluster(&format!("inbound|{APP_PORT}||"))];
-    let out = by_action(counters, Action::ToOutbound);
-    let back = by_action(counters, Action::ToInbound);
-    let proxy = by_reason(counters, Reason::Proxy);
-    let passthrough = by_reason(counters, Reason::PassthroughSource);
+pub(crate) fn compare(node: &Node, pod: &Pod, counters: &Counters, sent: Sent) -> Result<Vec<Tally>> {
+    let envoy = pod.connections(node)?;
+    let proxy = node.driver().proxy();
+    let outbound = by_action(counters, Action::ToOutbound);
+    let inbound = by_action(counters, Action::ToInbound);
+    let to_world = by_reason(counters, Reason::Proxy);
+    let to_app = by_reason(counters, Reason::PassthroughSource);
+    // One connection of the node's Envoy may carry several requests to the app, as one between pods does.
+    let to_app_sent = (node.driver() == Driver::Sidecar).then_some(sent.to_app);
     let rows = [
-        ("its app's, to :15001", Some(sent.by_app), out, envoy(&from_app)),
-        ("its sidecar's to the world, direct", None, proxy, envoy(&to_world)),
-        ("from the network, to :15006", None, back, envoy(&from_network)),
-        ("its sidecar's to its app, direct", Some(sent.to_app), passthrough, envoy(&to_app)),
+        ("its app's, to :15001".to_owned(), Some(sent.by_app), outbound, envoy.from_app),
+        (format!("{proxy}'s to the world, direct"), None, to_world, envoy.to_world),
+        ("from the network, to :15006".to_owned(), None, inbound, envoy.from_network),
+        (format!("{proxy}'s to its app, direct"), to_app_sent, to_app, envoy.to_app),
     ];
-    let tally = |(what, sent, veer, envoy): (&str, Option<u64>, u64, u64)| Tally {
-        pod: pod.name.to_owned(),
-        what: what.to_owned(),
-        sent,
-        veer,
-        envoy,
-    };
+    let tally = |(what, sent, veer, envoy)| Tally { pod: pod.name.to_owned(), what, sent, veer, envoy };
     Ok(rows.map(tally).into())
-}
-
-fn listener(port: u16) -> String {
-    format!("listener.0.0.0.0_{port}.downstream_cx_total")
-}
-
-fn cluster(name: &str) -> String {
-    format!("cluster.{name}.upstream_cx_total")
 }
 
 /// What the datapath could not do, or refused.

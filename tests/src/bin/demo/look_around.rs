@@ -9,6 +9,7 @@ use veer_tests::launch::{kit_binary, veer_binary};
 use crate::node::Node;
 use crate::place;
 use crate::pod::{APP_PORT, Pod};
+use crate::proxy::Driver;
 
 /// The commands, ready to be copied.
 pub(crate) fn commands(node: &Node, cart: &Pod, orders: &Pod) -> Result<String> {
@@ -26,13 +27,24 @@ pub(crate) fn commands(node: &Node, cart: &Pod, orders: &Pod) -> Result<String> 
         .chain(from_app.get_args())
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
+    let (log, stats) = match node.driver() {
+        Driver::Sidecar => (
+            place::path("cart/access.log"),
+            format!("{} curl -s http://127.0.0.1:15000/stats", enter(cart_netns)),
+        ),
+        Driver::Node => {
+            let admin = place::path("proxy/admin.sock");
+            let ask = format!("curl -s --unix-socket {}", admin.display());
+            (place::path("proxy/envoy.log"), format!("{ask} http://envoy/stats/prometheus?usedonly"))
+        }
+    };
     let rows = [
         ("enrolled pods and their counters", veer("pods")),
         ("decisions as they are made", veer("monitor")),
         ("a request from cart's app to orders", format!("{} {to}", from_app.join(" "))),
         ("a request from outside", format!("{} {} {to}", enter(node.outside.name()), dial.display())),
-        ("cart's access log", format!("tail -f {}", place::path("cart/access.log").display())),
-        ("cart's Envoy", format!("{} curl -s http://127.0.0.1:15000/stats", enter(cart_netns))),
+        ("the access log of cart's proxy", format!("tail -f {}", log.display())),
+        ("the statistics of cart's Envoy", stats),
         ("rules in cart's netns", format!("{} nft list ruleset", enter(cart_netns))),
         ("cart's processes", format!("cat {}/cgroup.procs", cart.cgroup.path().display())),
         ("the agent's log", format!("tail -f {}", place::path("agent.log").display())),

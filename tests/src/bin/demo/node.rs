@@ -12,11 +12,13 @@ use veer_tests::cgroup::Cgroup;
 use veer_tests::cni::{NetworkList, Runtime};
 use veer_tests::launch::{Identity, Launch, veer_binary};
 use veer_tests::netns::NetNs;
+use veer_tests::node_proxy::NodeProxy;
 use veer_tests::process::Process;
 use veer_tests::veth::{self, End};
 
 use crate::place;
 use crate::pod::start_app;
+use crate::proxy::Driver;
 
 /// The host outside, on a link of its own to the node.
 pub(crate) const OUTSIDE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -52,6 +54,8 @@ impl Lifetime {
 /// A node, and a host outside of it. Fields are in the order of taking down: processes first.
 pub(crate) struct Node {
     _outside_app: Process,
+    /// The one Envoy of all pods, where they have no sidecars.
+    pub(crate) proxy: Option<Shared>,
     pub(crate) agent: Agent,
     /// From the start of its process until it served.
     pub(crate) agent_took: Duration,
@@ -64,13 +68,21 @@ pub(crate) struct Node {
     pub(crate) network: NetworkList,
     pub(crate) pods: Cgroup,
     outside_cgroup: Cgroup,
+    _proxy_cgroup: Cgroup,
     _agent_cgroup: Cgroup,
     _cgroup: Cgroup,
 }
 
+/// One Envoy for all pods.
+pub(crate) struct Shared {
+    pub(crate) envoy: NodeProxy,
+    /// From the start of its process until it was ready.
+    pub(crate) took: Duration,
+}
+
 impl Node {
-    /// Sets it up and starts the agent.
-    pub(crate) fn set_up(lifetime: Lifetime) -> Result<Self> {
+    /// Sets it up and starts the agent, and an Envoy if the pods will have no sidecars.
+    pub(crate) fn set_up(lifetime: Lifetime, driver: Driver) -> Result<Self> {
         fs::create_dir_all(place::path("net.d")).context("make the demo's directory")?;
         let cgroup = Cgroup::named(place::NAME)?;
         let (pods, agent_cgroup, outside_cgroup) =
@@ -83,14 +95,27 @@ impl Node {
 
         let launch = lifetime.launch().in_netns(&netns).in_cgroup(&agent_cgroup);
         let start = Instant::now();
-        let agent = Agent::start_in(Path::new(place::DIRECTORY), &pods, launch, &[])?;
+        let meeting_place = place::path("proxy");
+        let flag = format!("--proxy-dir={}", meeting_place.display());
+        let flags = if driver == Driver::Node { vec![flag.as_str()] } else { Vec::new() };
+        let agent = Agent::start_in(Path::new(place::DIRECTORY), &pods, launch, &flags)?;
         let agent_took = start.elapsed();
+
+        // Of the programs' cgroup, so that they see its connections too, and no pod's.
+        let proxy_cgroup = pods.child("node-proxy")?;
+        let launch = lifetime.launch().in_netns(&netns).in_cgroup(&proxy_cgroup);
+        let start = Instant::now();
+        let shared = |envoy| Shared { envoy, took: start.elapsed() };
+        let proxy = (driver == Driver::Node)
+            .then(|| NodeProxy::launch(&meeting_place, launch).map(shared))
+            .transpose()?;
 
         let conflist = place::path("net.d/10-demo.conflist");
         let text = serde_json::to_vec_pretty(&network(&agent.run_dir()))?;
         fs::write(&conflist, text).with_context(|| format!("write {}", conflist.display()))?;
         Ok(Self {
             _outside_app: app,
+            proxy,
             agent,
             agent_took,
             outside,
@@ -100,6 +125,7 @@ impl Node {
             network: NetworkList::read(&conflist)?,
             pods,
             outside_cgroup,
+            _proxy_cgroup: proxy_cgroup,
             _agent_cgroup: agent_cgroup,
             _cgroup: cgroup,
         })

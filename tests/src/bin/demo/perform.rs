@@ -7,14 +7,16 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::sys::utsname::uname;
+use veer_tests::envoy::Direction;
 use veer_tests::supervise;
 
 use crate::counters::{self, Sent};
 use crate::node::{Lifetime, Node};
 use crate::pod::Pod;
 use crate::progress::step;
+use crate::proxy::{Driver, Requests};
 use crate::render::{self, Style};
-use crate::report::{AgentFacts, Family, Journey, PodFacts, PodProcess, Report, Route, Tally};
+use crate::report::{AgentFacts, Family, Journey, PodFacts, PodProcess, ProxyFacts, Report, Route, Tally};
 use crate::traffic::{self, Cast};
 use crate::{Options, look_around, place, proof};
 
@@ -24,9 +26,14 @@ pub(crate) fn perform(options: &Options) -> Result<ExitCode> {
     let start = Instant::now();
     let speaker = Speaker { json: options.json, style: Style::for_stdout() };
     let lifetime = if options.keep { Lifetime::Kept } else { Lifetime::Demo };
-    let node = step("set up a node and start the agent", || Node::set_up(lifetime))?;
-    let cart = step("attach pod cart and start its sidecar", || Pod::make(&node, "cart"))?;
-    let orders = step("attach pod orders and start its sidecar", || Pod::make(&node, "orders"))?;
+    let with_it = match options.proxy {
+        Driver::Sidecar => " and start its sidecar",
+        Driver::Node => "",
+    };
+    let attach = |name| format!("attach pod {name}{with_it}");
+    let node = step("set up a node and start the agent", || Node::set_up(lifetime, options.proxy))?;
+    let cart = step(&attach("cart"), || Pod::make(&node, "cart"))?;
+    let orders = step(&attach("orders"), || Pod::make(&node, "orders"))?;
 
     let mut report = tell(speaker, Cast { node: &node, cart: &cart, orders: &orders })?;
     if options.keep {
@@ -79,14 +86,15 @@ fn tell(speaker: Speaker, cast: Cast<'_>) -> Result<Report> {
         resident_kb: 0,
     };
     let facts = pods.map(facts);
-    speaker.say(&render::scene(speaker.style, &agent, &facts))?;
+    let proxy = ProxyFacts::of(node);
+    speaker.say(&render::scene(speaker.style, &agent, &proxy, &facts))?;
 
     let journeys = journeys(speaker, cast)?;
     let mut faults: Vec<_> = journeys.iter().flat_map(|journey| journey.faults.clone()).collect();
 
     let processes: Vec<PodProcess> =
         pods.into_iter().map(proof::processes).collect::<Result<Vec<_>>>()?.concat();
-    faults.extend(pods.iter().flat_map(|pod| proof::faults(pod.name, &processes)));
+    faults.extend(pods.iter().flat_map(|pod| proof::faults(pod.name, node.driver(), &processes)));
     speaker.say(&render::processes(speaker.style, &processes))?;
 
     let netfilter = step("ask iptables, nft and conntrack", || proof::netfilter(node, &pods))?;
@@ -100,9 +108,27 @@ fn tell(speaker: Speaker, cast: Cast<'_>) -> Result<Report> {
     faults.extend(troubles);
     speaker.say(&render::tallies(speaker.style, &tallies))?;
 
+    let requests = requests(cast, &journeys)?;
+    let wrong = requests.iter().filter(|requests| !requests.adds_up());
+    faults
+        .extend(wrong.map(|requests| format!("{} requests of {} differ", requests.direction, requests.pod)));
+    speaker.say(&render::requests(speaker.style, &requests))?;
+
     agent.resident_kb = proof::resident_kb(agent.pid)?;
     let pods = facts.to_vec();
-    Ok(Report { all_true: false, faults, took_ms: 0, agent, pods, journeys, processes, netfilter, tallies })
+    Ok(Report {
+        all_true: false,
+        faults,
+        took_ms: 0,
+        agent,
+        proxy,
+        pods,
+        journeys,
+        processes,
+        netfilter,
+        tallies,
+        requests,
+    })
 }
 
 fn facts(pod: &Pod) -> PodFacts {
@@ -111,7 +137,7 @@ fn facts(pod: &Pod) -> PodFacts {
         v4: pod.v4,
         v6: pod.v6,
         attached_us: pod.attached.iter().map(|(plugin, took)| (plugin.clone(), took.as_micros())).collect(),
-        envoy_ready_after_ms: pod.envoy_took.as_millis(),
+        envoy_ready_after_ms: pod.sidecar.as_ref().map(|own| own.took.as_millis()),
     }
 }
 
@@ -128,14 +154,31 @@ fn journeys(speaker: Speaker, cast: Cast<'_>) -> Result<Vec<Journey>> {
     Ok(journeys)
 }
 
+/// The requests that went a way.
+fn sent(journeys: &[Journey], counts: fn(Route) -> bool) -> u64 {
+    let requests = journeys.iter().filter(|journey| counts(journey.route)).map(|journey| journey.requests);
+    requests.sum::<usize>() as u64
+}
+
+/// The statistics of the node's Envoy, by pod and direction; of sidecars none, for each has its own.
+fn requests(cast: Cast<'_>, journeys: &[Journey]) -> Result<Vec<Requests>> {
+    let Cast { node, cart, orders } = cast;
+    if node.driver() == Driver::Sidecar {
+        return Ok(Vec::new());
+    }
+    let rows = [
+        (cart, Direction::Outbound, sent(journeys, Route::leaves_a_pod)),
+        (cart, Direction::Inbound, 0),
+        (orders, Direction::Outbound, 0),
+        (orders, Direction::Inbound, sent(journeys, Route::enters_a_pod)),
+    ];
+    rows.into_iter().map(|(pod, direction, sent)| pod.requests(node, direction, sent)).collect()
+}
+
 /// The three counts of every kind of connection, and what veer counted that must not be.
 fn books(cast: Cast<'_>, journeys: &[Journey]) -> Result<(Vec<Tally>, Vec<String>)> {
     let said = cast.node.agent.json(&["pods"])?;
-    let sent = |counts: fn(Route) -> bool| {
-        let requests =
-            journeys.iter().filter(|journey| counts(journey.route)).map(|journey| journey.requests);
-        requests.sum::<usize>() as u64
-    };
+    let sent = |counts| sent(journeys, counts);
     // cart only calls, orders is only called.
     let rows = [
         (cast.cart, Sent { by_app: sent(Route::leaves_a_pod), to_app: 0 }),
@@ -144,7 +187,7 @@ fn books(cast: Cast<'_>, journeys: &[Journey]) -> Result<(Vec<Tally>, Vec<String
     let (mut tallies, mut troubles) = (Vec::new(), Vec::new());
     for (pod, sent) in rows {
         let counters = counters::of_pod(&said, pod.name)?;
-        tallies.extend(counters::compare(pod, &counters, sent)?);
+        tallies.extend(counters::compare(cast.node, pod, &counters, sent)?);
         troubles.extend(counters::troubles(pod.name, &counters));
     }
     Ok((tallies, troubles))

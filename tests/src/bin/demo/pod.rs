@@ -33,20 +33,28 @@ pub(crate) struct Pod {
     pub(crate) v6: IpAddr,
     /// How long each plugin took to attach it.
     pub(crate) attached: Vec<(String, Duration)>,
-    /// From the start of its process until it was ready.
-    pub(crate) envoy_took: Duration,
     _app: Process,
-    pub(crate) envoy: Envoy,
+    /// Its own Envoy, where the node has none.
+    pub(crate) sidecar: Option<Own>,
     attachment: Attachment,
     result: Value,
     pub(crate) netns: NetNs,
     pub(crate) cgroup: Cgroup,
 }
 
+/// A sidecar.
+pub(crate) struct Own {
+    pub(crate) envoy: Envoy,
+    /// From the start of its process until it was ready.
+    pub(crate) took: Duration,
+}
+
 impl Pod {
     /// Makes one, as the injector and the runtime would.
     pub(crate) fn make(node: &Node, name: &'static str) -> Result<Self> {
-        node.agent.write_manifest(&Manifest::new(NAMESPACE, name).with_dual_stack())?;
+        let manifest = Manifest::new(NAMESPACE, name).with_dual_stack();
+        let manifest = if node.proxy.is_some() { manifest.with_node_proxy() } else { manifest };
+        node.agent.write_manifest(&manifest)?;
         let netns = NetNs::named(&place::netns_name(name))?;
         let cgroup = node.pods.child(name)?;
         let attachment = attachment(name, &netns);
@@ -59,21 +67,10 @@ impl Pod {
         let (v4, v6) = addresses(&added.result)?;
 
         let launch = node.lifetime.launch().in_netns(&netns).in_cgroup(&cgroup);
-        let directory = place::path(name);
-        fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
-        let start = Instant::now();
-        let envoy = Sidecar {
-            netns: &netns,
-            launch: launch.clone(),
-            directory: &directory,
-            http_ports: &[APP_PORT],
-            workers: WORKERS,
-        };
-        let envoy = envoy.start()?;
-        let envoy_took = start.elapsed();
+        let sidecar = if node.proxy.is_none() { Some(start_sidecar(name, &launch, &netns)?) } else { None };
         let app = start_app(name, &launch.with_identity(Identity::app()), &netns)?;
         let result = added.result;
-        Ok(Self { name, v4, v6, attached, envoy_took, _app: app, envoy, attachment, result, netns, cgroup })
+        Ok(Self { name, v4, v6, attached, _app: app, sidecar, attachment, result, netns, cgroup })
     }
 
     /// How a process of its app is launched.
@@ -84,12 +81,27 @@ impl Pod {
 
     /// Ends its processes, then detaches it, as a runtime does.
     pub(crate) fn remove(self, runtime: &Runtime<'_>, node: &Node) -> Result<()> {
-        let Self { _app: app, envoy, attachment, result, netns, cgroup, .. } = self;
-        drop((app, envoy));
+        let Self { _app: app, sidecar, attachment, result, netns, cgroup, .. } = self;
+        drop((app, sidecar));
         runtime.del(&node.network, &attachment, Some(&result))?;
         drop((netns, cgroup));
         Ok(())
     }
+}
+
+fn start_sidecar(name: &str, launch: &Launch, netns: &NetNs) -> Result<Own> {
+    let directory = place::path(name);
+    fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+    let start = Instant::now();
+    let sidecar = Sidecar {
+        netns,
+        launch: launch.clone(),
+        directory: &directory,
+        http_ports: &[APP_PORT],
+        workers: WORKERS,
+    };
+    let envoy = sidecar.start()?;
+    Ok(Own { envoy, took: start.elapsed() })
 }
 
 /// Starts an app and waits until it answers.

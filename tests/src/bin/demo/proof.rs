@@ -10,10 +10,16 @@ use veer_tests::netfilter::Netfilter;
 
 use crate::node::Node;
 use crate::pod::Pod;
+use crate::proxy::Driver;
 use crate::report::PodProcess;
 
 /// Programs that every pod must be seen to run: a proof about no process proves nothing.
-const PROGRAMS: [&str; 2] = ["echo-app", "envoy"];
+const fn programs(driver: Driver) -> &'static [&'static str] {
+    match driver {
+        Driver::Sidecar => &["echo-app", "envoy"],
+        Driver::Node => &["echo-app"],
+    }
+}
 
 /// Every process of a pod: of its cgroup, and any on the machine in its netns.
 pub(crate) fn processes(pod: &Pod) -> Result<Vec<PodProcess>> {
@@ -30,10 +36,10 @@ pub(crate) fn processes(pod: &Pod) -> Result<Vec<PodProcess>> {
 }
 
 /// What is wrong with the processes of a pod.
-pub(crate) fn faults(pod: &str, processes: &[PodProcess]) -> Vec<String> {
+pub(crate) fn faults(pod: &str, driver: Driver, processes: &[PodProcess]) -> Vec<String> {
     let processes: Vec<_> = processes.iter().filter(|process| process.pod == pod).collect();
     let runs = |program: &&&str| processes.iter().any(|process| process.credentials.program == **program);
-    let missing = PROGRAMS.iter().filter(|program| !runs(program));
+    let missing = programs(driver).iter().filter(|program| !runs(program));
     let mut faults: Vec<_> = missing.map(|program| format!("{pod} does not run {program}")).collect();
     for process in &processes {
         let Credentials { pid, program, capabilities, no_new_privs, .. } = &process.credentials;

@@ -10,7 +10,8 @@ use veer_tests::credentials::Credentials;
 use veer_tests::envoy::Entry;
 use veer_tests::netfilter::Netfilter;
 
-use crate::report::{AgentFacts, Journey, PodFacts, PodProcess, Tally};
+use crate::proxy::{Driver, Requests};
+use crate::report::{AgentFacts, Journey, PodFacts, PodProcess, ProxyFacts, Tally};
 
 /// As many faults as are told in one place.
 const MAX_FAULTS: usize = 5;
@@ -46,8 +47,13 @@ impl Style {
 }
 
 /// What is up.
-pub(crate) fn scene(style: Style, agent: &AgentFacts, pods: &[PodFacts]) -> String {
-    let mut text = style.heading("Two pods of a mesh, their real Envoy sidecars, no privilege in any pod");
+pub(crate) fn scene(style: Style, agent: &AgentFacts, proxy: &ProxyFacts, pods: &[PodFacts]) -> String {
+    let mut text = style.heading(match proxy.driver {
+        Driver::Sidecar => "Two pods of a mesh, their real Envoy sidecars, no privilege in any pod",
+        Driver::Node => {
+            "Two pods of a mesh without sidecars, one real Envoy for both, no privilege in any pod"
+        }
+    });
     text.push_str("\n\n");
     line(
         &mut text,
@@ -57,21 +63,22 @@ pub(crate) fn scene(style: Style, agent: &AgentFacts, pods: &[PodFacts]) -> Stri
             agent.pid, agent.ready_after_ms, agent.kernel
         ),
     );
+    if let Some(shared) = &proxy.shared {
+        let what = "serves both; uid 1337, CAP_SYS_ADMIN alone, to open sockets in the pods";
+        line(&mut text, "Envoy", &format!("pid {}, ready after {} ms", shared.pid, shared.ready_after_ms));
+        line(&mut text, "", what);
+    }
     for pod in pods {
         let plugins: Vec<_> =
             pod.attached_us.iter().map(|(plugin, us)| format!("{plugin} {}", milliseconds(*us))).collect();
         let total: u128 = pod.attached_us.iter().map(|(_, us)| us).sum();
         line(&mut text, &pod.name, &format!("{} and {}", pod.v4, pod.v6));
-        line(
-            &mut text,
-            "",
-            &format!(
-                "CNI ADD {} ms: {}; Envoy ready after {} ms",
-                milliseconds(total),
-                plugins.join(", "),
-                pod.envoy_ready_after_ms
-            ),
-        );
+        let ready = match pod.envoy_ready_after_ms {
+            Some(took) => format!("Envoy ready after {took} ms"),
+            None => "listeners included".to_owned(),
+        };
+        let took = format!("CNI ADD {} ms: {}; {ready}", milliseconds(total), plugins.join(", "));
+        line(&mut text, "", &took);
     }
     text
 }
@@ -197,10 +204,29 @@ pub(crate) fn tallies(style: Style, tallies: &[Tally]) -> String {
     let mut text = table(style, "Connections, counted by everybody", columns);
     for tally in tallies {
         let Tally { pod, what, sent, veer, envoy } = tally;
-        // Between sidecars one connection carries several requests: as many as Envoy sees fit.
+        // Between proxies one connection carries several requests: as many as Envoy sees fit.
         let sent = sent.map_or_else(|| "-".to_owned(), |sent| sent.to_string());
         let mark = style.mark(tally.adds_up());
         writeln!(text, "  {pod:<8}{what:<37}{sent:>14}{veer:>12}{envoy:>8}  {mark}").ok();
+    }
+    text
+}
+
+/// What the node's Envoy has counted of each pod; nothing where there is none.
+pub(crate) fn requests(style: Style, requests: &[Requests]) -> String {
+    if requests.is_empty() {
+        return String::new();
+    }
+    let columns = "pod     direction   requests sent   Envoy    2xx    5xx   passed on";
+    let mut text = table(style, "Requests by pod, counted by the one Envoy", columns);
+    for row in requests {
+        let Requests { pod, direction, sent, received, answered_2xx, answered_5xx, passed_on } = row;
+        let (direction, mark) = (direction.name(), style.mark(row.adds_up()));
+        writeln!(
+            text,
+            "  {pod:<8}{direction:<9}{sent:>16}{received:>8}{answered_2xx:>7}{answered_5xx:>7}{passed_on:>12}  {mark}"
+        )
+        .ok();
     }
     text
 }

@@ -8,6 +8,8 @@ use serde::Serialize;
 use veer_tests::credentials::Credentials;
 use veer_tests::netfilter::Netfilter;
 
+use crate::node::Node;
+use crate::proxy::{Driver, Requests};
 use crate::trace::Trace;
 
 /// Everything.
@@ -19,11 +21,39 @@ pub(crate) struct Report {
     pub(crate) faults: Vec<String>,
     pub(crate) took_ms: u128,
     pub(crate) agent: AgentFacts,
+    pub(crate) proxy: ProxyFacts,
     pub(crate) pods: Vec<PodFacts>,
     pub(crate) journeys: Vec<Journey>,
     pub(crate) processes: Vec<PodProcess>,
     pub(crate) netfilter: BTreeMap<String, Netfilter>,
     pub(crate) tallies: Vec<Tally>,
+    /// Where the pods have no sidecars.
+    pub(crate) requests: Vec<Requests>,
+}
+
+/// Who the pods' proxies are.
+#[derive(Debug, Serialize)]
+pub(crate) struct ProxyFacts {
+    pub(crate) driver: Driver,
+    /// The one Envoy of all pods.
+    pub(crate) shared: Option<SharedFacts>,
+}
+
+/// One Envoy for all pods.
+#[derive(Debug, Serialize)]
+pub(crate) struct SharedFacts {
+    pub(crate) pid: u32,
+    pub(crate) ready_after_ms: u128,
+}
+
+impl ProxyFacts {
+    pub(crate) fn of(node: &Node) -> Self {
+        let shared = node.proxy.as_ref().map(|shared| SharedFacts {
+            pid: shared.envoy.process().pid(),
+            ready_after_ms: shared.took.as_millis(),
+        });
+        Self { driver: node.driver(), shared }
+    }
 }
 
 /// The agent.
@@ -44,7 +74,8 @@ pub(crate) struct PodFacts {
     pub(crate) v6: IpAddr,
     /// Each plugin of the chain, as a whole process.
     pub(crate) attached_us: Vec<(String, u128)>,
-    pub(crate) envoy_ready_after_ms: u128,
+    /// Of its own Envoy, where it has one.
+    pub(crate) envoy_ready_after_ms: Option<u128>,
 }
 
 /// Where a request comes from and goes to.
@@ -83,12 +114,12 @@ impl Route {
         }
     }
 
-    /// Whether it passes the client's sidecar.
+    /// Whether it passes the client's proxy.
     pub(crate) const fn leaves_a_pod(self) -> bool {
         matches!(self, Self::PodToPod | Self::PodToOutside)
     }
 
-    /// Whether it passes the app's sidecar.
+    /// Whether it passes the app's proxy.
     pub(crate) const fn enters_a_pod(self) -> bool {
         matches!(self, Self::PodToPod | Self::OutsideToPod)
     }

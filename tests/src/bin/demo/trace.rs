@@ -11,7 +11,7 @@ use crate::report::Route;
 
 /// Users of the app and of the client.
 const APP_UID: u32 = 1000;
-/// Where a sidecar's connection to its own app comes from.
+/// Where a proxy's connection to its own app comes from.
 const PASSTHROUGH: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 6)),
     IpAddr::V6(std::net::Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)),
@@ -22,9 +22,9 @@ const PASSTHROUGH: [IpAddr; 2] = [
 pub(crate) struct Trace {
     /// The client; its `echo` is what the app said.
     pub(crate) client: Dialled,
-    /// The client's sidecar, where it has one.
+    /// The client's proxy, if it goes through it.
     pub(crate) outbound: Option<Entry>,
-    /// The app's sidecar, where it has one.
+    /// The app's proxy, if it goes through it.
     pub(crate) inbound: Option<Entry>,
 }
 
@@ -70,16 +70,16 @@ impl Trace {
 
         // Each hop must have got the very connection that the one before opened, port included.
         let mut source = Some(client.local);
-        judge.same("passing the client's sidecar", self.outbound.is_some(), expected.route.leaves_a_pod());
+        judge.same("passing the client's proxy", self.outbound.is_some(), expected.route.leaves_a_pod());
         if let Some(entry) = &self.outbound {
             source = hop(&mut judge, entry, source, expected.to);
-            judge.same("the source of the client's sidecar", source.map(|it| it.ip()), Some(expected.from));
+            judge.same("the source of the client's proxy", source.map(|it| it.ip()), Some(expected.from));
         }
-        judge.same("passing the app's sidecar", self.inbound.is_some(), expected.route.enters_a_pod());
+        judge.same("passing the app's proxy", self.inbound.is_some(), expected.route.enters_a_pod());
         if let Some(entry) = &self.inbound {
             source = hop(&mut judge, entry, source, expected.to);
             let passthrough = source.is_some_and(|it| PASSTHROUGH.contains(&it.ip()));
-            judge.holds("the app's sidecar calls it from 127.0.0.6 or ::6", passthrough);
+            judge.holds("the app's proxy calls it from 127.0.0.6 or ::6", passthrough);
         }
         match &client.echo {
             Some(echo) => {
@@ -94,7 +94,7 @@ impl Trace {
     }
 }
 
-/// Judges a sidecar's entry; gives back where its own connection comes from.
+/// Judges a proxy's entry; gives back where its own connection comes from.
 fn hop(judge: &mut Judge, entry: &Entry, source: Option<SocketAddr>, to: SocketAddr) -> Option<SocketAddr> {
     let who = |what: &str| format!("{} {what}", entry.direction);
     judge.same(&who("client"), entry.client, source);
@@ -177,17 +177,17 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_request_through_both_sidecars_has_no_fault() {
+    fn a_request_through_both_proxies_has_no_fault() {
         assert_eq!(faults(Route::PodToPod, &trace()), [""; 0]);
     }
 
     #[test]
-    fn a_request_that_passed_a_sidecar_by_is_a_fault() {
+    fn a_request_that_passed_a_proxy_by_is_a_fault() {
         let mut by = trace();
         by.inbound = None;
         by.client.echo.as_mut().unwrap().peer = at(CART_ENVOY);
-        assert_eq!(faults(Route::PodToPod, &by), ["passing the app's sidecar is false, not true"]);
-        assert_eq!(faults(Route::PodToOutside, &trace()), ["passing the app's sidecar is true, not false"]);
+        assert_eq!(faults(Route::PodToPod, &by), ["passing the app's proxy is false, not true"]);
+        assert_eq!(faults(Route::PodToOutside, &trace()), ["passing the app's proxy is true, not false"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use veer_tests::envoy::{Direction, MARK};
+use veer_tests::envoy::Direction;
 use veer_tests::{dial, wait};
 
 use crate::node::{Node, OUTSIDE_V4, OUTSIDE_V6};
@@ -12,7 +12,7 @@ use crate::pod::{APP_PORT, Pod};
 use crate::report::{Family, Journey, Route};
 use crate::trace::{Expected, Trace};
 
-/// Requests on each route and family: enough for each worker of a sidecar to get some.
+/// Requests on each route and family: enough for each worker of a proxy to get some.
 pub(crate) const ROUNDS: usize = 5;
 
 /// Envoy writes its access log every 100 ms.
@@ -36,7 +36,7 @@ pub(crate) fn travel(cast: Cast<'_>, route: Route, family: Family) -> Result<Jou
         Route::OutsideToPod => cast.node.outside_launch(),
     };
     let marks: Vec<_> = (0..ROUNDS).map(|round| format!("{} {family} {round}", route.name())).collect();
-    let dialled = marks.iter().map(|mark| dial::run(&launch, expected.to, (MARK, mark)));
+    let dialled = marks.iter().map(|mark| dial::run(&launch, expected.to, (cast.node.mark(), mark)));
     let dialled = dialled.collect::<Result<Vec<_>>>()?;
 
     // Only now: Envoy writes its log every 100 ms.
@@ -45,10 +45,10 @@ pub(crate) fn travel(cast: Cast<'_>, route: Route, family: Family) -> Result<Jou
     for (mark, client) in marks.iter().zip(dialled) {
         let expected_entry = |takes_part: bool, pod: &Pod, direction| {
             if !takes_part {
-                return pod.envoy.find_entry(direction, mark);
+                return pod.find_entry(cast.node, direction, mark);
             }
             // One that does not come is a fault of the journey, not the end of the demo.
-            let found = || pod.envoy.find_entry(direction, mark).transpose();
+            let found = || pod.find_entry(cast.node, direction, mark).transpose();
             wait::until_some("the access log", LOGGED, found).map_or(Ok(None), |entry| entry.map(Some))
         };
         let outbound = expected_entry(route.leaves_a_pod(), cast.cart, Direction::Outbound)?;
