@@ -39,6 +39,7 @@ use crate::platform::records::RecordError;
 use crate::proxy::ads::{Ads, Task};
 use crate::proxy::driver::Drivers;
 use crate::proxy::sidecar::Sidecar;
+use crate::proxy::zds::{self, Zds};
 use crate::readiness::probe::Probe;
 use crate::readiness::{Condition, Readiness};
 use crate::reconcile::{Reconciler, Report};
@@ -49,6 +50,7 @@ use crate::wall_clock;
 mod choice;
 mod pods;
 mod proxy;
+mod ztunnel;
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +122,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let lock = lock::take(&config.place)?;
     let runtime = runtime()?;
     let readiness = Readiness::default();
-    let pods::Pods { source, notices, cluster } =
+    let pods::Pods { source, notices, redirections, cluster } =
         runtime.block_on(pods::pods(&config.pods_from, &readiness))?;
     let admin = Admin::bind(&config.admin)?;
     let choice::Chosen { loaded, reason } = choice::choose(config)?;
@@ -139,7 +141,8 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
 
     let system = |attempt| move |source| AppError::System { attempt, source };
     let (ads, task) = Ads::new(config.proxy_dir.is_some());
-    let drivers = Drivers { sidecar: Sidecar, node: ads };
+    let (zds, zds_task) = Zds::new(config.ztunnel_socket.is_some(), redirections);
+    let drivers = Drivers { sidecar: Sidecar, node: ads, ztunnel: zds };
     let started = node.with_drivers(drivers.clone()).start();
     let (handle, thread) = started.map_err(system("start the node's thread"))?;
     let granted = choice::settings(config, backend);
@@ -166,6 +169,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         control,
         answerer,
         proxy,
+        ztunnel: zds_task,
         follower,
         reconciler,
         cluster,
@@ -240,6 +244,7 @@ fn status(
         before_proxy: settings.before_proxy.name().to_owned(),
         before_proxy_problem: before_proxy_problem.clone(),
         node_proxy: None,
+        ztunnel: None,
         enrolled: 0,
         runs_before: Vec::new(),
         looked_at: None,
@@ -288,6 +293,7 @@ struct Parts {
     control: Arc<Control<Source>>,
     answerer: Arc<Answerer<Source>>,
     proxy: (Drivers, Task),
+    ztunnel: zds::Task,
     follower: Option<(AddressChanges, NodeHandle)>,
     reconciler: Reconciler<Source>,
     cluster: Option<pods::Cluster>,
@@ -304,6 +310,7 @@ async fn serve(config: &AgentConfig, parts: Parts) -> Result<(), AppError> {
         control,
         answerer,
         proxy,
+        ztunnel,
         follower,
         reconciler,
         cluster,
@@ -337,6 +344,7 @@ async fn serve(config: &AgentConfig, parts: Parts) -> Result<(), AppError> {
         tasks.spawn(Arc::clone(&probe).serve(stop.clone()));
     }
     proxy::start(config.proxy_dir.as_deref(), proxy, answerer.node.clone(), &tasks, &stop)?;
+    ztunnel::start(config.ztunnel_socket.as_deref(), ztunnel, &tasks, &stop)?;
     admin.serve(view, &tasks, &stop).map_err(system("serve metrics and health"))?;
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));

@@ -66,6 +66,10 @@ pub struct AgentFlags {
     /// made, and has what Envoy is started with (envoy.json). Without it, such pods are refused
     #[arg(long, env = "VEER_PROXY_DIR", value_name = "DIR")]
     pub proxy_dir: Option<String>,
+    /// Socket where ztunnel (Istio ambient) is told of its pods, by Istio's default /var/run/ztunnel/ztunnel.sock; it is made.
+    /// Without it, no ztunnel is driven
+    #[arg(long, env = "VEER_ZTUNNEL_SOCKET", value_name = "PATH")]
+    pub ztunnel_socket: Option<String>,
     /// Where pods are read from: the API server, or a directory with one Pod manifest (YAML or JSON) in each file
     #[arg(long, env = "VEER_PODS_FROM", value_name = "kube|DIR")]
     pub pods_from: Option<String>,

@@ -57,6 +57,8 @@ pub struct AgentConfig {
     pub before_proxy: BeforeProxy,
     /// Where the agent and the node's proxy meet, if there is one.
     pub proxy_dir: Option<PathBuf>,
+    /// Where ztunnel is told of its pods, if it is.
+    pub ztunnel_socket: Option<PathBuf>,
     /// How what is lost or was missed is found again.
     pub heal: HealConfig,
     /// Where metrics and health are served.
@@ -147,6 +149,7 @@ impl Setting {
 
 const ABSOLUTE: &str = "an absolute path";
 const PROXY_DIR: Setting = Setting("--proxy-dir", "VEER_PROXY_DIR", ABSOLUTE);
+const ZTUNNEL_SOCKET: Setting = Setting("--ztunnel-socket", "VEER_ZTUNNEL_SOCKET", ABSOLUTE);
 const RUN_DIR: Setting = Setting("--run-dir", "VEER_RUN_DIR", ABSOLUTE);
 const BPFFS: Setting = Setting("--bpffs", "VEER_BPFFS", ABSOLUTE);
 const BACKEND: Setting = Setting("--backend", "VEER_BACKEND", "one of auto, ebpf, nftables");
@@ -218,6 +221,8 @@ impl AgentConfig {
         let proxy_identity = node::proxy_identity(&flags.capture, &mut errors);
         let before_proxy = node::before_proxy(&flags.capture, &mut errors);
         let proxy_dir = flags.proxy_dir.as_deref().map(|path| absolute(&PROXY_DIR, path, &mut errors));
+        let ztunnel_socket = flags.ztunnel_socket.as_deref();
+        let ztunnel_socket = ztunnel_socket.map(|path| absolute(&ZTUNNEL_SOCKET, path, &mut errors));
         let heal = heal::parse(&flags.heal, &mut errors);
         let admin = admin::parse(&flags.admin, &mut errors);
         let cni = cni::of_agent(&flags.cni_install, &flags.cni, &mut errors);
@@ -245,6 +250,7 @@ impl AgentConfig {
             proxy_identity,
             before_proxy,
             proxy_dir,
+            ztunnel_socket,
             heal,
             admin,
             cni,
@@ -304,6 +310,7 @@ mod tests {
     pub(super) fn flags() -> AgentFlags {
         AgentFlags {
             proxy_dir: None,
+            ztunnel_socket: None,
             pods_from: Some("/pods".to_owned()),
             kube: KubeFlags { node_name: None, kubeconfig: None, node_taint: false },
             place: PlaceFlags { run_dir: "/run/veer".to_owned(), bpffs: "/sys/fs/bpf/veer".to_owned() },
@@ -374,6 +381,7 @@ mod tests {
     fn all_errors_are_reported_at_once_with_flag_variable_and_form() {
         let wrong = AgentFlags {
             proxy_dir: Some("proxy".to_owned()),
+            ztunnel_socket: Some("ztunnel.sock".to_owned()),
             pods_from: None,
             kube: KubeFlags { node_name: None, kubeconfig: None, node_taint: false },
             place: PlaceFlags { run_dir: "run".to_owned(), bpffs: "bpf".to_owned() },
@@ -402,6 +410,7 @@ mod tests {
 --host-ipv4-loopback-cidr (or VEER_HOST_IPV4_LOOPBACK_CIDR): \"10.0.0.0/8\" is not an IPv4 range within \
 127.0.0.0/8, such as 127.0.0.1/32
 --proxy-dir (or VEER_PROXY_DIR): \"proxy\" is not an absolute path
+--ztunnel-socket (or VEER_ZTUNNEL_SOCKET): \"ztunnel.sock\" is not an absolute path
 --cni-cache (or VEER_CNI_CACHE): \"cni\" is not an absolute path
 --reconcile-interval (or VEER_RECONCILE_INTERVAL): \"0\" is not a number of seconds, 1-86400
 --admin-addr (or VEER_ADMIN_ADDR): \"15014\" is not off, or an address and a port such as 0.0.0.0:15014 or [::1]:0

@@ -31,6 +31,7 @@ use crate::model::BackendName;
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::order::{Neighbours, RunsBefore};
 use crate::proxy::ads::Standing;
+use crate::proxy::zds;
 use crate::reconcile::{Look, Report, Unrepaired};
 use crate::socket;
 use crate::source::{PodSource, SourceHealth};
@@ -110,6 +111,9 @@ pub struct AgentStatus {
     /// The node's proxy, if one is connected or a pod is to be served by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_proxy: Option<Standing>,
+    /// The node's ztunnel, if the agent drives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ztunnel: Option<zds::Standing>,
     /// Foreign programs that see a connection before veer's.
     pub runs_before: Vec<RunsBefore>,
     /// When the last look at everything ended, in seconds since the epoch; `None` before the first.
@@ -264,11 +268,13 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
         let cni = self.cni.borrow().clone();
         let standing = self.lookup.drivers.node.standing().await;
         let node_proxy = (!standing.is_idle()).then_some(standing);
+        let ztunnel = self.lookup.drivers.ztunnel.standing().await;
         AgentStatus {
             source,
             pod_events,
             enrolled,
             node_proxy,
+            ztunnel,
             runs_before,
             looked_at,
             unrepaired,

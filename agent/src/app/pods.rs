@@ -12,6 +12,7 @@ use crate::cluster::client::ApiServer;
 use crate::cluster::events::{self, Writer};
 use crate::cluster::node::NodeMarks;
 use crate::cluster::notice::Notices;
+use crate::cluster::redirection::{self, Redirections};
 use crate::config::{KubeConfig, PodsFrom};
 use crate::readiness::Readiness;
 use crate::source::{Directory, Kube, Source};
@@ -21,6 +22,8 @@ pub(super) struct Pods {
     pub(super) source: Source,
     /// Where pods are told what has become of them.
     pub(super) notices: Notices,
+    /// Where pods of ztunnel are told how their redirection stands.
+    pub(super) redirections: Redirections,
     /// What talks to the API server, if there is one.
     pub(super) cluster: Option<Cluster>,
 }
@@ -29,6 +32,7 @@ pub(super) struct Pods {
 pub(super) struct Cluster {
     kube: Kube,
     writer: Writer,
+    redirections: redirection::Writer,
     marks: NodeMarks,
 }
 
@@ -40,16 +44,19 @@ pub(super) async fn pods(from: &PodsFrom, readiness: &Readiness) -> Result<Pods,
             let source = Source::Directory(Directory::open(path)?);
             // It looks each time.
             current.holds();
-            return Ok(Pods { source, notices: Notices::nowhere(), cluster: None });
+            let (notices, redirections) = (Notices::nowhere(), Redirections::nowhere());
+            return Ok(Pods { source, notices, redirections, cluster: None });
         }
         PodsFrom::Kube(config) => config,
     };
     let server = Arc::new(ApiServer::new(kubeconfig.clone()).await?);
     let kube = Kube::new(node.clone(), Arc::clone(&server), current, super::release_memory);
     let (notices, writer) = events::writer(node.clone(), Arc::clone(&server));
+    let (redirections, redirection_writer) = redirection::writer(Arc::clone(&server));
     let marks = NodeMarks { node: node.clone(), server, taint: *node_taint, readiness: readiness.clone() };
     let source = Source::Kube(kube.clone());
-    Ok(Pods { source, notices, cluster: Some(Cluster { kube, writer, marks }) })
+    let cluster = Cluster { kube, writer, redirections: redirection_writer, marks };
+    Ok(Pods { source, notices, redirections, cluster: Some(cluster) })
 }
 
 impl Cluster {
@@ -57,6 +64,7 @@ impl Cluster {
     pub(super) fn start(self, tasks: &TaskTracker, stop: &CancellationToken) {
         tasks.spawn(self.kube.follow(stop.clone()));
         tasks.spawn(self.writer.serve(stop.clone()));
+        tasks.spawn(self.redirections.serve(stop.clone()));
         tasks.spawn(self.marks.serve(stop.clone()));
     }
 }

@@ -22,3 +22,4 @@ pub mod client;
 pub mod events;
 pub mod node;
 pub mod notice;
+pub mod redirection;

@@ -15,6 +15,7 @@ use crate::model::BeforeProxy;
 use crate::platform::bpf::load::build_text;
 use crate::platform::bpf::maps::Maps;
 use crate::proxy::ads::Standing;
+use crate::proxy::zds;
 use crate::reconcile::Unrepaired;
 use crate::wall_clock;
 
@@ -132,6 +133,7 @@ fn render(status: &NodeStatus) -> String {
             );
             lines.extend(cni(&agent.cni));
             lines.extend(agent.node_proxy.iter().flat_map(node_proxy));
+            lines.extend(agent.ztunnel.iter().flat_map(ztunnel));
             lines.extend(agent.runs_before.iter().map(|program| format!("warning    {program}")));
         }
         None => lines
@@ -177,6 +179,12 @@ fn node_proxy(standing: &Standing) -> Vec<String> {
     let refused =
         refused.map(|(pod, words)| format!("warning    {pod}: the node's proxy refuses it: {words}"));
     [format!("node proxy {}", standing.text())].into_iter().chain(refused).collect()
+}
+
+fn ztunnel(standing: &zds::Standing) -> Vec<String> {
+    let refused = standing.refused.iter();
+    let refused = refused.map(|(pod, words)| format!("warning    {pod}: ztunnel refuses it: {words}"));
+    [format!("ztunnel    {}", standing.text())].into_iter().chain(refused).collect()
 }
 
 fn cni(state: &InstallState) -> Vec<String> {

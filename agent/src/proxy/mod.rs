@@ -12,3 +12,4 @@ pub mod place;
 pub mod resources;
 pub mod sidecar;
 mod statistics;
+pub mod zds;

@@ -1,0 +1,407 @@
+//! The server that the node's ztunnel (Istio ambient) is told by: ZDS on a unix socket.
+//!
+//! Owns: the socket `--ztunnel-socket`, where ztunnel dials as it dials Istio's node agent, an unmodified one; the task that has the state
+//! ([`Protocol`]), and one more for each connection. Who asks for a pod to be served waits until ztunnel has said yes or no.
+//! Never does: decide what is said when, which is [`Protocol`]'s; redirect anything; or hold on to a netns: the descriptor that an ADD brought
+//! lives as long as that, and afterwards the netns is opened by its path, if it still is the file that it was.
+//! Called by: `app`, and by whoever enrols, as [`ads`](super::ads) is:
+//! * an ADD of a pod with this driver is redirected first, and then waits for [`Zds::serve`]; if that fails it is undone;
+//! * when an agent starts, it is told of each pod that is enrolled already ([`Zds::begin`]), and then that these were all
+//!   ([`Zds::complete`]), before which no ztunnel gets its snapshot, and so none drops what an earlier agent has told it of;
+//! * a pod that goes is taken from it ([`Zds::forget`], by the uid).
+//!
+//! A [`Workload`] has what only the manifest knows, uid and service account: at a start that is the pod source's to say.
+
+mod connection;
+mod listener;
+pub mod message;
+pub mod protocol;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use veer_common::cni::PodReference;
+
+use self::connection::Order;
+use self::protocol::{ConnectionId, Protocol, Request, State, Step, Uid, Workload};
+use crate::cluster::redirection::{Redirection, Redirections};
+use crate::platform::netns::NetnsId;
+
+pub use self::listener::{open, serve};
+
+/// Questions that wait for the task: a node starts 16 pods at once at the most.
+const QUEUE: usize = 256;
+/// How long a pod waits for ztunnel. A runtime gives an ADD minutes, and kubelet tries again.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Why a pod is not served.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum ZdsError {
+    /// The agent drives none.
+    #[error("the agent drives no ztunnel: it was started without --ztunnel-socket")]
+    Off,
+    /// Nobody has connected.
+    #[error("ztunnel is not connected: is it running on this node? `veer status` tells of it")]
+    NotConnected,
+    /// It cannot serve the pod.
+    #[error("ztunnel refuses it: {0}")]
+    Refused(String),
+    /// It does not answer.
+    #[error("ztunnel has not answered within {} s", PATIENCE.as_secs())]
+    Silent,
+    /// It was taken from ztunnel meanwhile.
+    #[error("the pod has gone meanwhile")]
+    Gone,
+    /// The agent ends.
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// How ztunnel stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Standing {
+    /// How many are connected: two while one takes over from the other.
+    pub connected: usize,
+    /// Whether the newest was told of all pods, which is what makes it ready.
+    pub has_snapshot: bool,
+    /// Pods that it is to serve.
+    pub pods: usize,
+    /// Of them, those that it serves.
+    pub served: usize,
+    /// Why it does not serve others, by the pod's name.
+    pub refused: BTreeMap<String, String>,
+}
+
+impl Standing {
+    /// For people: `connected, serves 3 of 3 pods`.
+    pub fn text(&self) -> String {
+        let connected = match (self.connected, self.has_snapshot) {
+            (0, _) => "not connected",
+            (_, false) => "connecting",
+            (_, true) => "connected",
+        };
+        let refuses = match self.refused.len() {
+            0 => String::new(),
+            count => format!(", refuses {count}"),
+        };
+        format!("{connected}, serves {} of {} pods{refuses}", self.served, self.pods)
+    }
+}
+
+/// The way to the task.
+#[derive(Clone, Debug)]
+pub struct Zds {
+    commands: mpsc::Sender<Command>,
+    /// Whether the task runs at all.
+    is_on: bool,
+}
+
+type Answer = oneshot::Sender<Result<(), ZdsError>>;
+/// What a connection is given: its number, and what it is to send.
+type Opened = (ConnectionId, mpsc::Receiver<Order>);
+
+#[derive(Debug)]
+enum Command {
+    Serve { workload: Box<Workload>, netns: Option<OwnedFd>, answer: Answer },
+    Forget { uid: Uid },
+    Complete,
+    Open { opened: oneshot::Sender<Opened> },
+    Sent { connection: ConnectionId },
+    Said { connection: ConnectionId, packet: Vec<u8> },
+    Gone { connection: ConnectionId },
+    Standing { answer: oneshot::Sender<Standing> },
+}
+
+impl Zds {
+    /// The way, and the task, which runs only if it `is_on`. Pods are told how they stand where `redirections` go.
+    pub fn new(is_on: bool, redirections: Redirections) -> (Self, Task) {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let task = Task {
+            queue,
+            protocol: Protocol::default(),
+            connections: HashMap::new(),
+            waiting: Vec::new(),
+            brought: HashMap::new(),
+            announced: BTreeMap::new(),
+            redirections,
+        };
+        (Self { commands, is_on }, task)
+    }
+
+    /// Has a pod served, and waits for it. `netns` is its netns. Whoever does not wait any more changes nothing: the pod is served all the
+    /// same, until it is forgotten.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub async fn serve(&self, workload: Workload, netns: OwnedFd) -> Result<(), ZdsError> {
+        if !self.is_on {
+            return Err(ZdsError::Off);
+        }
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Serve { workload: Box::new(workload), netns: Some(netns), answer };
+        self.commands.send(command).await.map_err(|_closed| ZdsError::Stopping)?;
+        match timeout(PATIENCE, answered).await {
+            Ok(answered) => answered.map_err(|_closed| ZdsError::Stopping)?,
+            // That it is asked makes the task see who does not wait any more.
+            Err(_elapsed) if self.standing().await.is_some_and(|standing| standing.connected == 0) => {
+                Err(ZdsError::NotConnected)
+            }
+            Err(_elapsed) => Err(ZdsError::Silent),
+        }
+    }
+
+    /// Has a pod served, and waits for nothing.
+    pub async fn begin(&self, workload: Workload) {
+        let (answer, _nobody) = oneshot::channel();
+        drop(self.commands.send(Command::Serve { workload: Box::new(workload), netns: None, answer }).await);
+    }
+
+    /// Takes a pod from ztunnel, which lets its connections end. Not from the runtime's own thread: it may wait for room.
+    pub fn forget(&self, uid: Uid) {
+        // Without the task there is nobody to tell.
+        drop(self.commands.blocking_send(Command::Forget { uid }));
+    }
+
+    /// All pods of the node were named: a ztunnel that has more loses it.
+    pub async fn complete(&self) {
+        drop(self.commands.send(Command::Complete).await);
+    }
+
+    /// How it stands; `None` if the agent drives none.
+    pub async fn standing(&self) -> Option<Standing> {
+        if !self.is_on {
+            return None;
+        }
+        let (answer, answered) = oneshot::channel();
+        drop(self.commands.send(Command::Standing { answer }).await);
+        answered.await.ok()
+    }
+
+    /// Talks to a ztunnel, until one of the two has enough.
+    async fn converse(&self, stream: UnixStream) {
+        let (opened, opening) = oneshot::channel();
+        if self.commands.send(Command::Open { opened }).await.is_err() {
+            return;
+        }
+        let Ok((connection, orders)) = opening.await else { return };
+        let sent = || self.commands.send(Command::Sent { connection });
+        let said = |packet| self.commands.send(Command::Said { connection, packet });
+        connection::converse(&stream, orders, sent, said).await;
+        drop(self.commands.send(Command::Gone { connection }).await);
+    }
+}
+
+/// The state, and who waits for it.
+#[derive(Debug)]
+pub struct Task {
+    queue: mpsc::Receiver<Command>,
+    protocol: Protocol,
+    connections: HashMap<ConnectionId, mpsc::Sender<Order>>,
+    waiting: Vec<(Uid, Answer)>,
+    /// The netns of those, by the descriptors that they brought.
+    brought: HashMap<Uid, Arc<OwnedFd>>,
+    /// What pods were told of how they stand.
+    announced: BTreeMap<Uid, Redirection>,
+    redirections: Redirections,
+}
+
+impl Task {
+    /// Runs until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let deadline = self.protocol.deadline();
+            let due = async {
+                match deadline {
+                    Some(at) => sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let steps = tokio::select! {
+                () = stop.cancelled() => return,
+                command = self.queue.recv() => match command {
+                    Some(command) => self.perform(command),
+                    None => return,
+                },
+                () = due => self.protocol.tick(Instant::now()),
+            };
+            self.take(steps);
+            self.answer();
+            self.announce();
+        }
+    }
+
+    fn perform(&mut self, command: Command) -> Vec<Step> {
+        let now = Instant::now();
+        match command {
+            Command::Serve { workload, netns, answer } => {
+                let uid = workload.uid.clone();
+                self.brought.extend(netns.map(|netns| (uid.clone(), Arc::new(netns))));
+                self.waiting.push((uid, answer));
+                self.protocol.want(*workload, now)
+            }
+            Command::Forget { uid } => self.forget(&uid, now),
+            Command::Complete => self.protocol.complete(now),
+            Command::Open { opened } => {
+                // Never fuller: the next message waits for the answer to the last.
+                let (sender, receiver) = mpsc::channel(1);
+                let (connection, steps) = self.protocol.open(now);
+                self.connections.insert(connection, sender);
+                if opened.send((connection, receiver)).is_ok() { steps } else { self.gone(connection, now) }
+            }
+            Command::Sent { connection } => {
+                self.protocol.sent(connection, now);
+                Vec::new()
+            }
+            Command::Said { connection, packet } => {
+                let before = self.protocol.connected();
+                let steps = self.protocol.received(connection, &packet, now);
+                if self.protocol.connected() > before {
+                    tracing::info!(connection, "ztunnel has connected");
+                }
+                steps
+            }
+            Command::Gone { connection } => self.gone(connection, now),
+            Command::Standing { answer } => {
+                drop(answer.send(self.standing()));
+                Vec::new()
+            }
+        }
+    }
+
+    fn gone(&mut self, connection: ConnectionId, now: Instant) -> Vec<Step> {
+        if self.connections.remove(&connection).is_some() {
+            tracing::info!(connection, "ztunnel has gone");
+        }
+        self.protocol.gone(connection, now)
+    }
+
+    fn forget(&mut self, uid: &str, now: Instant) -> Vec<Step> {
+        for (_, answer) in self.waiting.extract_if(.., |(waiting, _)| waiting == uid) {
+            drop(answer.send(Err(ZdsError::Gone)));
+        }
+        if let Some(pod) = self.protocol.workloads().find(|workload| workload.uid == uid).map(reference) {
+            self.announced.remove(uid);
+            self.redirections.tell(&pod, None);
+        }
+        self.protocol.forget(uid, now)
+    }
+
+    /// What cannot be sent leads to further steps.
+    fn take(&mut self, steps: Vec<Step>) {
+        let mut steps = VecDeque::from(steps);
+        while let Some(step) = steps.pop_front() {
+            match step {
+                Step::Close { connection, reason } => {
+                    tracing::warn!(connection, %reason, "ztunnel is disconnected");
+                    self.connections.remove(&connection);
+                }
+                Step::Send { to, request } => match self.order(&request) {
+                    Ok(order) => {
+                        // One that has gone says so itself.
+                        if let Some(connection) = self.connections.get(&to) {
+                            drop(connection.try_send(order));
+                        }
+                    }
+                    Err(problem) => {
+                        tracing::warn!(connection = to, uid = request.uid(), %problem, "ztunnel cannot be told");
+                        steps.extend(self.protocol.unsendable(to, &problem, Instant::now()));
+                    }
+                },
+            }
+        }
+    }
+
+    fn order(&self, request: &Request) -> Result<Order, String> {
+        let packet = message::packet(request).map_err(|error| error.to_string())?;
+        let netns = match request {
+            Request::Add(workload) => Some(self.netns(workload).map_err(|error| {
+                let path = &workload.netns_path;
+                format!("open its netns {path}: {error}")
+            })?),
+            Request::Keep(_) | Request::Del(_) | Request::SnapshotSent => None,
+        };
+        Ok(Order { packet, netns })
+    }
+
+    fn netns(&self, workload: &Workload) -> io::Result<Arc<OwnedFd>> {
+        let is_the_one = |netns: &OwnedFd| NetnsId::of(netns.as_fd()).is_ok_and(|id| id == workload.netns);
+        if let Some(netns) = self.brought.get(&workload.uid).filter(|netns| is_the_one(netns)) {
+            return Ok(Arc::clone(netns));
+        }
+        // Whatever is there must not be able to hold us up, as a FIFO would.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&workload.netns_path)?;
+        let netns = OwnedFd::from(file);
+        if is_the_one(&netns) {
+            Ok(Arc::new(netns))
+        } else {
+            Err(io::Error::other("it is another one by now"))
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        let (connected, has_snapshot) = (self.protocol.connected(), self.protocol.has_snapshot());
+        let mut standing = Standing { connected, has_snapshot, ..Standing::default() };
+        for workload in self.protocol.workloads() {
+            standing.pods += 1;
+            match self.protocol.state(&workload.uid) {
+                State::Served => standing.served += 1,
+                State::Refused(words) => {
+                    standing.refused.insert(format!("{}/{}", workload.namespace, workload.name), words);
+                }
+                State::NoProxy | State::Pending => {}
+            }
+        }
+        standing
+    }
+
+    /// Tells those whose waiting has come to an end, and forgets those who wait no more, with what they brought.
+    fn answer(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        for (uid, answer) in waiting {
+            let result = match self.protocol.state(&uid) {
+                State::Served => Ok(()),
+                State::Refused(words) => Err(ZdsError::Refused(words)),
+                State::NoProxy | State::Pending if answer.is_closed() => continue,
+                State::NoProxy | State::Pending => {
+                    self.waiting.push((uid, answer));
+                    continue;
+                }
+            };
+            drop(answer.send(result));
+        }
+        self.brought.retain(|uid, _| self.waiting.iter().any(|(waiting, _)| waiting == uid));
+    }
+
+    /// Tells pods how they stand, where that is news. A ztunnel that is away for a while is none: the pod stays what it is to its peers.
+    fn announce(&mut self) {
+        for workload in self.protocol.workloads() {
+            let redirection = match self.protocol.state(&workload.uid) {
+                State::Served => Redirection::Enabled,
+                State::Refused(_) => Redirection::Pending,
+                State::NoProxy | State::Pending => continue,
+            };
+            if self.announced.insert(workload.uid.clone(), redirection) != Some(redirection) {
+                self.redirections.tell(&reference(workload), Some(redirection));
+            }
+        }
+    }
+}
+
+fn reference(workload: &Workload) -> PodReference {
+    let Workload { uid, namespace, name, .. } = workload;
+    PodReference { namespace: namespace.clone(), name: name.clone(), uid: Some(uid.clone()) }
+}
+
+#[cfg(test)]
+mod tests;
