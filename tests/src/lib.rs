@@ -60,3 +60,4 @@ pub mod traced;
 pub mod userns;
 pub mod veth;
 pub mod wait;
+pub mod ztunnel;

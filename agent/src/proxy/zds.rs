@@ -2,15 +2,15 @@
 //!
 //! Owns: the socket `--ztunnel-socket`, where ztunnel dials as it dials Istio's node agent, an unmodified one; the task that has the state
 //! ([`Protocol`]), and one more for each connection. Who asks for a pod to be served waits until ztunnel has said yes or no.
-//! Never does: decide what is said when, which is [`Protocol`]'s; redirect anything; or hold on to a netns: the descriptor that an ADD brought
-//! lives as long as that, and afterwards the netns is opened by its path, if it still is the file that it was.
+//! Never does: decide what is said when, which is [`Protocol`]'s; redirect anything; or hold on to a netns: it is opened by its path when
+//! ztunnel is told of the pod, if it still is the file that it was.
 //! Called by: `app`, and by whoever enrols, as [`ads`](super::ads) is:
 //! * an ADD of a pod with this driver is redirected first, and then waits for [`Zds::serve`]; if that fails it is undone;
 //! * when an agent starts, it is told of each pod that is enrolled already ([`Zds::begin`]), and then that these were all
 //!   ([`Zds::complete`]), before which no ztunnel gets its snapshot, and so none drops what an earlier agent has told it of;
 //! * a pod that goes is taken from it ([`Zds::forget`], by the uid).
 //!
-//! A [`Workload`] has what only the manifest knows, uid and service account: at a start that is the pod source's to say.
+//! A [`Workload`] has what only the manifest knows, the service account: at a start that is the pod source's to say.
 
 mod connection;
 mod listener;
@@ -22,7 +22,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -113,7 +112,7 @@ type Opened = (ConnectionId, mpsc::Receiver<Order>);
 
 #[derive(Debug)]
 enum Command {
-    Serve { workload: Box<Workload>, netns: Option<OwnedFd>, answer: Answer },
+    Serve { workload: Box<Workload>, answer: Answer },
     Forget { uid: Uid },
     Complete,
     Open { opened: oneshot::Sender<Opened> },
@@ -132,28 +131,26 @@ impl Zds {
             protocol: Protocol::default(),
             connections: HashMap::new(),
             waiting: Vec::new(),
-            brought: HashMap::new(),
             announced: BTreeMap::new(),
             redirections,
         };
         (Self { commands, is_on }, task)
     }
 
-    /// Has a pod served, and waits for it. `netns` is its netns. Whoever does not wait any more changes nothing: the pod is served all the
-    /// same, until it is forgotten.
+    /// Has a pod served, and waits for it. Whoever does not wait any more changes nothing: the pod is served all the same,
+    /// until it is forgotten.
     ///
     /// # Errors
     /// Why it is not.
-    pub async fn serve(&self, workload: Workload, netns: OwnedFd) -> Result<(), ZdsError> {
+    pub async fn serve(&self, workload: Workload) -> Result<(), ZdsError> {
         if !self.is_on {
             return Err(ZdsError::Off);
         }
         let (answer, answered) = oneshot::channel();
-        let command = Command::Serve { workload: Box::new(workload), netns: Some(netns), answer };
+        let command = Command::Serve { workload: Box::new(workload), answer };
         self.commands.send(command).await.map_err(|_closed| ZdsError::Stopping)?;
         match timeout(PATIENCE, answered).await {
             Ok(answered) => answered.map_err(|_closed| ZdsError::Stopping)?,
-            // That it is asked makes the task see who does not wait any more.
             Err(_elapsed) if self.standing().await.is_some_and(|standing| standing.connected == 0) => {
                 Err(ZdsError::NotConnected)
             }
@@ -164,7 +161,7 @@ impl Zds {
     /// Has a pod served, and waits for nothing.
     pub async fn begin(&self, workload: Workload) {
         let (answer, _nobody) = oneshot::channel();
-        drop(self.commands.send(Command::Serve { workload: Box::new(workload), netns: None, answer }).await);
+        drop(self.commands.send(Command::Serve { workload: Box::new(workload), answer }).await);
     }
 
     /// Takes a pod from ztunnel, which lets its connections end. Not from the runtime's own thread: it may wait for room.
@@ -209,8 +206,6 @@ pub struct Task {
     protocol: Protocol,
     connections: HashMap<ConnectionId, mpsc::Sender<Order>>,
     waiting: Vec<(Uid, Answer)>,
-    /// The netns of those, by the descriptors that they brought.
-    brought: HashMap<Uid, Arc<OwnedFd>>,
     /// What pods were told of how they stand.
     announced: BTreeMap<Uid, Redirection>,
     redirections: Redirections,
@@ -244,10 +239,8 @@ impl Task {
     fn perform(&mut self, command: Command) -> Vec<Step> {
         let now = Instant::now();
         match command {
-            Command::Serve { workload, netns, answer } => {
-                let uid = workload.uid.clone();
-                self.brought.extend(netns.map(|netns| (uid.clone(), Arc::new(netns))));
-                self.waiting.push((uid, answer));
+            Command::Serve { workload, answer } => {
+                self.waiting.push((workload.uid.clone(), answer));
                 self.protocol.want(*workload, now)
             }
             Command::Forget { uid } => self.forget(&uid, now),
@@ -306,7 +299,7 @@ impl Task {
                     tracing::warn!(connection, %reason, "ztunnel is disconnected");
                     self.connections.remove(&connection);
                 }
-                Step::Send { to, request } => match self.order(&request) {
+                Step::Send { to, request } => match order(&request) {
                     Ok(order) => {
                         // One that has gone says so itself.
                         if let Some(connection) = self.connections.get(&to) {
@@ -319,33 +312,6 @@ impl Task {
                     }
                 },
             }
-        }
-    }
-
-    fn order(&self, request: &Request) -> Result<Order, String> {
-        let packet = message::packet(request).map_err(|error| error.to_string())?;
-        let netns = match request {
-            Request::Add(workload) => Some(self.netns(workload).map_err(|error| {
-                let path = &workload.netns_path;
-                format!("open its netns {path}: {error}")
-            })?),
-            Request::Keep(_) | Request::Del(_) | Request::SnapshotSent => None,
-        };
-        Ok(Order { packet, netns })
-    }
-
-    fn netns(&self, workload: &Workload) -> io::Result<Arc<OwnedFd>> {
-        let is_the_one = |netns: &OwnedFd| NetnsId::of(netns.as_fd()).is_ok_and(|id| id == workload.netns);
-        if let Some(netns) = self.brought.get(&workload.uid).filter(|netns| is_the_one(netns)) {
-            return Ok(Arc::clone(netns));
-        }
-        // Whatever is there must not be able to hold us up, as a FIFO would.
-        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&workload.netns_path)?;
-        let netns = OwnedFd::from(file);
-        if is_the_one(&netns) {
-            Ok(Arc::new(netns))
-        } else {
-            Err(io::Error::other("it is another one by now"))
         }
     }
 
@@ -365,7 +331,7 @@ impl Task {
         standing
     }
 
-    /// Tells those whose waiting has come to an end, and forgets those who wait no more, with what they brought.
+    /// Tells those whose waiting has come to an end, and forgets those who wait no more.
     fn answer(&mut self) {
         let waiting = std::mem::take(&mut self.waiting);
         for (uid, answer) in waiting {
@@ -380,7 +346,6 @@ impl Task {
             };
             drop(answer.send(result));
         }
-        self.brought.retain(|uid, _| self.waiting.iter().any(|(waiting, _)| waiting == uid));
     }
 
     /// Tells pods how they stand, where that is news. A ztunnel that is away for a while is none: the pod stays what it is to its peers.
@@ -395,6 +360,32 @@ impl Task {
                 self.redirections.tell(&reference(workload), Some(redirection));
             }
         }
+    }
+}
+
+/// A request as it is sent.
+///
+/// # Errors
+/// Why it cannot be, in words.
+fn order(request: &Request) -> Result<Order, String> {
+    let packet = message::packet(request).map_err(|error| error.to_string())?;
+    let netns = match request {
+        Request::Add(workload) => {
+            let path = &workload.netns_path;
+            Some(netns(workload).map_err(|error| format!("open its netns {path}: {error}"))?)
+        }
+        Request::Keep(_) | Request::Del(_) | Request::SnapshotSent => None,
+    };
+    Ok(Order { packet, netns })
+}
+
+fn netns(workload: &Workload) -> io::Result<OwnedFd> {
+    // Whatever is there must not be able to hold us up, as a FIFO would.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&workload.netns_path)?;
+    if NetnsId::of(file.as_fd())? == workload.netns {
+        Ok(file.into())
+    } else {
+        Err(io::Error::other("it is another one by now"))
     }
 }
 

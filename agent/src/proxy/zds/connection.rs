@@ -7,7 +7,6 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 use tokio::io::Interest;
@@ -22,7 +21,7 @@ pub(super) struct Order {
     /// The message.
     pub(super) packet: Vec<u8>,
     /// What goes with it.
-    pub(super) netns: Option<Arc<OwnedFd>>,
+    pub(super) netns: Option<OwnedFd>,
 }
 
 /// Sends what it is ordered to, and says so each time; hands on what is said. Until there are no more orders, or the peer has gone.
@@ -62,7 +61,7 @@ pub(super) async fn converse<S, H, E>(
 }
 
 async fn send(stream: &UnixStream, order: &Order) -> io::Result<()> {
-    let descriptors = order.netns.as_deref().map(AsFd::as_fd);
+    let descriptors = order.netns.as_ref().map(AsFd::as_fd);
     stream
         .async_io(Interest::WRITABLE, || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -258,6 +258,14 @@ impl Protocol {
         let Some(outstanding) = connection.outstanding.take() else { return Vec::new() };
         connection.deadline = None;
         let mut steps = Vec::new();
+        let uid = outstanding.request.uid().unwrap_or_default();
+        if let (Request::Add(workload), Some(told)) = (&outstanding.request, connection.told.get_mut(uid))
+            && told.workload != *workload
+        {
+            // What it has is not the pod any more: that goes first.
+            told.is_over = true;
+            return self.then(now, steps);
+        }
         match (outstanding.request, connection.phase) {
             (Request::Add(workload), Phase::Snapshot) => {
                 steps.push(connection.send(id, Request::Keep(workload), outstanding.is_over, now));

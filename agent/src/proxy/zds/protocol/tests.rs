@@ -150,6 +150,16 @@ impl World {
         }
     }
 
+    /// The netns of the pod that it is to be told of cannot be opened.
+    fn cannot_send(&mut self, id: ConnectionId) {
+        let peer = self.peers.get_mut(&id).unwrap();
+        if !peer.is_sent && matches!(peer.outstanding, Some(Request::Add(_))) {
+            peer.outstanding = None;
+            let steps = self.protocol.unsendable(id, "gone", self.now);
+            self.perform(steps);
+        }
+    }
+
     /// It does what it is told, and answers. Of what it refuses it has the pod all the same, as ztunnel does.
     fn answer(&mut self, id: ConnectionId, packet: &[u8]) {
         let peer = self.peers.get_mut(&id).unwrap();
@@ -229,8 +239,7 @@ fn a_pod_whose_netns_cannot_be_opened_is_kept_before_the_snapshot_and_not_told_o
     let mut world = World::new();
     world.want(workload(1, 11));
     let id = world.greeted();
-    let steps = world.protocol.unsendable(id, "gone", world.now);
-    world.perform(steps);
+    world.cannot_send(id);
     assert_eq!(world.request_to(id), Some(&Request::Keep(workload(1, 11))));
     world.complete();
     world.settle();
@@ -238,9 +247,7 @@ fn a_pod_whose_netns_cannot_be_opened_is_kept_before_the_snapshot_and_not_told_o
     assert_eq!(world.state(1), State::Served);
 
     world.want(workload(2, 12));
-    world.peers.get_mut(&id).unwrap().outstanding = None;
-    let steps = world.protocol.unsendable(id, "gone", world.now);
-    world.perform(steps);
+    world.cannot_send(id);
     assert_eq!((world.request_to(id), world.state(2)), (None, State::Refused("gone".to_owned())));
 }
 
@@ -433,11 +440,7 @@ fn happens_to(world: &mut World, id: ConnectionId, event: Event) {
         Event::Greet(_) if !peer.has_greeted => world.greet(id),
         Event::HangUp(_) => world.hang_up(id),
         Event::Deliver(_) => world.deliver(id),
-        Event::CannotSend(_) if !peer.is_sent && matches!(peer.outstanding, Some(Request::Add(_))) => {
-            peer.outstanding = None;
-            let steps = world.protocol.unsendable(id, "cannot be opened", world.now);
-            world.perform(steps);
-        }
+        Event::CannotSend(_) => world.cannot_send(id),
         Event::Done(_) => world.answer(id, DONE),
         Event::Failed(_) => world.answer(id, FAILED),
         Event::Nonsense(_) => world.say(id, b"\xff\xff"),
@@ -446,7 +449,7 @@ fn happens_to(world: &mut World, id: ConnectionId, event: Event) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn whatever_happens_each_ztunnel_has_in_the_end_what_it_should(
