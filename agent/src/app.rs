@@ -343,7 +343,8 @@ async fn serve(config: &AgentConfig, parts: Parts) -> Result<(), AppError> {
         // Nobody else hears of it unasked.
         tasks.spawn(Arc::clone(&probe).serve(stop.clone()));
     }
-    proxy::start(config.proxy_dir.as_deref(), proxy, answerer.node.clone(), &tasks, &stop)?;
+    let ztunnel = (proxy.0.ztunnel.clone(), ztunnel);
+    proxy::start(config.proxy_dir.as_deref(), proxy, Arc::clone(&answerer), &tasks, &stop)?;
     ztunnel::start(config.ztunnel_socket.as_deref(), ztunnel, &tasks, &stop)?;
     admin.serve(view, &tasks, &stop).map_err(system("serve metrics and health"))?;
     tasks.spawn(reconciler.serve(stop.clone()));

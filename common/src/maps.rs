@@ -465,6 +465,8 @@ pub mod driver {
     pub const SIDECAR: u64 = 0;
     /// The agent: the node's proxy serves it.
     pub const NODE: u64 = 1;
+    /// Istio: the node's ztunnel serves it.
+    pub const ZTUNNEL: u64 = 2;
 }
 
 macro_rules! layout {

@@ -14,7 +14,8 @@ use crate::exec::{print, quiet, run as run_command, say, step};
 use crate::{FAILED, workspace};
 
 /// What is fuzzed; each has a target and a corpus of its name.
-const TARGETS: [&str; 6] = ["annotations", "manifest", "cni_message", "monitor_line", "plugin", "conflist"];
+const TARGETS: [&str; 7] =
+    ["annotations", "manifest", "cni_message", "monitor_line", "plugin", "conflist", "zds"];
 const FUZZER_VERSION: &str = "0.13.2";
 /// Nothing that these parsers take becomes more interesting by being longer.
 const LONGEST_INPUT: usize = 1024;

@@ -1,4 +1,4 @@
-//! The node's ztunnel: the socket that it is told at, and what it is told of when the agent starts.
+//! The node's ztunnel: the socket that it is told at.
 //!
 //! Owns: the start of it. Called by: `app`.
 
@@ -26,8 +26,6 @@ pub(super) fn start(
     let listener =
         listener.map_err(|source| AppError::File { attempt: "listen on", path: path.to_owned(), source })?;
     tasks.spawn(task.run(stop.clone()));
-    tasks.spawn(zds::serve(listener, ztunnel.clone(), stop.clone()));
-    // No pod has this driver yet.
-    tasks.spawn(async move { ztunnel.complete().await });
+    tasks.spawn(zds::serve(listener, ztunnel, stop.clone()));
     Ok(())
 }

@@ -10,9 +10,9 @@ use crate::cluster::notice::{NoticeKind, Notices};
 use crate::enrol::node::{Enrolling, NodeHandle};
 use crate::enrol::past_mesh::PastMesh;
 use crate::enrol::{EnrolError, Node};
-use crate::model::{Capture, Decision, NodeSettings, Origins, PodErrors, decide, surprise};
-use crate::proxy::driver::{Drivers, ProxyDriver};
-use crate::source::PodSource;
+use crate::model::{Capture, Decision, Driver, NodeSettings, Origins, PodErrors, decide, surprise};
+use crate::proxy::driver::{Drivers, ProxiedPod, ProxyDriver};
+use crate::source::{PodSource, SourceError};
 
 /// What requests are answered from.
 #[derive(Debug)]
@@ -180,8 +180,10 @@ impl<S: PodSource> Answerer<S> {
             node.add(&enrolling).map(|()| (is_known, node.proxied(Some(&container))))
         });
         let (is_known, proxied) = added.await??;
-        for pod in &proxied {
-            if let Err(error) = self.drivers.serve(pod).await {
+        for pod in proxied {
+            // Of one whose manifest is not there any more, its driver says what it lacks.
+            let pod = self.with_account(pod.clone()).await.unwrap_or(pod);
+            if let Err(error) = self.drivers.serve(&pod).await {
                 if !is_known {
                     self.node.run(move |node| node.del(&attachment)).await?;
                 }
@@ -189,6 +191,20 @@ impl<S: PodSource> Answerer<S> {
             }
         }
         Ok(())
+    }
+
+    /// A pod with its service account, where its driver tells others. One that the source does not know, because it has gone
+    /// meanwhile, is as it was.
+    ///
+    /// # Errors
+    /// If the source cannot be asked.
+    pub async fn with_account(&self, pod: ProxiedPod) -> Result<ProxiedPod, SourceError> {
+        if pod.driver != Driver::Ztunnel {
+            return Ok(pod);
+        }
+        let ProxiedPod { namespace, name, uid, .. } = pod.clone();
+        let found = self.source.pod(&PodReference { namespace, name, uid }).await?;
+        Ok(ProxiedPod { service_account: found.map(|found| found.service_account().to_owned()), ..pod })
     }
 
     /// How a pod is to be captured.

@@ -375,7 +375,11 @@ fn proxied_pod(pod: &Enrolled) -> ProxiedPod {
         cookie: pod.cookie,
         namespace: pod.pod.namespace.clone(),
         name: pod.pod.name.clone(),
+        uid: pod.pod.uid.clone(),
+        container_id: pod.container_id.clone(),
+        service_account: None,
         netns_path: pod.netns_path.clone(),
+        netns: pod.netns,
         has_v6: false,
         driver: pod.driver,
     }

@@ -175,6 +175,7 @@ impl Enrolled {
             driver: match self.driver {
                 Driver::Sidecar => driver::SIDECAR,
                 Driver::Node => driver::NODE,
+                Driver::Ztunnel => driver::ZTUNNEL,
             },
         })
     }
@@ -191,7 +192,11 @@ impl Enrolled {
             netns: NetnsId { device: map.netns_device, inode: map.netns_inode },
             enrolled_at: map.enrolled_at,
             backend: BackendName::Ebpf,
-            driver: if map.driver == driver::NODE { Driver::Node } else { Driver::Sidecar },
+            driver: match map.driver {
+                driver::NODE => Driver::Node,
+                driver::ZTUNNEL => Driver::Ztunnel,
+                _ => Driver::Sidecar,
+            },
             lists,
         }
     }

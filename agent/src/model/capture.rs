@@ -131,6 +131,8 @@ pub enum Driver {
     Sidecar,
     /// The agent: the node's proxy has listeners inside of the pod's netns.
     Node,
+    /// Istio: the node's ztunnel has listeners inside of the pod's netns (ambient mode).
+    Ztunnel,
 }
 
 impl Driver {
@@ -139,6 +141,7 @@ impl Driver {
         match self {
             Self::Sidecar => "sidecar",
             Self::Node => "node",
+            Self::Ztunnel => "ztunnel",
         }
     }
 }

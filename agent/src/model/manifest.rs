@@ -63,6 +63,8 @@ pub struct Spec {
     pub host_network: bool,
     /// Whether the pod runs in the node's user namespace; unset means yes.
     pub host_users: Option<bool>,
+    /// Who the pod is to the API server, and in the mesh.
+    pub service_account_name: Option<String>,
     /// Init containers, native sidecars among them.
     #[serde(deserialize_with = "null_as_default")]
     pub init_containers: Vec<Container>,
@@ -185,6 +187,11 @@ impl Pod {
     /// `namespace/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.metadata.namespace, self.metadata.name)
+    }
+
+    /// Its service account; the API server writes `default` where a manifest names none.
+    pub fn service_account(&self) -> &str {
+        self.spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default")
     }
 
     /// The container of this name, wherever it stands: a native sidecar is an init container.

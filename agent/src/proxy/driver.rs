@@ -11,7 +11,9 @@ use veer_common::maps::NetnsCookie;
 
 use super::ads::{Ads, ProxyError};
 use super::sidecar::Sidecar;
+use super::zds::{Zds, ZdsError};
 use crate::model::Driver;
+use crate::platform::netns::NetnsId;
 
 /// A pod whose proxy is driven.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,8 +24,16 @@ pub struct ProxiedPod {
     pub namespace: String,
     /// Pod name.
     pub name: String,
+    /// The pod's `metadata.uid`, where the runtime says it.
+    pub uid: Option<String>,
+    /// CNI container id.
+    pub container_id: String,
+    /// Who it is in the mesh. Only its manifest says so, which is read where a driver has to tell others.
+    pub service_account: Option<String>,
     /// Its netns as a path, which a proxy of the node's opens.
     pub netns_path: String,
+    /// The file that this is.
+    pub netns: NetnsId,
     /// Whether it has IPv6, on loopback at least.
     pub has_v6: bool,
     /// Whose it is.
@@ -59,6 +69,9 @@ pub enum DriverError {
     /// The node's Envoy.
     #[error(transparent)]
     Node(#[from] ProxyError),
+    /// The node's ztunnel.
+    #[error(transparent)]
+    Ztunnel(#[from] ZdsError),
 }
 
 /// All of them: a pod is its own driver's business alone.
@@ -68,6 +81,8 @@ pub struct Drivers {
     pub sidecar: Sidecar,
     /// Pods that the node's Envoy serves.
     pub node: Ads,
+    /// Pods that the node's ztunnel serves.
+    pub ztunnel: Zds,
 }
 
 impl ProxyDriver for Drivers {
@@ -75,6 +90,7 @@ impl ProxyDriver for Drivers {
         match pod.driver {
             Driver::Sidecar => self.sidecar.serve(pod).await,
             Driver::Node => ProxyDriver::serve(&self.node, pod).await,
+            Driver::Ztunnel => ProxyDriver::serve(&self.ztunnel, pod).await,
         }
     }
 
@@ -82,18 +98,21 @@ impl ProxyDriver for Drivers {
         match pod.driver {
             Driver::Sidecar => self.sidecar.begin(pod).await,
             Driver::Node => ProxyDriver::begin(&self.node, pod).await,
+            Driver::Ztunnel => ProxyDriver::begin(&self.ztunnel, pod).await,
         }
     }
 
     async fn complete(&self) {
         self.sidecar.complete().await;
         ProxyDriver::complete(&self.node).await;
+        ProxyDriver::complete(&self.ztunnel).await;
     }
 
     fn forget(&self, pod: &ProxiedPod) {
         match pod.driver {
             Driver::Sidecar => self.sidecar.forget(pod),
             Driver::Node => ProxyDriver::forget(&self.node, pod),
+            Driver::Ztunnel => ProxyDriver::forget(&self.ztunnel, pod),
         }
     }
 }

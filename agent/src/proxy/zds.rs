@@ -4,13 +4,11 @@
 //! ([`Protocol`]), and one more for each connection. Who asks for a pod to be served waits until ztunnel has said yes or no.
 //! Never does: decide what is said when, which is [`Protocol`]'s; redirect anything; or hold on to a netns: it is opened by its path when
 //! ztunnel is told of the pod, if it still is the file that it was.
-//! Called by: `app`, and by whoever enrols, as [`ads`](super::ads) is:
-//! * an ADD of a pod with this driver is redirected first, and then waits for [`Zds::serve`]; if that fails it is undone;
-//! * when an agent starts, it is told of each pod that is enrolled already ([`Zds::begin`]), and then that these were all
-//!   ([`Zds::complete`]), before which no ztunnel gets its snapshot, and so none drops what an earlier agent has told it of;
-//! * a pod that goes is taken from it ([`Zds::forget`], by the uid).
-//!
-//! A [`Workload`] has what only the manifest knows, the service account: at a start that is the pod source's to say.
+//! Called by: `app`, and as the driver ([`ProxyDriver`]) of pods in ambient mode:
+//! * an ADD is redirected first, and then waits until the pod is served; if that fails it is undone;
+//! * when an agent starts, it is told of each pod that is enrolled already, with the service account that only the manifest has, and
+//!   then that these were all: before that no ztunnel gets its snapshot, and so none drops what an earlier agent has told it of;
+//! * a pod that goes is taken from it.
 
 mod connection;
 mod listener;
@@ -34,6 +32,7 @@ use veer_common::cni::PodReference;
 
 use self::connection::Order;
 use self::protocol::{ConnectionId, Protocol, Request, State, Step, Uid, Workload};
+use super::driver::{DriverError, ProxiedPod, ProxyDriver};
 use crate::cluster::redirection::{Redirection, Redirections};
 use crate::platform::netns::NetnsId;
 
@@ -113,7 +112,7 @@ type Opened = (ConnectionId, mpsc::Receiver<Order>);
 #[derive(Debug)]
 enum Command {
     Serve { workload: Box<Workload>, answer: Answer },
-    Forget { uid: Uid },
+    Forget { uid: Uid, netns: NetnsId },
     Complete,
     Open { opened: oneshot::Sender<Opened> },
     Sent { connection: ConnectionId },
@@ -164,10 +163,11 @@ impl Zds {
         drop(self.commands.send(Command::Serve { workload: Box::new(workload), answer }).await);
     }
 
-    /// Takes a pod from ztunnel, which lets its connections end. Not from the runtime's own thread: it may wait for room.
-    pub fn forget(&self, uid: Uid) {
+    /// Takes a pod from ztunnel, which lets its connections end; nothing, if the pod is in another netns by now. Not from the
+    /// runtime's own thread: it may wait for room.
+    pub fn forget(&self, uid: Uid, netns: NetnsId) {
         // Without the task there is nobody to tell.
-        drop(self.commands.blocking_send(Command::Forget { uid }));
+        drop(self.commands.blocking_send(Command::Forget { uid, netns }));
     }
 
     /// All pods of the node were named: a ztunnel that has more loses it.
@@ -243,7 +243,7 @@ impl Task {
                 self.waiting.push((workload.uid.clone(), answer));
                 self.protocol.want(*workload, now)
             }
-            Command::Forget { uid } => self.forget(&uid, now),
+            Command::Forget { uid, netns } => self.forget(&uid, netns, now),
             Command::Complete => self.protocol.complete(now),
             Command::Open { opened } => {
                 // Never fuller: the next message waits for the answer to the last.
@@ -279,15 +279,16 @@ impl Task {
         self.protocol.gone(connection, now)
     }
 
-    fn forget(&mut self, uid: &str, now: Instant) -> Vec<Step> {
-        for (_, answer) in self.waiting.extract_if(.., |(waiting, _)| waiting == uid) {
-            drop(answer.send(Err(ZdsError::Gone)));
-        }
-        if let Some(pod) = self.protocol.workloads().find(|workload| workload.uid == uid).map(reference) {
+    fn forget(&mut self, uid: &str, netns: NetnsId, now: Instant) -> Vec<Step> {
+        let mut known = self.protocol.workloads();
+        if let Some(gone) = known.find(|workload| workload.uid == uid && workload.netns == netns) {
             self.announced.remove(uid);
-            self.redirections.tell(&pod, None);
+            self.redirections.tell(&reference(gone), None);
+            for (_, answer) in self.waiting.extract_if(.., |(waiting, _)| waiting == uid) {
+                drop(answer.send(Err(ZdsError::Gone)));
+            }
         }
-        self.protocol.forget(uid, now)
+        self.protocol.forget(uid, netns, now)
     }
 
     /// What cannot be sent leads to further steps.
@@ -360,6 +361,37 @@ impl Task {
                 self.redirections.tell(&reference(workload), Some(redirection));
             }
         }
+    }
+}
+
+impl ProxyDriver for Zds {
+    async fn serve(&self, pod: &ProxiedPod) -> Result<(), DriverError> {
+        Ok(Self::serve(self, workload(pod)).await?)
+    }
+
+    async fn begin(&self, pod: &ProxiedPod) {
+        Self::begin(self, workload(pod)).await;
+    }
+
+    async fn complete(&self) {
+        Self::complete(self).await;
+    }
+
+    fn forget(&self, pod: &ProxiedPod) {
+        let Workload { uid, netns, .. } = workload(pod);
+        Self::forget(self, uid, netns);
+    }
+}
+
+/// A pod as ztunnel is told of it. Where the runtime does not say the pod's uid, ztunnel is content with any other that is its alone.
+fn workload(pod: &ProxiedPod) -> Workload {
+    Workload {
+        uid: pod.uid.clone().unwrap_or_else(|| pod.container_id.clone()),
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        service_account: pod.service_account.clone(),
+        netns_path: pod.netns_path.clone(),
+        netns: pod.netns,
     }
 }
 

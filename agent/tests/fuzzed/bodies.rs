@@ -5,11 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::time::Instant;
 
 use veer::explain::line;
 use veer::install::{self, Directory, Entry, File, Mode, Wish};
 use veer::model::annotation::{self, ValueError};
 use veer::model::{Decision, NodeSettings, Origins, Pod, decide};
+use veer::platform::netns::NetnsId;
+use veer::proxy::zds::message;
+use veer::proxy::zds::protocol::{Protocol, Request, State, Step, Workload};
 use veer_common::cni::{Request, encode, read_message};
 
 /// A line of a log that nobody wants to read. Names and values are cut before they make it this long.
@@ -64,6 +68,50 @@ pub(crate) fn monitor_line(data: &[u8]) {
     match line::read(text) {
         Ok(shown) => assert!(shown.pod.contains('/')),
         Err(error) => assert_readable(&error),
+    }
+}
+
+/// What a peer says that is said to be ztunnel: packets of up to 255 bytes, each after its length, to an agent with two pods.
+/// Each message that it gets is out before the next packet comes.
+pub(crate) fn zds(data: &[u8]) {
+    let now = Instant::now();
+    let mut protocol = Protocol::default();
+    for number in 1..=2_u64 {
+        drop(protocol.want(workload(number), now));
+    }
+    drop(protocol.complete(now));
+    let (connection, _) = protocol.open(now);
+    let (mut rest, mut snapshots) = (data, 0);
+    while let Some((length, after)) = rest.split_first() {
+        let (packet, after) = after.split_at(usize::from(*length).min(after.len()));
+        rest = after;
+        for step in protocol.received(connection, packet, now) {
+            match step {
+                Step::Close { reason, .. } => return assert_readable(&reason),
+                Step::Send { to, request } => {
+                    assert!(message::packet(&request).is_ok(), "{request:?}");
+                    snapshots += u32::from(request == Request::SnapshotSent);
+                    protocol.sent(to, now);
+                }
+            }
+        }
+        assert!(snapshots <= 1, "a second snapshot ends ztunnel");
+        for workload in protocol.workloads() {
+            if let State::Refused(words) = protocol.state(&workload.uid) {
+                assert_readable(&words);
+            }
+        }
+    }
+}
+
+fn workload(number: u64) -> Workload {
+    Workload {
+        uid: number.to_string(),
+        namespace: "shop".to_owned(),
+        name: format!("cart-{number}"),
+        service_account: Some("seller".to_owned()),
+        netns_path: "/run/netns/x".to_owned(),
+        netns: NetnsId { device: 4, inode: number },
     }
 }
 

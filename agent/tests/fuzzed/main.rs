@@ -43,6 +43,11 @@ fn every_monitor_line_of_the_corpus_is_read_or_refused_in_words() {
 }
 
 #[test]
+fn whatever_a_ztunnel_of_the_corpus_says_is_understood_or_refused_in_words() {
+    replay("zds", bodies::zds);
+}
+
+#[test]
 fn every_conflist_of_the_corpus_is_as_it_was_when_veer_is_gone() {
     replay("conflist", bodies::conflist);
 }

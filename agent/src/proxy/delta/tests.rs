@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::super::driver::ProxiedPod;
 use super::super::resources::{Direction, resource_name};
 use super::*;
+use crate::platform::netns::NetnsId;
 
 /// An Envoy: what it has, and whom it refuses.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +70,10 @@ fn pod(number: u64) -> ProxiedPod {
         namespace: "shop".to_owned(),
         name: format!("cart-{number}"),
         netns_path: format!("/run/netns/{number}"),
+        uid: None,
+        container_id: String::new(),
+        service_account: None,
+        netns: NetnsId { device: 4, inode: 5 },
         has_v6: number.is_multiple_of(2),
         driver: crate::model::Driver::Node,
     }

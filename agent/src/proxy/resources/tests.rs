@@ -1,4 +1,5 @@
 use super::*;
+use crate::platform::netns::NetnsId;
 
 fn pod(name: &str, has_v6: bool) -> ProxiedPod {
     ProxiedPod {
@@ -6,6 +7,10 @@ fn pod(name: &str, has_v6: bool) -> ProxiedPod {
         namespace: "shop".to_owned(),
         name: name.to_owned(),
         netns_path: "/run/netns/cni-1".to_owned(),
+        uid: None,
+        container_id: String::new(),
+        service_account: None,
+        netns: NetnsId { device: 4, inode: 5 },
         has_v6,
         driver: crate::model::Driver::Node,
     }

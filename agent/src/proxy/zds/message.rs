@@ -14,6 +14,9 @@ const V1: i32 = 1;
 /// What fits into the buffer that ztunnel reads a packet into; it breaks off for one that is longer. The same for its own.
 pub const LONGEST: usize = 1024;
 
+/// Longest that is kept of what ztunnel has against something.
+const LONGEST_WORDS: usize = 400;
+
 /// Why a packet is not what it should be.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum MessageError {
@@ -31,6 +34,9 @@ pub enum MessageError {
     /// A message without content.
     #[error("it is an answer without an acknowledgement")]
     Empty,
+    /// Who the pod is in the mesh is not known.
+    #[error("its service account is not known")]
+    NoServiceAccount,
     /// It does not fit.
     #[error("the message about it has {0} bytes, {LONGEST} is the most that ztunnel reads")]
     TooLong(usize),
@@ -119,12 +125,13 @@ enum ResponsePayload {
 pub fn packet(request: &Request) -> Result<Vec<u8>, MessageError> {
     let payload = match request {
         Request::Add(Workload { uid, namespace, name, service_account, .. }) => {
+            let service_account = service_account.clone().ok_or(MessageError::NoServiceAccount)?;
             RequestPayload::Add(AddWorkload {
                 uid: uid.clone(),
                 workload_info: Some(WorkloadInfo {
                     name: name.clone(),
                     namespace: namespace.clone(),
-                    service_account: service_account.clone(),
+                    service_account,
                 }),
             })
         }
@@ -155,7 +162,8 @@ pub fn read_answer(packet: &[u8]) -> Result<Option<String>, MessageError> {
     let response = WorkloadResponse::decode(packet).map_err(unreadable("answer"))?;
     let ResponsePayload::Ack(Ack { error }) = response.payload.ok_or(MessageError::Empty)?;
     // It goes into logs and onto terminals.
-    let words = error.replace(char::is_control, " ");
+    let mut words = error.replace(char::is_control, " ");
+    words.truncate(words.floor_char_boundary(LONGEST_WORDS));
     Ok((!words.is_empty()).then_some(words))
 }
 
@@ -173,7 +181,7 @@ mod tests {
             uid: "u-1".to_owned(),
             namespace: "shop".to_owned(),
             name: name.to_owned(),
-            service_account: "seller".to_owned(),
+            service_account: Some("seller".to_owned()),
             netns_path: "/run/netns/x".to_owned(),
             netns: NetnsId { device: 4, inode: 5 },
         }
@@ -194,10 +202,12 @@ mod tests {
 
     #[test]
     fn names_of_the_longest_kind_fit_and_what_does_not_is_not_sent() {
-        let longest = Workload { service_account: "s".repeat(253), ..workload(&"n".repeat(253)) };
+        let longest = Workload { service_account: Some("s".repeat(253)), ..workload(&"n".repeat(253)) };
         assert!(packet(&Request::Add(longest)).is_ok());
         let error = packet(&Request::Add(workload(&"n".repeat(1000)))).unwrap_err();
         assert!(matches!(error, MessageError::TooLong(1000..)), "{error}");
+        let unknown = Workload { service_account: None, ..workload("cart") };
+        assert_eq!(packet(&Request::Add(unknown)), Err(MessageError::NoServiceAccount));
     }
 
     #[test]

@@ -50,8 +50,8 @@ pub struct Workload {
     pub namespace: String,
     /// Pod name.
     pub name: String,
-    /// Its service account: who it is in the mesh.
-    pub service_account: String,
+    /// Its service account: who it is in the mesh. Without it, ztunnel cannot be told of it.
+    pub service_account: Option<String>,
     /// Its netns as a path.
     pub netns_path: String,
     /// The file that this must be.
@@ -220,8 +220,12 @@ impl Protocol {
         self.then(now, Vec::new())
     }
 
-    /// A pod is not to be served any more.
-    pub fn forget(&mut self, uid: &str, now: Instant) -> Vec<Step> {
+    /// A pod is not to be served any more in that netns. It may have another one by now: a sandbox is made anew, and the old one's end
+    /// is heard of later.
+    pub fn forget(&mut self, uid: &str, netns: NetnsId, now: Instant) -> Vec<Step> {
+        if self.wanted.get(uid).is_some_and(|workload| workload.netns != netns) {
+            return Vec::new();
+        }
         self.wanted.remove(uid);
         for connection in self.connections.values_mut() {
             if let Some(told) = connection.told.get_mut(uid) {

@@ -147,7 +147,7 @@ fn workload(path: &Path, netns: &File) -> Workload {
         uid: "u-1".to_owned(),
         namespace: "shop".to_owned(),
         name: "cart".to_owned(),
-        service_account: "seller".to_owned(),
+        service_account: Some("seller".to_owned()),
         netns_path: path.display().to_string(),
         netns: NetnsId::of(netns.as_fd()).unwrap(),
     }
@@ -178,7 +178,7 @@ fn a_pod_comes_with_its_netns_and_whoever_asked_for_it_hears_what_ztunnel_says()
     assert_eq!(peer.hear().1.len(), 1);
     peer.say(DONE);
     assert_eq!(asked.join().unwrap(), Ok(()));
-    server.zds.forget(pod.uid);
+    server.zds.forget(pod.uid, pod.netns);
     peer.expect(DEL);
 }
 

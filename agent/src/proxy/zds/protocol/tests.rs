@@ -14,7 +14,7 @@ fn workload(number: u8, netns: u64) -> Workload {
         uid: format!("u-{number}"),
         namespace: "shop".to_owned(),
         name: format!("cart-{number}"),
-        service_account: "seller".to_owned(),
+        service_account: Some("seller".to_owned()),
         netns_path: format!("/run/netns/{number}"),
         netns: NetnsId { device: 4, inode: netns },
     }
@@ -117,9 +117,8 @@ impl World {
     }
 
     fn forget(&mut self, number: u8) {
-        let uid = workload(number, 0).uid;
-        self.wanted.remove(&uid);
-        let steps = self.protocol.forget(&uid, self.now);
+        let Some(gone) = self.wanted.remove(&workload(number, 0).uid) else { return };
+        let steps = self.protocol.forget(&gone.uid, gone.netns, self.now);
         self.perform(steps);
     }
 
@@ -376,6 +375,21 @@ fn a_pod_that_goes_and_comes_back_while_it_is_told_of_ends_before_it_begins_anew
     assert_eq!(world.state(1), State::Pending);
     world.settle();
     assert_eq!(world.state(1), State::Served);
+}
+
+#[test]
+fn the_late_end_of_a_pods_earlier_netns_is_not_the_end_of_the_pod() {
+    let mut world = World::new();
+    world.complete();
+    let id = world.greeted();
+    world.settle();
+    world.want(workload(1, 11));
+    world.settle();
+    world.want(workload(1, 12));
+    assert_eq!(world.request_to(id), Some(&Request::Add(workload(1, 12))), "ztunnel replaces it");
+    world.settle();
+    let steps = world.protocol.forget("u-1", workload(1, 11).netns, world.now);
+    assert_eq!((steps, world.state(1)), (Vec::new(), State::Served));
 }
 
 #[derive(Clone, Copy, Debug)]
