@@ -280,10 +280,11 @@ impl Task {
     }
 
     fn forget(&mut self, uid: &str, netns: NetnsId, now: Instant) -> Vec<Step> {
-        let mut known = self.protocol.workloads();
-        if let Some(gone) = known.find(|workload| workload.uid == uid && workload.netns == netns) {
+        let is_meant = |workload: &&Workload| workload.uid == uid && workload.netns == netns;
+        let gone = self.protocol.workloads().find(is_meant).map(reference);
+        if let Some(gone) = gone {
             self.announced.remove(uid);
-            self.redirections.tell(&reference(gone), None);
+            self.redirections.tell(&gone, None);
             for (_, answer) in self.waiting.extract_if(.., |(waiting, _)| waiting == uid) {
                 drop(answer.send(Err(ZdsError::Gone)));
             }
