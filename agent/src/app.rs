@@ -36,10 +36,6 @@ use crate::platform::cgroup::CgroupError;
 use crate::platform::netlink::changes::AddressChanges;
 use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::platform::records::RecordError;
-use crate::proxy::ads::{Ads, Task};
-use crate::proxy::driver::Drivers;
-use crate::proxy::sidecar::Sidecar;
-use crate::proxy::zds::{self, Zds};
 use crate::readiness::probe::Probe;
 use crate::readiness::{Condition, Readiness};
 use crate::reconcile::{Reconciler, Report};
@@ -50,7 +46,6 @@ use crate::wall_clock;
 mod choice;
 mod pods;
 mod proxy;
-mod ztunnel;
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -140,9 +135,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     release_memory();
 
     let system = |attempt| move |source| AppError::System { attempt, source };
-    let (ads, task) = Ads::new(config.proxy_dir.is_some());
-    let (zds, zds_task) = Zds::new(config.ztunnel_socket.is_some(), redirections);
-    let drivers = Drivers { sidecar: Sidecar, node: ads, ztunnel: zds };
+    let (drivers, proxy) = proxy::Tasks::of(config, redirections);
     let started = node.with_drivers(drivers.clone()).start();
     let (handle, thread) = started.map_err(system("start the node's thread"))?;
     let granted = choice::settings(config, backend);
@@ -160,8 +153,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let follower = changes.map(|changes| (changes, handle.clone()));
     let probe = Arc::new(Probe::new(&readiness, handle.clone(), config.place.cni_socket()));
     let metrics = admin.metrics.clone();
-    let (node, proxy) = (handle, (drivers.clone(), task));
-    let answerer = Arc::new(Answerer { source, settings, node, notices, drivers, metrics });
+    let answerer = Arc::new(Answerer { source, settings, node: handle, notices, drivers, metrics });
     let reconciler = reconciler(&config.heal, &readiness, &answerer, netns, report);
     let view = view(&answerer, &reconciler, readiness, Arc::clone(&probe));
     let parts = Parts {
@@ -169,7 +161,6 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         control,
         answerer,
         proxy,
-        ztunnel: zds_task,
         follower,
         reconciler,
         cluster,
@@ -292,8 +283,7 @@ struct Parts {
     pins: Option<Pins>,
     control: Arc<Control<Source>>,
     answerer: Arc<Answerer<Source>>,
-    proxy: (Drivers, Task),
-    ztunnel: zds::Task,
+    proxy: proxy::Tasks,
     follower: Option<(AddressChanges, NodeHandle)>,
     reconciler: Reconciler<Source>,
     cluster: Option<pods::Cluster>,
@@ -310,7 +300,6 @@ async fn serve(config: &AgentConfig, parts: Parts) -> Result<(), AppError> {
         control,
         answerer,
         proxy,
-        ztunnel,
         follower,
         reconciler,
         cluster,
@@ -343,9 +332,7 @@ async fn serve(config: &AgentConfig, parts: Parts) -> Result<(), AppError> {
         // Nobody else hears of it unasked.
         tasks.spawn(Arc::clone(&probe).serve(stop.clone()));
     }
-    let ztunnel = (proxy.0.ztunnel.clone(), ztunnel);
-    proxy::start(config.proxy_dir.as_deref(), proxy, Arc::clone(&answerer), &tasks, &stop)?;
-    ztunnel::start(config.ztunnel_socket.as_deref(), ztunnel, &tasks, &stop)?;
+    proxy.start(config, &answerer, &tasks, &stop)?;
     admin.serve(view, &tasks, &stop).map_err(system("serve metrics and health"))?;
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));

@@ -1,8 +1,7 @@
-//! The pods' proxies: the server that the node's is told by, and whom the drivers take on when the agent starts.
+//! The pods' proxies: the servers that the node's are told by, and whom the drivers take on when the agent starts.
 //!
 //! Owns: the start of it. Called by: `app`.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,44 +10,68 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::AppError;
+use crate::cluster::redirection::Redirections;
 use crate::cni::answer::Answerer;
+use crate::config::AgentConfig;
 use crate::model::{DEFAULT_PROXY_ID, Driver};
-use crate::proxy::ads::{self, Task};
+use crate::proxy::ads::{self, Ads};
 use crate::proxy::driver::{Drivers, ProxyDriver};
 use crate::proxy::place::ProxyPlace;
+use crate::proxy::sidecar::Sidecar;
+use crate::proxy::zds::{self, Zds};
 use crate::source::Source;
 
 /// Between two questions for a pod that nobody could answer.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Starts it; the node's proxy, if there is a place for it. Pods that an earlier agent has enrolled come first, and then all
-/// that no such pod has is taken from an Envoy that is there already.
-///
-/// # Errors
-/// If its directory or socket cannot be made.
-pub(super) fn start(
-    directory: Option<&Path>,
-    (drivers, task): (Drivers, Task),
-    answerer: Arc<Answerer<Source>>,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<(), AppError> {
-    if let Some(directory) = directory {
-        let files = ProxyPlace::of(directory);
-        let listener = files.open();
-        let listener =
-            listener.map_err(|source| AppError::File { attempt: "listen on", path: files.ads(), source })?;
-        // Without the task, whoever asks is told so.
-        tasks.spawn(task.run(stop.clone()));
-        tasks.spawn(ads::serve(listener, DEFAULT_PROXY_ID, drivers.node.clone(), stop.clone()));
+/// What the node's proxies are told by.
+pub(super) struct Tasks {
+    node: ads::Task,
+    ztunnel: zds::Task,
+}
+
+impl Tasks {
+    /// The drivers, and what they need to run.
+    pub(super) fn of(config: &AgentConfig, redirections: Redirections) -> (Drivers, Self) {
+        let (node, node_task) = Ads::new(config.proxy_dir.is_some());
+        let (ztunnel, ztunnel_task) = Zds::new(config.ztunnel_socket.is_some(), redirections);
+        (Drivers { sidecar: Sidecar, node, ztunnel }, Self { node: node_task, ztunnel: ztunnel_task })
     }
-    let stop = stop.clone();
-    tasks.spawn(async move { stop.run_until_cancelled(take_on(&drivers, &answerer)).await });
-    Ok(())
+
+    /// Starts what there is a place for: without its task, whoever asks a driver is told so. Pods that an earlier agent has enrolled come
+    /// first, and then all that no such pod has is taken from a proxy that is there already.
+    ///
+    /// # Errors
+    /// If a directory or socket cannot be made, or somebody else serves it.
+    pub(super) fn start(
+        self,
+        config: &AgentConfig,
+        answerer: &Arc<Answerer<Source>>,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<(), AppError> {
+        let listening = |path| move |source| AppError::File { attempt: "listen on", path, source };
+        let drivers = &answerer.drivers;
+        if let Some(directory) = &config.proxy_dir {
+            let files = ProxyPlace::of(directory);
+            let listener = files.open().map_err(listening(files.ads()))?;
+            tasks.spawn(self.node.run(stop.clone()));
+            tasks.spawn(ads::serve(listener, DEFAULT_PROXY_ID, drivers.node.clone(), stop.clone()));
+        }
+        if let Some(path) = &config.ztunnel_socket {
+            let listener = zds::open(path).map_err(listening(path.clone()))?;
+            tasks.spawn(self.ztunnel.run(stop.clone()));
+            tasks.spawn(zds::serve(listener, drivers.ztunnel.clone(), stop.clone()));
+        }
+        let (answerer, stop) = (Arc::clone(answerer), stop.clone());
+        tasks.spawn(async move { stop.run_until_cancelled(take_on(&answerer)).await });
+        Ok(())
+    }
 }
 
 /// Those whose driver has to know what their manifests say come last: the pod source may not be there yet.
-async fn take_on(drivers: &Drivers, answerer: &Answerer<Source>) {
+async fn take_on(answerer: &Answerer<Source>) {
+    let drivers = &answerer.drivers;
     // Without the node's thread all else ends, too.
     let Ok(pods) = answerer.node.run(|node| node.proxied(None)).await else { return };
     let (by_ztunnel, others): (Vec<_>, Vec<_>) =

@@ -132,8 +132,7 @@ fn render(status: &NodeStatus) -> String {
                     .map(|Unrepaired { pod, problem }| format!("warning    {pod}: {problem}")),
             );
             lines.extend(cni(&agent.cni));
-            lines.extend(agent.node_proxy.iter().flat_map(node_proxy));
-            lines.extend(agent.ztunnel.iter().flat_map(ztunnel));
+            lines.extend(proxies(agent));
             lines.extend(agent.runs_before.iter().map(|program| format!("warning    {program}")));
         }
         None => lines
@@ -172,6 +171,11 @@ fn render(status: &NodeStatus) -> String {
     lines.push(format!("faults     {}", status.faults));
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// Those of the node that the agent drives.
+fn proxies(agent: &AgentStatus) -> impl Iterator<Item = String> {
+    agent.node_proxy.iter().flat_map(node_proxy).chain(agent.ztunnel.iter().flat_map(ztunnel))
 }
 
 fn node_proxy(standing: &Standing) -> Vec<String> {
