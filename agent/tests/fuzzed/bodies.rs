@@ -13,7 +13,7 @@ use veer::model::annotation::{self, ValueError};
 use veer::model::{Decision, NodeSettings, Origins, Pod, decide};
 use veer::platform::netns::NetnsId;
 use veer::proxy::zds::message;
-use veer::proxy::zds::protocol::{Protocol, Request, State, Step, Workload};
+use veer::proxy::zds::protocol::{self, Protocol, State, Step, Workload};
 use veer_common::cni::{Request, encode, read_message};
 
 /// A line of a log that nobody wants to read. Names and values are cut before they make it this long.
@@ -90,7 +90,7 @@ pub(crate) fn zds(data: &[u8]) {
                 Step::Close { reason, .. } => return assert_readable(&reason),
                 Step::Send { to, request } => {
                     assert!(message::packet(&request).is_ok(), "{request:?}");
-                    snapshots += u32::from(request == Request::SnapshotSent);
+                    snapshots += u32::from(request == protocol::Request::SnapshotSent);
                     protocol.sent(to, now);
                 }
             }
