@@ -21,6 +21,9 @@
 {{- if $v.nodeTaint.enabled }}
 - --node-taint
 {{- end }}
+{{- if $v.ztunnel.enabled }}
+- --ztunnel-socket={{ $v.ztunnel.socketDir }}/ztunnel.sock
+{{- end }}
 - --reconcile-interval={{ $v.agent.reconcileInterval }}
 - --log-level={{ $v.agent.logLevel }}
 - --log-format={{ $v.agent.logFormat }}
