@@ -1,6 +1,6 @@
 //! The node's ztunnel, told by the real agent on a real socket.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests panic as tests do")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -221,7 +221,9 @@ fn a_peer_that_is_broken_or_hostile_is_closed_and_the_next_one_is_served() {
     ];
     for breach in breaches {
         let peer = server.connect();
-        breach.iter().for_each(|packet| peer.say(packet));
+        for packet in breach {
+            peer.say(packet);
+        }
         // Whatever was under way, the end comes.
         while !peer.hear().0.is_empty() {}
     }
