@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::bpf;
 use crate::cgroup::Cgroup;
@@ -31,6 +32,7 @@ impl SocketLb {
     /// Attaches to `cgroup`, behind what hangs there already. `name` has 15 characters at the most; both
     /// addresses are of one family.
     pub fn attach(cgroup: &Cgroup, name: &str, service: SocketAddr, backend: SocketAddr) -> Result<Self> {
+        lock_all_memory();
         let hook = if service.is_ipv4() { CONNECT4 } else { CONNECT6 };
         let program = load(name, hook, &translation(service, backend)?)?;
         let cgroup = File::open(cgroup.path()).context("open a cgroup")?;
@@ -38,6 +40,16 @@ impl SocketLb {
             LinkCreate { program: number(&program), target: number(&cgroup), attach_type: hook, flags: 0 };
         let link = bpf::open(LINK_CREATE, &mut attribute).context("attach the load balancer")?;
         Ok(Self { _link: link })
+    }
+}
+
+/// Before Linux 5.11 a program counts as memory that is locked, of which root has 64 KB by default; those whom this one
+/// stands for ask for more as well. Later kernels count it as a cgroup's, and let nobody but the privileged ask.
+fn lock_all_memory() {
+    let all = Rlimit { current: None, maximum: None };
+    if let Err(error) = setrlimit(Resource::Memlock, all) {
+        // If it was needed, loading says so.
+        eprintln!("lock all memory: {error}");
     }
 }
 

@@ -137,7 +137,10 @@ impl Scene {
         if let Err(error) = socket.connect_timeout(&to.into(), LOST_AFTER) {
             return Ended::Failed(error.kind());
         }
-        let (arrival, _accepted) = self.listeners.accept().unwrap();
+        let accepted = self.listeners.accept();
+        let (arrival, _accepted) = accepted.unwrap_or_else(|error| {
+            panic!("nobody accepts what {:?} has opened to {to}: {error:#}", socket.local_addr())
+        });
         let original = arrival.original.filter(|_| ["outbound", "inbound"].contains(&arrival.at));
         Ended::At { at: arrival.at, original, local: arrival.local, client: arrival.peer.ip() }
     }
