@@ -136,9 +136,10 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
 
     let system = |attempt| move |source| AppError::System { attempt, source };
     let (drivers, proxy) = proxy::Tasks::of(config, redirections);
-    let started = node.with_drivers(drivers.clone()).start();
-    let (handle, thread) = started.map_err(system("start the node's thread"))?;
     let granted = choice::settings(config, backend);
+    let node = node.with_drivers(drivers.clone()).with_ambient(granted.settings.ztunnel)?;
+    let started = node.start();
+    let (handle, thread) = started.map_err(system("start the node's thread"))?;
     let (installer, cni) = Installer::of(config, &admin.metrics, &readiness);
     let status = AgentStatus {
         cgroup: cgroup.map(|path| path.display().to_string()),

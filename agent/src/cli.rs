@@ -397,6 +397,9 @@ pub struct ExplainFlags {
     /// Where --as is, if it has the proxy's ids: in the proxy's container, or in another one
     #[arg(long, value_name = "proxy|other", value_parser = ["proxy", "other"], requires = "identity")]
     pub container: Option<String>,
+    /// The mark of the socket (SO_MARK), by which ztunnel is known in ambient mode; absent: none
+    #[arg(long, value_name = "MARK", requires = "to")]
+    pub mark: Option<String>,
     /// What the socket is bound to; absent: to nothing
     #[arg(long, value_name = "IP", requires = "to")]
     pub source: Option<String>,

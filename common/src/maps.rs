@@ -51,6 +51,8 @@ pub mod name {
     /// The agent puts a pod in once, before its first policy; after that it is only ever taken out, by programs and
     /// agent alike, so that no writing of a policy can bring it back.
     pub const BEFORE_PROXY: &str = "BEFORE_PROXY";
+    /// [`Address`](super::Address)` -> u32`: the node's own, from which the pods of ambient mode are probed.
+    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
     /// Socket storage with a [`SocketRecord`](super::SocketRecord), inherited by accepted sockets.
     pub const SOCKETS: &str = "SOCKETS";
     /// Socket storage with a [`DatagramRecord`](super::DatagramRecord), for UDP of pods that capture DNS.
@@ -104,6 +106,8 @@ pub mod flag {
     /// The node lets connections go direct until the proxy listens: whether that is so still is in
     /// [`name::BEFORE_PROXY`](super::name::BEFORE_PROXY).
     pub const DIRECT_BEFORE_PROXY: u32 = 1 << 17;
+    /// Ambient mode: ztunnel is the pod's proxy, known by the mark of its sockets, and other rules hold.
+    pub const AMBIENT: u32 = 1 << 18;
 }
 
 /// What the verdict needs of a pod at once; lists are in their own maps.
@@ -310,7 +314,8 @@ pub struct HandOffKey {
     /// The proxy's port that was dialled instead.
     pub listener_port: Port,
     /// 0 if the proxy was dialled at 127.0.0.1 or ::1, 1 if at the pod's own address: the kernel may give
-    /// one source to a connection of each kind.
+    /// one source to a connection of each kind. 2 for what ztunnel hands to its app, whose port is
+    /// [`Self::listener_port`] then.
     pub to_own_address: u32,
 }
 
@@ -337,6 +342,8 @@ pub mod role {
     pub const LISTENER: u32 = 2;
     /// The proxy's end of a connection.
     pub const ACCEPTED: u32 = 3;
+    /// ztunnel's end of a connection to its app, made from the address of its own client.
+    pub const HANDING_ON: u32 = 4;
 }
 
 /// What is known of a socket, kept in its storage.

@@ -4,7 +4,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{event, interface, maps};
+use crate::{address, event, interface, maps};
 
 const fn is_plain_bytes<T: FromBytes + IntoBytes + Immutable + Copy + 'static>() {}
 
@@ -17,6 +17,7 @@ macro_rules! pod {
 }
 
 pod!(
+    address::Address,
     maps::PodPolicy,
     maps::PortListKey,
     maps::PortSet,

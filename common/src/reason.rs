@@ -72,6 +72,12 @@ pub enum Reason {
     ReroutedNotIncluded = 31,
     /// Outbound: the pod's proxy has not listened yet, on a node that lets such connections go past the mesh.
     BeforeProxy = 32,
+    /// Outbound: by the mark of its socket the proxy's own connection, in a pod of ambient mode.
+    ProxyMark = 33,
+    /// Inbound: ztunnel hands it to its app, from the address of its own client.
+    HandedOn = 34,
+    /// Inbound: from the node itself, in a pod of ambient mode: the kubelet's probes.
+    FromNode = 35,
 }
 
 /// What a verdict does with a connection.
@@ -107,6 +113,8 @@ pub enum Fault {
     /// Somebody with the proxy's ids, in another container than the proxy's, was kept from listening or found
     /// to listen on one of the proxy's ports; only where the container says who the proxy is.
     ForeignListener = 53,
+    /// What ztunnel hands to its app could not be marked, so that the app's answers would not have come back: refused.
+    ReplyPath = 54,
 }
 
 /// Number of counters that each pod has: reasons from 0, faults from 48.
@@ -117,7 +125,7 @@ pub const HAND_OFFS_NOW: usize = COUNTERS - 1;
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 36] = [
         Self::ExcludedPort,
         Self::PassthroughSource,
         Self::ProxyToOwnAddress,
@@ -151,6 +159,9 @@ impl Reason {
         Self::ReroutedInterface,
         Self::ReroutedNotIncluded,
         Self::BeforeProxy,
+        Self::ProxyMark,
+        Self::HandedOn,
+        Self::FromNode,
     ];
 
     /// The reason with this number, as events and counters carry it.
@@ -170,6 +181,9 @@ impl Reason {
             Self::NoMemory | Self::NoListener | Self::ProxyBacklog => Action::Drop,
             Self::ExcludedPort
             | Self::BeforeProxy
+            | Self::ProxyMark
+            | Self::HandedOn
+            | Self::FromNode
             | Self::ExcludedInterface
             | Self::ExcludedInterfaceInbound
             | Self::ReroutedNotIncluded
@@ -209,6 +223,8 @@ impl Reason {
                 | Self::ExcludedInterfaceInbound
                 | Self::ReroutedInterface
                 | Self::ReroutedNotIncluded
+                | Self::HandedOn
+                | Self::FromNode
         )
     }
 
@@ -248,6 +264,9 @@ impl Reason {
             Self::ReroutedInterface => "rerouted-interface",
             Self::ReroutedNotIncluded => "rerouted-not-included",
             Self::BeforeProxy => "before-proxy",
+            Self::ProxyMark => "proxy-mark",
+            Self::HandedOn => "handed-on",
+            Self::FromNode => "from-node",
         }
     }
 }
@@ -267,13 +286,14 @@ impl Action {
 
 impl Fault {
     /// All faults, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::HandOff,
         Self::ListenerNotRegistered,
         Self::SourceNotBound,
         Self::NotAssigned,
         Self::EventLost,
         Self::ForeignListener,
+        Self::ReplyPath,
     ];
 
     /// The name that commands, logs and metrics show.
@@ -285,6 +305,7 @@ impl Fault {
             Self::NotAssigned => "not-assigned",
             Self::EventLost => "event-lost",
             Self::ForeignListener => "foreign-listener",
+            Self::ReplyPath => "reply-path",
         }
     }
 }

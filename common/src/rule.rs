@@ -34,6 +34,8 @@ pub enum Rule {
     Proxy,
     /// Outbound, out of the pod: the proxy by its gid.
     ProxyGroup,
+    /// Outbound, ambient: the socket has the mark of ztunnel's.
+    ProxyMark,
     /// Outbound: the node's owner groups do not have the creator's group captured.
     OwnerGroup,
     /// Outbound: the pod's proxy has not listened yet, and until it does the node lets connections go direct.
@@ -42,6 +44,8 @@ pub enum Rule {
     Dns,
     /// Outbound: to 127.0.0.1 (or the node's loopback range) or ::1.
     Localhost,
+    /// Outbound, ambient: it does not leave the pod.
+    OverLoopback,
     /// Outbound: the pod has no address of the destination's family.
     NoAddressOfFamily,
     /// Outbound: IPv6, which the pod's proxy does not serve.
@@ -58,6 +62,10 @@ pub enum Rule {
     NotIncluded,
     /// Inbound: one of the ends says that it comes from within the pod.
     WithinPod,
+    /// Inbound, ambient: ztunnel hands it to its app, from the address of its client.
+    HandedOn,
+    /// Inbound, ambient: from an address of the node.
+    FromNode,
     /// Inbound: IPv6, which the pod's proxy does not serve.
     Ipv6NotCapturedInbound,
     /// Inbound: on an interface of a virtual machine, to an address that is captured.
@@ -97,7 +105,7 @@ impl Trace for NoTrace {
 
 impl Rule {
     /// All rules: first those of outbound, then those of inbound, each in the order of the looking.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 36] = [
         Self::NotDns,
         Self::ExcludedInterface,
         Self::ExcludedPort,
@@ -109,10 +117,12 @@ impl Rule {
         Self::ProxyGroupWithinPod,
         Self::Proxy,
         Self::ProxyGroup,
+        Self::ProxyMark,
         Self::OwnerGroup,
         Self::BeforeProxy,
         Self::Dns,
         Self::Localhost,
+        Self::OverLoopback,
         Self::NoAddressOfFamily,
         Self::Ipv6NotCaptured,
         Self::ExcludedRange,
@@ -121,6 +131,8 @@ impl Rule {
         Self::IncludedRange,
         Self::NotIncluded,
         Self::WithinPod,
+        Self::HandedOn,
+        Self::FromNode,
         Self::Ipv6NotCapturedInbound,
         Self::ReroutedInterface,
         Self::ReroutedNotIncluded,
@@ -142,7 +154,8 @@ impl Rule {
             Self::PassthroughSource => Reason::PassthroughSource,
             Self::ProxyToOwnAddress | Self::ProxyGroupToOwnAddress => Reason::ProxyToOwnAddress,
             Self::ProxyWithinPod | Self::Proxy => Reason::Proxy,
-            Self::AppToOwnAddress => Reason::AppToOwnAddress,
+            Self::AppToOwnAddress | Self::OverLoopback => Reason::AppToOwnAddress,
+            Self::ProxyMark => Reason::ProxyMark,
             Self::ProxyGroupWithinPod | Self::ProxyGroup => Reason::ProxyGroup,
             Self::OwnerGroup => Reason::OwnerGroup,
             Self::BeforeProxy => Reason::BeforeProxy,
@@ -156,6 +169,8 @@ impl Rule {
             Self::IncludedRange => Reason::IncludedRange,
             Self::NotIncluded => Reason::NotIncluded,
             Self::WithinPod => Reason::WithinPod,
+            Self::HandedOn => Reason::HandedOn,
+            Self::FromNode => Reason::FromNode,
             Self::Ipv6NotCapturedInbound => Reason::Ipv6NotCapturedInbound,
             Self::ReroutedInterface => Reason::ReroutedInterface,
             Self::ReroutedNotIncluded => Reason::ReroutedNotIncluded,
@@ -174,6 +189,7 @@ impl Rule {
             Self::ProxyWithinPod => "proxy-within-pod",
             Self::ProxyGroupToOwnAddress => "proxy-group-to-own-address",
             Self::ProxyGroupWithinPod => "proxy-group-within-pod",
+            Self::OverLoopback => "over-loopback",
             // The only rule of its reason, or the first one.
             Self::NotDns
             | Self::ExcludedInterface
@@ -183,6 +199,7 @@ impl Rule {
             | Self::AppToOwnAddress
             | Self::Proxy
             | Self::ProxyGroup
+            | Self::ProxyMark
             | Self::OwnerGroup
             | Self::BeforeProxy
             | Self::Dns
@@ -195,6 +212,8 @@ impl Rule {
             | Self::IncludedRange
             | Self::NotIncluded
             | Self::WithinPod
+            | Self::HandedOn
+            | Self::FromNode
             | Self::Ipv6NotCapturedInbound
             | Self::ReroutedInterface
             | Self::ReroutedNotIncluded
@@ -223,12 +242,14 @@ impl Rule {
             Self::ProxyGroupWithinPod => "within the pod, by the proxy's group",
             Self::Proxy => "out of the pod, by the proxy",
             Self::ProxyGroup => "out of the pod, by the proxy's group",
+            Self::ProxyMark => "by a socket with the mark of ztunnel's",
             Self::OwnerGroup => "by a group that the node's owner groups leave alone",
             Self::BeforeProxy => {
                 "before the pod's proxy has listened, when the node lets connections go direct"
             }
             Self::Dns => "to port 53, and the pod captures DNS",
             Self::Localhost => "to 127.0.0.1 or ::1, which is never captured",
+            Self::OverLoopback => "it does not leave the pod, which ambient mode does not capture",
             Self::NoAddressOfFamily => "the pod has no address of this family to connect from",
             Self::Ipv6NotCaptured | Self::Ipv6NotCapturedInbound => {
                 "IPv6, which is not captured: the pod has IPv4 and its proxy serves that alone"
@@ -239,6 +260,8 @@ impl Rule {
             Self::IncludedRange => "the address is in a captured range",
             Self::NotIncluded => "neither the address nor the port is captured",
             Self::WithinPod => "from within the pod, which the outbound rules have decided",
+            Self::HandedOn => "handed to the app by ztunnel, from the address of its client",
+            Self::FromNode => "from the node itself, as the kubelet's probes are",
             Self::ReroutedInterface => "from a virtual machine, to an address that is captured",
             Self::ReroutedNotIncluded => "from a virtual machine, to an address that is not captured",
             Self::ExcludedInterfaceInbound => "it arrived on an excluded interface",

@@ -15,6 +15,8 @@ use crate::maps::{PodPolicy, PortList, RangeList, flag};
 use crate::reason::Reason;
 use crate::rule::{NoTrace, Rule, Trace};
 
+pub mod ambient;
+
 /// The port that is DNS, whoever listens there.
 const DNS: u16 = 53;
 
@@ -46,6 +48,8 @@ pub struct Outbound {
     pub is_impostor: bool,
     /// Whether the pod's proxy has not listened yet, on a node that lets connections go direct until it does.
     pub is_before_proxy: bool,
+    /// Whether the socket has the mark of ztunnel's ([`ambient::is_ztunnels`]); counts in ambient mode alone.
+    pub is_marked: bool,
     /// The address the socket is bound to, [`Address::UNSPECIFIED`] or `0.0.0.0` if to none.
     pub source: Address,
     /// The dialled address.
@@ -67,6 +71,19 @@ pub struct Inbound {
     pub port: Port,
     /// Index of the interface that it arrived on; 0 where nothing depends on it.
     pub interface: u32,
+    /// Whose it is; counts in ambient mode alone.
+    pub sender: Sender,
+}
+
+/// Who sends what arrives in a pod of ambient mode, where its address does not tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sender {
+    /// Whoever has the address.
+    Client,
+    /// The pod's ztunnel, which hands a connection to the app from the address of its client.
+    Ztunnel,
+    /// The node itself.
+    Node,
 }
 
 impl Outbound {
@@ -125,6 +142,9 @@ pub fn trace_outbound<R: Rules, T: Trace>(
     connection: &Outbound,
     trace: &mut T,
 ) -> Reason {
+    if has(pod, flag::AMBIENT) {
+        return ambient::outbound(pod, rules, connection, trace);
+    }
     let destination = connection.effective_destination();
     let port = connection.port;
 
@@ -180,6 +200,9 @@ pub fn trace_datagram<R: Rules, T: Trace>(
     let dns = has(pod, flag::DNS_CAPTURE) && sent.port.get() == DNS;
     if trace.looked_at(Rule::NotDns, !dns) {
         return Rule::NotDns.reason();
+    }
+    if has(pod, flag::AMBIENT) {
+        return ambient::dns(pod, rules, sent, trace);
     }
     let destination = sent.effective_destination();
     let leaves_excluded = leaves_by_excluded_interface(pod, rules, sent, &destination);
@@ -381,6 +404,9 @@ pub fn trace_inbound<R: Rules, T: Trace>(
         || rules.own_address(&connection.remote);
     if trace.looked_at(Rule::WithinPod, within_pod) {
         return Rule::WithinPod.reason();
+    }
+    if has(pod, flag::AMBIENT) {
+        return ambient::inbound(pod, connection, trace);
     }
     let left_alone = !connection.local.is_v4() && !has(pod, flag::CAPTURES_V6);
     if trace.looked_at(Rule::Ipv6NotCapturedInbound, left_alone) {

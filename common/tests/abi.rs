@@ -255,6 +255,7 @@ fn capacities(lines: &mut Lines) {
         (name::HAND_OFFS, maps::MAX_HAND_OFFS),
         (name::PROXIES, maps::MAX_PODS),
         (name::BEFORE_PROXY, maps::MAX_PODS),
+        (name::NODE_ADDRESSES, maps::MAX_NODE_ADDRESSES),
         (name::SOCKETS, 0),
         (name::DATAGRAMS, 0),
         (name::INTERFACES, interface::MAX_INTERFACES),
@@ -290,6 +291,7 @@ fn numbers(lines: &mut Lines) {
         ("REROUTES_INTERFACES", flag::REROUTES_INTERFACES),
         ("BY_CONTAINER", flag::BY_CONTAINER),
         ("DIRECT_BEFORE_PROXY", flag::DIRECT_BEFORE_PROXY),
+        ("AMBIENT", flag::AMBIENT),
     ] {
         line(lines, "flag", name, bit);
     }
@@ -309,6 +311,7 @@ fn numbers(lines: &mut Lines) {
     line(lines, "role", "DIALLER", role::DIALLER);
     line(lines, "role", "LISTENER", role::LISTENER);
     line(lines, "role", "ACCEPTED", role::ACCEPTED);
+    line(lines, "role", "HANDING_ON", role::HANDING_ON);
     for reason in Reason::ALL {
         line(lines, "reason", reason.name(), reason as u32);
     }

@@ -3,13 +3,14 @@
 use veer_common::address::{Address, Port};
 use veer_common::maps::{NetnsCookie, PodPolicy, SocketRecord, flag, role};
 use veer_common::reason::{Action, Fault, Reason};
+use veer_common::verdict::ambient::hands_on;
 use veer_common::verdict::{self, Outbound, Rules as _};
 
 use crate::count::{self, Facts};
 use crate::ctx::{IPPROTO_TCP, IPPROTO_UDP, Sock, SockAddr};
 use crate::rules::PodRules;
 use crate::sock_create::record_of;
-use crate::{datagram, maps, proxy};
+use crate::{ambient, datagram, maps, proxy};
 
 /// What the hook answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,7 @@ fn connect_tcp(context: SockAddr, v6: bool) -> Answer {
         gid: facts.gid,
         is_impostor: facts.is_impostor,
         is_before_proxy: proxy::is_awaited(pod, cookie),
+        is_marked: ambient::is_marked(pod, socket),
         source: facts.source,
         destination: facts.destination,
         port: facts.port,
@@ -82,7 +84,8 @@ fn connect_tcp(context: SockAddr, v6: bool) -> Answer {
     };
     let mut reason = verdict::outbound(pod, &PodRules(cookie), &connection);
     let to_proxy = matches!(reason.action(), Action::ToOutbound | Action::ToInbound | Action::ToDns);
-    if to_proxy && count::proxy_is_behind(cookie) {
+    let hands_on = reason == Reason::ProxyMark && hands_on(&PodRules(cookie), &connection);
+    if (to_proxy || hands_on) && count::proxy_is_behind(cookie) {
         reason = Reason::ProxyBacklog;
     }
     count::decision(cookie, reason, &facts);
@@ -90,20 +93,25 @@ fn connect_tcp(context: SockAddr, v6: bool) -> Answer {
         Action::Direct => {
             // The same socket may have been redirected before and have been refused.
             record.role = role::NONE;
-            Answer::Proceed
+            if hands_on { ambient::hand_on(context, record, &facts) } else { Answer::Proceed }
         }
         action @ (Action::ToOutbound | Action::ToInbound | Action::ToDns) => {
-            let port = match action {
-                Action::ToInbound => pod.inbound_port,
-                Action::ToDns => pod.dns_port,
-                Action::ToOutbound | Action::Direct | Action::Drop => pod.outbound_port,
-            };
             // What is told to the app and to the proxy is where the kernel would have connected.
             facts.destination = connection.effective_destination();
             let source = source(cookie, pod, &facts.destination, action);
-            redirect(context, v6, cookie, &source, record, &facts, port)
+            redirect(context, v6, cookie, &source, record, &facts, port_of(pod, action))
         }
         Action::Drop => Answer::Refuse,
+    }
+}
+
+/// The proxy's port.
+#[inline(always)]
+const fn port_of(pod: &PodPolicy, action: Action) -> Port {
+    match action {
+        Action::ToInbound => pod.inbound_port,
+        Action::ToDns => pod.dns_port,
+        Action::ToOutbound | Action::Direct | Action::Drop => pod.outbound_port,
     }
 }
 

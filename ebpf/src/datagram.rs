@@ -20,7 +20,7 @@ use crate::connect::{self, Answer};
 use crate::count::{self, Facts};
 use crate::ctx::{self, IPPROTO_UDP, Sock, SockAddr};
 use crate::rules::PodRules;
-use crate::{maps, proxy};
+use crate::{ambient, maps, proxy};
 
 /// The port of resolvers.
 const DNS: Port = Port::new(53);
@@ -78,7 +78,11 @@ fn decide(context: SockAddr, mut facts: Facts) -> Question {
     facts.uid = record.uid;
     facts.gid = record.gid;
     facts.is_impostor = proxy::is_impostor(pod, cookie, (record.uid, record.gid), record.cgroup);
-    let sent = Outbound { is_before_proxy: proxy::is_awaited(pod, cookie), ..outbound(&facts) };
+    let sent = Outbound {
+        is_before_proxy: proxy::is_awaited(pod, cookie),
+        is_marked: ambient::is_marked(pod, Sock::new(context.socket())),
+        ..outbound(&facts)
+    };
     let reason = verdict::datagram(pod, &PodRules(cookie), &sent);
     count::decision(cookie, reason, &facts);
     match reason.action() {
@@ -97,6 +101,7 @@ const fn outbound(facts: &Facts) -> Outbound {
         gid: facts.gid,
         is_impostor: facts.is_impostor,
         is_before_proxy: false,
+        is_marked: false,
         source: facts.source,
         destination: facts.destination,
         port: facts.port,

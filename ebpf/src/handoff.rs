@@ -8,8 +8,9 @@ use veer_common::address::Address;
 use veer_common::event::NO_ID;
 use veer_common::maps::{HandOff, HandOffKey, NetnsCookie, SocketRecord, role};
 use veer_common::reason::{Action, Fault};
-use veer_common::verdict::{self, Inbound};
+use veer_common::verdict::{self, Inbound, Sender};
 
+use crate::ambient;
 use crate::count::{self, Facts};
 use crate::ctx::{IPPROTO_TCP, SockOps};
 use crate::maps::{self, Filed};
@@ -30,7 +31,11 @@ fn key_of_dialler(context: SockOps, record: &SocketRecord) -> HandOffKey {
         source: context.local(),
         source_port: context.local_port(),
         listener_port: record.target_port,
-        to_own_address: to_own_address(&record.target),
+        to_own_address: if record.role == role::HANDING_ON {
+            ambient::HANDED_ON
+        } else {
+            to_own_address(&record.target)
+        },
     }
 }
 
@@ -43,7 +48,7 @@ fn record(context: SockOps) -> Option<&'static mut SocketRecord> {
 /// `TCP_CONNECT_CB`: on the dialler's side, before the SYN.
 #[inline(always)]
 pub fn connecting(context: SockOps) {
-    let Some(record) = record(context).filter(|record| record.role == role::DIALLER) else { return };
+    let Some(record) = record(context).filter(|record| is_on_its_way(record)) else { return };
     let key = key_of_dialler(context, record);
     let value = HandOff { destination: record.destination, port: record.port, _reserved: [0; 6] };
     match maps::put_hand_off(&key, &value) {
@@ -67,13 +72,20 @@ pub fn state_changed(context: SockOps) {
     let Some(record) = record(context) else { return };
     if context.old_state() == TCP_LISTEN {
         proxy::stops_listening(record);
-    } else if record.role == role::DIALLER {
+    } else if is_on_its_way(record) {
         forget(&key_of_dialler(context, record));
     }
 }
 
+/// Whether the socket is the end of a connection that somebody is to learn of.
 #[inline(always)]
-fn forget(key: &HandOffKey) {
+fn is_on_its_way(record: &SocketRecord) -> bool {
+    record.role == role::DIALLER || record.role == role::HANDING_ON
+}
+
+/// Forgets a connection that has arrived, or will not.
+#[inline(always)]
+pub fn forget(key: &HandOffKey) {
     if maps::remove_hand_off(key) {
         count::hand_off(key.cookie, -1);
     }
@@ -90,6 +102,7 @@ fn to_own_address(target: &Address) -> u32 {
 pub fn accepted(context: SockOps) {
     let Some(record) = record(context) else { return };
     if record.role != role::LISTENER {
+        ambient::reached_app(context, record.cookie);
         return;
     }
     record.role = role::ACCEPTED;
@@ -128,6 +141,7 @@ fn from_network(context: SockOps, cookie: NetnsCookie) {
         local: context.local(),
         port: context.local_port(),
         interface: 0,
+        sender: Sender::Client,
     };
     let reason = verdict::inbound(pod, &PodRules(cookie), &connection);
     // Anything else reached the proxy by being dialled there from within the pod, which connect() counted.

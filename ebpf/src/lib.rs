@@ -10,6 +10,7 @@
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod ambient;
 pub mod bind;
 pub mod connect;
 pub mod count;

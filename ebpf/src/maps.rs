@@ -28,9 +28,9 @@ use veer_common::interface::{
 };
 use veer_common::maps::{
     Counters, DatagramRecord, EVENTS_BYTES, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_HAND_OFFS,
-    MAX_LISTENER_SLOTS, MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie,
-    OwnAddressKey, PodPolicy, PortList, PortListKey, PortSet, ProxyContainer, RangeList, RangeMatch,
-    Settings, SocketRecord,
+    MAX_LISTENER_SLOTS, MAX_LISTENERS, MAX_NODE_ADDRESSES, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS,
+    MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy, PortList, PortListKey, PortSet, ProxyContainer,
+    RangeList, RangeMatch, Settings, SocketRecord,
 };
 
 use crate::ctx::{SkLookup, Sock, SockOps};
@@ -57,6 +57,9 @@ static HAND_OFFS: HashMap<HandOffKey, HandOff> = HashMap::with_max_entries(MAX_H
 static PROXIES: HashMap<NetnsCookie, ProxyContainer> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
 #[map]
 static BEFORE_PROXY: HashMap<NetnsCookie, u32> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
+#[map]
+static NODE_ADDRESSES: HashMap<Address, u32> =
+    HashMap::with_max_entries(MAX_NODE_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
@@ -153,6 +156,12 @@ pub fn group_listed(cookie: NetnsCookie, gid: u32) -> bool {
 #[inline(never)]
 pub fn own_address(cookie: NetnsCookie, address: &Address) -> bool {
     OWN_ADDRESSES.get_ptr(OwnAddressKey { cookie, address: *address }).is_some()
+}
+
+/// Whether the address is one of the node's.
+#[inline(never)]
+pub fn node_address(address: &Address) -> bool {
+    NODE_ADDRESSES.get_ptr(address).is_some()
 }
 
 /// Whether annotations name the interface with this index for this kind.

@@ -10,6 +10,7 @@ use veer_common::maps::{HandOffKey, NetnsCookie, PodPolicy, flag};
 use veer_common::reason::{Action, Fault, Reason};
 use veer_common::verdict::{self, Inbound};
 
+use crate::ambient;
 use crate::count::{self, Facts};
 use crate::ctx::{IPPROTO_TCP, SkLookup};
 use crate::listen::is_proxys;
@@ -38,6 +39,7 @@ pub fn sk_lookup(context: SkLookup, arrival: &Arrival) -> Answer {
         local: context.local(),
         port: context.local_port(),
         interface: arrival.interface,
+        sender: ambient::sender(pod, cookie, context),
     };
     let reason = verdict::inbound(pod, &PodRules(cookie), &connection);
     if reason == Reason::WithinPod {

@@ -45,10 +45,15 @@ pub struct Responder {
 impl Responder {
     /// The DNS of a pod's proxy, UDP and TCP, where pilot-agent listens: 127.0.0.1 and ::1.
     pub fn of_proxy(pod: &TestPod) -> Result<Self> {
+        Self::of(pod.proxy(), "proxy")
+    }
+
+    /// The DNS of a proxy that makes its sockets so, likewise.
+    pub fn of(proxy: &Maker, label: &'static str) -> Result<Self> {
         let mut responder = Self::none();
         for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-            let make = |kind, protocol| pod.proxy().socket(family(ip), kind, Some(protocol));
-            responder.serve("proxy", (ip, PROXY_DNS).into(), make)?;
+            let make = |kind, protocol| proxy.socket(family(ip), kind, Some(protocol));
+            responder.serve(label, (ip, PROXY_DNS).into(), make)?;
         }
         Ok(responder)
     }

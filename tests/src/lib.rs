@@ -5,7 +5,7 @@
 //! counted ([`bare_pod`]), the real agent ([`agent`]) with either of its ways to redirect ([`backend`]), what it pins
 //! ([`pinned`], [`filling`]), what the kernel holds of it
 //! ([`objects`]) and what it tells ([`monitor`]), a CNI runtime ([`cni`]), the real plugin ([`plugin`]) and Envoy
-//! ([`envoy`], [`node_proxy`], [`proxied_node`]), an app ([`http`]) and an application of several ([`bookinfo`]), DNS ([`dns`]), a socket load balancer ([`socket_lb`]), a gate
+//! ([`envoy`], [`node_proxy`], [`proxied_node`]), an app ([`http`]) and an application of several ([`bookinfo`]), DNS ([`dns`]), ztunnel's sockets ([`ambient`]), a socket load balancer ([`socket_lb`]), a gate
 //! before bpf(2) ([`bpf_gate`], [`seccomp`]), a process that stops at each system call ([`traced`]), load ([`load`],
 //! [`dst_server`], [`jam`]), metrics ([`prometheus`]), a real Kubernetes ([`kube`]), and what a program needs that is run by people
 //! ([`supervise`]) or as a test ([`harness`]).
@@ -16,6 +16,7 @@
 //! a panic too; what a killed process left is removed by the next one ([`scratch`]).
 
 pub mod agent;
+pub mod ambient;
 pub mod attachment;
 pub mod backend;
 pub mod bare_pod;

@@ -122,6 +122,13 @@ impl Manifest {
         self.without_annotation(STATUS).with_label("veer.dev/proxy", "node")
     }
 
+    /// Without any sidecar, which the injector has not seen, and of Istio's ambient mode.
+    #[must_use]
+    pub fn of_ambient_mode(mut self) -> Self {
+        self.has_sidecar = false;
+        self.without_annotation(STATUS).with_label("istio.io/dataplane-mode", "ambient")
+    }
+
     /// With an init container, before a native sidecar.
     #[must_use]
     pub fn with_init_container(mut self, name: &str) -> Self {

@@ -162,6 +162,7 @@ pub(super) fn settings(config: &AgentConfig, backend: BackendName) -> Granted {
         loopback: config.loopback,
         proxy_identity,
         before_proxy,
+        ztunnel: config.ztunnel_socket.is_some(),
     };
     Granted { settings, identity_problem, before_proxy_problem }
 }

@@ -12,7 +12,8 @@ use veer_common::maps::{
 use super::addresses::OwnAddresses;
 use super::interfaces::InterfaceEntries;
 use crate::model::{
-    self, BeforeProxy, Capture, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, ProxyIdentity,
+    self, BeforeProxy, Capture, Driver, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups,
+    ProxyIdentity,
 };
 
 /// Where outbound connections go.
@@ -95,6 +96,7 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
         (flag::DNS_CAPTURE, capture.dns_capture),
         (flag::BY_CONTAINER, capture.proxy_identity == ProxyIdentity::Container),
         (flag::DIRECT_BEFORE_PROXY, capture.before_proxy == BeforeProxy::Direct),
+        (flag::AMBIENT, capture.driver == Driver::Ztunnel),
         (flag::EXCLUDES_INTERFACES, !capture.excluded_interfaces.is_empty()),
         (flag::REROUTES_INTERFACES, !capture.rerouted_interfaces.is_empty()),
     ];

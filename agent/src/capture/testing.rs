@@ -10,7 +10,7 @@ use proptest::sample::{select, subsequence};
 
 use super::{InterfaceAddress, Link, Links, OwnAddresses, Route};
 use crate::model::{
-    BeforeProxy, Capture, IdSpace, InboundPorts, InterceptionMode, InterfaceName, OutboundRanges,
+    BeforeProxy, Capture, Driver, IdSpace, InboundPorts, InterceptionMode, InterfaceName, OutboundRanges,
     OwnerGroups, Port, ProxyIdentity,
 };
 
@@ -35,7 +35,7 @@ pub(crate) fn default_capture() -> Capture {
         loopback: "127.0.0.1/32".parse().unwrap(),
         proxy_identity: ProxyIdentity::Uid,
         before_proxy: BeforeProxy::Refuse,
-        driver: crate::model::Driver::Sidecar,
+        driver: Driver::Sidecar,
         warnings: vec![],
     }
 }
@@ -80,10 +80,11 @@ pub(crate) fn any_capture() -> impl Strategy<Value = Capture> {
     let identity = (
         select(vec![ProxyIdentity::Uid, ProxyIdentity::Container]),
         select(vec![BeforeProxy::Refuse, BeforeProxy::Direct]),
+        select(vec![Driver::Sidecar, Driver::Node, Driver::Ztunnel]),
     );
     ((ids, identity), node, any::<bool>(), inbound, outbound, ranges(), ports(), ports()).prop_map(
         |(
-            ((proxy_uid, proxy_gid), (proxy_identity, before_proxy)),
+            ((proxy_uid, proxy_gid), (proxy_identity, before_proxy, driver)),
             (mode, owner_groups, dns_capture, (excluded_interfaces, rerouted_interfaces)),
             dual_stack,
             inbound,
@@ -106,6 +107,7 @@ pub(crate) fn any_capture() -> impl Strategy<Value = Capture> {
                 owner_groups,
                 proxy_identity,
                 before_proxy,
+                driver,
                 excluded_interfaces,
                 rerouted_interfaces,
                 ..default_capture()

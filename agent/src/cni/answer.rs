@@ -299,7 +299,8 @@ fn enrolment_failed(attempt: &str, pod: Option<&str>, error: &EnrolError) -> Rep
         | EnrolError::NoUserNamespace
         | EnrolError::Inspect { .. }
         | EnrolError::NetnsTaken { .. }
-        | EnrolError::NeedsRules(_) => code::ENROLMENT_FAILED,
+        | EnrolError::NeedsRules(_)
+        | EnrolError::NeedsPrograms => code::ENROLMENT_FAILED,
     };
     let subject = pod.map_or_else(String::new, |pod| format!(" pod {pod}"));
     let details = if matches!(error, EnrolError::NotEnrolled(_)) {

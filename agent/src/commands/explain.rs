@@ -3,13 +3,14 @@
 //! What the kernel holds is read from the pins; what the pod said comes from the agent, and without an agent
 //! the explanation goes without causes.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use veer_common::address::{Address, Port};
 use veer_common::cni::PodReference;
 use veer_common::maps::{NetnsCookie, PodPolicy, ProxyContainer, flag};
-use veer_common::verdict::{Inbound, Outbound};
+use veer_common::verdict::{Inbound, Outbound, Sender, ambient};
 
 use super::{Failure, ask, broken_off, enrolments, place, view};
 use crate::capture::{MapEntries, padded};
@@ -38,6 +39,7 @@ enum Asked {
         identity: Option<(u32, u32)>,
         /// Whether the identity is in another container than the proxy's, if that was said.
         elsewhere: Option<bool>,
+        mark: u32,
         source: Option<IpAddr>,
         interface: Option<String>,
     },
@@ -57,6 +59,8 @@ struct Subject {
     proxy: Option<ProxyContainer>,
     /// Whether its proxy is awaited, and what it would get goes direct.
     is_before_proxy: bool,
+    /// The node's own addresses, which count in ambient mode alone.
+    node_addresses: BTreeSet<IpAddr>,
     /// Whose numbers its uids and gids are: rules of nftables count as the pod does.
     ids: IdSpace,
     /// What the agent says of it, or why it says nothing.
@@ -95,6 +99,7 @@ impl Asked {
         let pod = pod(flags.pod.as_deref().unwrap_or_default(), &mut errors);
         let source = parsed(&mut errors, "--source", flags.source.as_deref(), "an IP", ip);
         let identity = parsed(&mut errors, "--as", flags.identity.as_deref(), "UID:GID", identity);
+        let mark = parsed(&mut errors, "--mark", flags.mark.as_deref(), "a number, 0x539 or 1337", mark);
         let from = parsed(&mut errors, "--from", flags.from.as_deref(), "an IP", ip);
         let at = parsed(&mut errors, "--at", flags.at.as_deref(), "an IP", ip);
         let to: Option<SocketAddr> =
@@ -120,7 +125,8 @@ impl Asked {
         match (to, from, flags.port) {
             (Some(to), None, None) => {
                 let elsewhere = flags.container.as_deref().map(|container| container == "other");
-                Ok(Self::To { pod, to, identity, elsewhere, source, interface })
+                let mark = mark.unwrap_or_default();
+                Ok(Self::To { pod, to, identity, elsewhere, mark, source, interface })
             }
             (None, Some(from), Some(port)) => Ok(Self::From { pod, from, at, port, interface }),
             _ => Err(vec![
@@ -148,6 +154,11 @@ fn parsed<T>(
 
 fn ip(text: &str) -> Option<IpAddr> {
     text.parse().ok()
+}
+
+fn mark(text: &str) -> Option<u32> {
+    let hexadecimal = text.strip_prefix("0x");
+    hexadecimal.map_or_else(|| text.parse(), |digits| u32::from_str_radix(digits, 16)).ok()
 }
 
 fn identity(text: &str) -> Option<(u32, u32)> {
@@ -266,13 +277,22 @@ fn subject(place: &Place, pod: &PodReference) -> Result<Subject, Failure> {
     let of_nftables = held_by_nftables(&enrolments.records, pod)?;
     let ids = if of_nftables.is_some() { IdSpace::Pod } else { IdSpace::Node };
     let (None, Some(maps)) = (&of_nftables, &enrolments.maps) else {
-        return Ok(Subject { held: of_nftables, proxy: None, is_before_proxy: false, ids, facts });
+        let node_addresses = BTreeSet::new();
+        return Ok(Subject {
+            held: of_nftables,
+            proxy: None,
+            is_before_proxy: false,
+            node_addresses,
+            ids,
+            facts,
+        });
     };
     let held = held(maps, pod)?;
     let cookie = held.as_ref().map(|(cookie, _)| *cookie);
     let proxy = cookie.map(|cookie| maps.proxy_container(cookie)).transpose()?.flatten();
     let is_before_proxy = cookie.map(|cookie| maps.is_before_proxy(cookie)).transpose()?.unwrap_or_default();
-    Ok(Subject { held, proxy, is_before_proxy, ids, facts })
+    let node_addresses = maps.node_addresses()?;
+    Ok(Subject { held, proxy, is_before_proxy, node_addresses, ids, facts })
 }
 
 /// What the kernel holds of a pod; of two of its name, the younger one.
@@ -321,7 +341,7 @@ fn connection(
 ) -> Result<(Connection, Option<String>), Failure> {
     let policy = entries.map(|entries| &entries.policy);
     match asked {
-        Asked::To { to, identity, elsewhere, source, interface, .. } => {
+        Asked::To { to, identity, elsewhere, mark, source, interface, .. } => {
             let interface = index_of(interface.as_deref(), entries)?;
             let ((uid, gid), is_impostor, assumed) = if let Some(identity) = identity {
                 let (is_impostor, assumed) = container(policy, subject.proxy, *identity, *elsewhere);
@@ -336,8 +356,17 @@ fn connection(
             let port = Port::new(to.port());
             let waits = |policy: &PodPolicy| policy.flags & flag::DIRECT_BEFORE_PROXY != 0;
             let is_before_proxy = subject.is_before_proxy && policy.is_some_and(waits);
-            let outbound =
-                Outbound { uid, gid, is_impostor, is_before_proxy, source, destination, port, interface };
+            let outbound = Outbound {
+                uid,
+                gid,
+                is_impostor,
+                is_before_proxy,
+                is_marked: ambient::is_ztunnels(*mark),
+                source,
+                destination,
+                port,
+                interface,
+            };
             let connection = match protocol {
                 Protocol::Tcp => Connection::Outbound(outbound),
                 Protocol::Udp => Connection::Datagram(outbound),
@@ -351,7 +380,9 @@ fn connection(
                 None => own_address(*from, policy)?,
             };
             let port = Port::new(*port);
-            let inbound = Inbound { remote: Address::from(*from), local, port, interface };
+            let is_node = subject.node_addresses.contains(&from.to_canonical());
+            let sender = if is_node { Sender::Node } else { Sender::Client };
+            let inbound = Inbound { remote: Address::from(*from), local, port, interface, sender };
             Ok((Connection::Inbound(inbound), assumed))
         }
         Asked::Line(_) | Asked::Lines => Err(Failure::Failed("a line is read, not made".to_owned())),

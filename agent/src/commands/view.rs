@@ -41,7 +41,7 @@ pub struct PodView {
     pub enrolled_at: u64,
     /// `ebpf` or `nftables`.
     pub backend: BackendName,
-    /// Who drives its proxy: `sidecar` or `node`.
+    /// Who drives its proxy: `sidecar`, `node` or `ztunnel`.
     pub driver: Driver,
     /// Whether the inbound program hangs on the pod's netns; with nftables, whether the rules are there.
     pub inbound_attached: bool,

@@ -3,8 +3,10 @@
 //! Owns: what is asked of a backend. Never does: know who is enrolled, which is the registry's, or look into a
 //! netns on its own account. Implemented by: [`Ebpf`] and [`Nftables`]. Called by: `node` and `follow`.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use veer_common::maps::{Counters, NetnsCookie};
@@ -16,7 +18,7 @@ use super::heal::Lists;
 use super::nftables::Nftables;
 use super::registry::Enrolled;
 use crate::capture::{InterfaceAddress, MapEntries};
-use crate::model::{BackendName, Capture};
+use crate::model::{BackendName, Capture, Driver};
 use crate::plan::{Action, Observed};
 use crate::platform::bpf::listening::Registered;
 use crate::platform::bpf::maps::ListEntries;
@@ -176,11 +178,31 @@ impl Backends {
         if self.ebpf.is_some() { BackendName::Ebpf } else { BackendName::Nftables }
     }
 
+    /// Which one enrols a pod of this make: that which has it `before`, if any has.
+    ///
+    /// # Errors
+    /// If that one cannot.
+    pub(super) fn backend_for(
+        &mut self,
+        capture: &Capture,
+        before: Option<&Enrolled>,
+    ) -> Result<BackendName, EnrolError> {
+        let fit = self.fit_for(capture);
+        let backend = before.map_or(fit, |before| before.backend);
+        if fit == BackendName::Nftables && backend == BackendName::Ebpf && self.chosen() != fit {
+            return Err(EnrolError::NeedsRules(before.map(Enrolled::full_name).unwrap_or_default()));
+        }
+        if capture.driver == Driver::Ztunnel && backend == BackendName::Nftables {
+            return Err(EnrolError::NeedsPrograms);
+        }
+        Ok(backend)
+    }
+
     /// Which one enrols a new pod of this make. What a virtual machine sends is forwarded: no socket of the pod's
     /// opens it, and none could answer it from the address that was dialled without `IP_TRANSPARENT`
     /// (`ip_route_output_key_hash_rcu`), which takes a capability. Rules translate it as istio-init's do.
     /// Nor do programs know an excluded interface before Linux 5.17.
-    pub(super) fn fit_for(&mut self, capture: &Capture) -> BackendName {
+    fn fit_for(&mut self, capture: &Capture) -> BackendName {
         let Some(ebpf) = &mut self.ebpf else { return BackendName::Nftables };
         let knows_interfaces = capture.excluded_interfaces.is_empty() || ebpf.tells_interfaces();
         if capture.rerouted_interfaces.is_empty() && knows_interfaces {
@@ -205,6 +227,14 @@ impl Backends {
     pub(super) fn registered(&self) -> Option<Registered> {
         let registered = self.ebpf.as_ref()?.registered();
         registered.inspect_err(|error| tracing::warn!(%error, "count the registered listeners")).ok()
+    }
+
+    /// Has the programs know which addresses are the node's own.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub(super) fn set_node_addresses(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), EnrolError> {
+        self.ebpf.as_mut().map_or(Ok(()), |ebpf| ebpf.set_node_addresses(addresses))
     }
 
     /// All of them.

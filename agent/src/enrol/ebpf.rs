@@ -3,8 +3,9 @@
 //! Owns: the datapath and what [`steps`] do not: taking over, repairing, renewing. Never does: know of other
 //! pods than the one that it is asked about. Called by: `node`, through [`Backend`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use veer_common::address::{Address, Port};
@@ -16,6 +17,7 @@ use super::figures::{ProxyState, Standing};
 use super::follow::with_passthrough;
 use super::heal::{Lists, netns_of};
 use super::identity::in_ids_of_node;
+use super::loopback;
 use super::registry::Enrolled;
 use super::steps::{self, Hands, Target};
 use crate::capture::{
@@ -62,6 +64,14 @@ impl Ebpf {
     /// If there is no descriptor left.
     pub(super) fn registered(&self) -> io::Result<Registered> {
         Registered::of(&self.datapath.maps)
+    }
+
+    /// Says which addresses are the node's own.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub(super) fn set_node_addresses(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), EnrolError> {
+        Ok(self.datapath.maps.set_node_addresses(addresses)?)
     }
 
     /// Whether this kernel can redirect pods that exclude interfaces.
@@ -266,7 +276,7 @@ impl Backend for Ebpf {
         };
         if let Some(before) = before {
             self.repair(&pod, &policy, netns, &listeners)?;
-            steps::give_passthrough(&self.netns, netns.as_fd(), &policy)?;
+            loopback::give(&self.netns, netns.as_fd(), &policy)?;
             self.renew(&pod, &policy, &ports, &before.lists)?;
             return Ok(pod);
         }
@@ -302,7 +312,7 @@ impl Backend for Ebpf {
         let Some(policy_before) = self.datapath.maps.policy(before.cookie)? else { return Ok(None) };
         let choose = |addresses: &[_]| OwnAddresses::choose(addresses, &before.interface);
         let policy = policy_of_addresses(&policy_before, &choose(&addresses));
-        if policy.flags & flag::CAPTURES_V6 != 0 {
+        if policy.needs_passthrough() {
             addresses = with_passthrough(addresses);
         }
         let own_addresses = own_address_keys(before.cookie, &choose(&addresses));
@@ -315,7 +325,7 @@ impl Backend for Ebpf {
         if is_same && policy == policy_before {
             return Ok(None);
         }
-        steps::give_passthrough(&self.netns, netns, &policy)?;
+        loopback::give(&self.netns, netns, &policy)?;
         self.renew(&pod, &policy, &[], &before.lists)?;
         Ok(Some(pod))
     }
@@ -391,7 +401,7 @@ fn entries(
     interface: &str,
 ) -> MapEntries {
     let entries = map_entries(cookie, capture, &OwnAddresses::choose(&addresses, interface));
-    if entries.policy.flags & flag::CAPTURES_V6 == 0 {
+    if !entries.policy.needs_passthrough() {
         return entries;
     }
     map_entries(cookie, capture, &OwnAddresses::choose(&with_passthrough(addresses), interface))

@@ -72,6 +72,12 @@ pub enum EnrolError {
          kernel before 5.17, which only nftables can redirect, and it was enrolled by eBPF before it did: make the pod anew"
     )]
     NeedsRules(String),
+    /// A pod of ambient mode, where there are rules alone.
+    #[error(
+        "the pod is of ambient mode (istio.io/dataplane-mode), which veer redirects by eBPF alone, and this node's pods are \
+         redirected by nftables: label it none, or give it a sidecar"
+    )]
+    NeedsPrograms,
     /// The pod is not, or not wholly, enrolled.
     #[error("{0}")]
     NotEnrolled(String),

@@ -32,7 +32,9 @@ pub async fn serve(changes: AddressChanges, node: NodeHandle, stop: Cancellation
 async fn follow(changes: &FollowedChanges, node: &NodeHandle) {
     loop {
         let done = match changes.next().await {
-            Ok(Changed::Some(numbers)) => node.run(move |node| node.refresh_numbers(&numbers)).await,
+            Ok(Changed::Some { numbered, own }) => {
+                node.run(move |node| node.refresh_changed(&numbered, own)).await
+            }
             Ok(Changed::Unknown) => {
                 tracing::info!("more changes of addresses than the kernel could report, looking at all pods");
                 node.run(Node::refresh_all).await
@@ -64,8 +66,11 @@ impl Node {
         }
     }
 
-    /// Looks at the pods with these numbers anew. Others than pods have numbers, too.
-    fn refresh_numbers(&mut self, numbers: &BTreeSet<NetnsNumber>) {
+    /// Looks at the pods with these numbers anew, and at the node itself. Others than pods have numbers, too.
+    fn refresh_changed(&mut self, numbers: &BTreeSet<NetnsNumber>, own: bool) {
+        if own && let Err(error) = self.refresh_node_addresses() {
+            tracing::error!(%error, "bring the node's addresses up to date");
+        }
         let cookies: Vec<_> = numbers.iter().filter_map(|number| self.numbers.get(number)).copied().collect();
         for cookie in cookies {
             self.refresh_or_report(cookie);
@@ -74,6 +79,9 @@ impl Node {
 
     /// Looks at all pods anew.
     pub(super) fn refresh_all(&mut self) {
+        if let Err(error) = self.refresh_node_addresses() {
+            tracing::error!(%error, "bring the node's addresses up to date");
+        }
         let cookies: Vec<_> = self.registry.iter().map(|pod| pod.cookie).collect();
         for cookie in cookies {
             self.refresh_or_report(cookie);

@@ -83,7 +83,7 @@ impl Nftables {
         }
         if ruleset.marks {
             let families = families(&ruleset);
-            self.inside(netns, "route marked packets", move || marks::add(&families))?;
+            self.inside(netns, "route marked packets", move || marks::add(marks::TPROXY, &families))?;
         }
         self.in_nft(netns, move || nft::apply(&ruleset))
     }
@@ -95,8 +95,10 @@ impl Nftables {
         if ruleset.marks {
             let families = families(&ruleset);
             problems.extend(
-                self.inside(netns, "take the route of marked packets", move || marks::remove(&families))
-                    .err(),
+                self.inside(netns, "take the route of marked packets", move || {
+                    marks::remove(marks::TPROXY, &families)
+                })
+                .err(),
             );
         }
         if record.families.captures_v6 {

@@ -90,6 +90,8 @@ pub struct Node {
     others: OtherVersions,
     /// Who drives the pods' proxies, and is to serve no pod that is not enrolled.
     drivers: Option<Drivers>,
+    /// Whether pods may be enrolled that ztunnel serves.
+    pub(super) may_be_ambient: bool,
 }
 
 /// What is read inside of a pod's netns, in one visit.
@@ -118,6 +120,7 @@ impl Node {
             told: Told::default(),
             others,
             drivers: None,
+            may_be_ambient: false,
         };
         node.tend_other_versions();
         for version in node.others.alive()? {
@@ -171,6 +174,16 @@ impl Node {
     #[must_use]
     pub fn with_drivers(self, drivers: Drivers) -> Self {
         Self { drivers: Some(drivers), ..self }
+    }
+
+    /// Lets pods be enrolled that ztunnel serves, and from here on follows what they need of the node.
+    ///
+    /// # Errors
+    /// If the node's addresses cannot be read.
+    pub fn with_ambient(mut self, may_be: bool) -> Result<Self, EnrolError> {
+        self.may_be_ambient = may_be;
+        self.refresh_node_addresses()?;
+        Ok(self)
     }
 
     /// Pods as their drivers know them: that of a container, or all.
@@ -261,11 +274,7 @@ impl Node {
         }
         let attachment = main_attachment(self.registry.get(cookie), &enrolling.attachment);
         let before = self.registry.get(cookie);
-        let fit = self.backends.fit_for(&enrolling.capture);
-        let backend = before.map_or(fit, |before| before.backend);
-        if fit == BackendName::Nftables && backend == BackendName::Ebpf && self.backends.chosen() != fit {
-            return Err(EnrolError::NeedsRules(before.map(Enrolled::full_name).unwrap_or_default()));
-        }
+        let backend = self.backends.backend_for(&enrolling.capture, before)?;
         let since = before.map_or_else(wall_clock::seconds, |before| before.enrolled_at);
         let by = (backend, enrolling.capture.driver);
         let pod = Enrolled::new(cookie, id, &attachment, enrolling.pod.clone(), by, since);

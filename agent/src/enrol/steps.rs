@@ -1,8 +1,7 @@
 //! The steps of an enrolment, each with its undo, and the one place that takes them.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use socket2::SockRef;
@@ -11,11 +10,12 @@ use veer_common::event::NO_ID;
 use veer_common::maps::{Enrolment, PodPolicy, PortListKey, PortSet, SocketRecord, flag, role};
 
 use super::error::EnrolError;
+use super::loopback;
 use super::registry::Enrolled;
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::load::{Datapath, Instance};
 use crate::platform::listeners::Borrowed;
-use crate::platform::netlink::{self, Listener};
+use crate::platform::netlink::Listener;
 use crate::platform::netns::{NetnsId, NetnsThread};
 
 /// A step of an enrolment.
@@ -23,8 +23,8 @@ use crate::platform::netns::{NetnsId, NetnsThread};
 pub enum Step {
     /// Who the pod is; first in and last out, so that a crash leaves nothing without a name.
     Enrolment,
-    /// ::6 on its loopback interface, where IPv6 is captured.
-    Passthrough,
+    /// What its proxy needs of its loopback interface.
+    Loopback,
     /// Its counters.
     Counters,
     /// Its port, range and address lists, and its interfaces.
@@ -42,7 +42,7 @@ pub enum Step {
 /// The order of an enrolment. Unenrolment is the same backwards.
 pub const STEPS: [Step; 8] = [
     Step::Enrolment,
-    Step::Passthrough,
+    Step::Loopback,
     Step::Counters,
     Step::Lists,
     Step::Netns,
@@ -125,7 +125,7 @@ fn take(hands: &mut Hands<'_>, step: Step, target: &Target<'_>) -> Result<(), En
     let maps = &mut hands.datapath.maps;
     match step {
         Step::Enrolment => maps.insert_enrolment(cookie, &target.record)?,
-        Step::Passthrough => give_passthrough(hands.netns, target.netns.as_fd(), &target.policy)?,
+        Step::Loopback => loopback::give(hands.netns, target.netns.as_fd(), &target.policy)?,
         Step::Counters => maps.insert_counters(cookie)?,
         Step::Lists => maps.insert_lists(target.ports, &target.pod.lists)?,
         Step::Netns => {
@@ -144,12 +144,10 @@ fn undo(hands: &mut Hands<'_>, step: Step, pod: &Enrolled, policy: &PodPolicy) -
     let maps = &mut hands.datapath.maps;
     match step {
         Step::Enrolment => maps.remove_enrolment(cookie)?,
-        Step::Passthrough => {
-            // Mostly the netns is about to go, and the address with it.
-            if captures_v6(policy)
-                && let Some(netns) = open_netns(pod)
-            {
-                inside(hands.netns, netns.as_fd(), netlink::remove_passthrough_address)?;
+        Step::Loopback => {
+            // Mostly the netns is about to go, and all of this with it.
+            if let Some(netns) = open_netns(pod) {
+                loopback::take(hands.netns, netns.as_fd(), policy)?;
             }
         }
         Step::Counters => maps.remove_counters(cookie)?,
@@ -169,22 +167,6 @@ fn undo(hands: &mut Hands<'_>, step: Step, pod: &Enrolled, policy: &PodPolicy) -
 
 const fn captures_v6(policy: &PodPolicy) -> bool {
     policy.flags & flag::CAPTURES_V6 != 0
-}
-
-/// Gives `lo` the address ::6, where IPv6 is captured; it may have it already.
-///
-/// # Errors
-/// As the kernel says.
-pub fn give_passthrough(
-    netns: &NetnsThread,
-    of: BorrowedFd<'_>,
-    policy: &PodPolicy,
-) -> Result<(), EnrolError> {
-    if captures_v6(policy) { inside(netns, of, netlink::add_passthrough_address) } else { Ok(()) }
-}
-
-fn inside(netns: &NetnsThread, of: BorrowedFd<'_>, change: fn() -> io::Result<()>) -> Result<(), EnrolError> {
-    netns.run(of, change)?.map_err(|source| EnrolError::Inspect { attempt: "change ::6 on lo", source })
 }
 
 /// The pod's netns, if it is still where the runtime had it.

@@ -10,7 +10,7 @@ use veer_common::rule::Rule;
 use veer_common::verdict::{Inbound, Outbound};
 
 use super::lists::Lists;
-use super::{Connection, interfaces};
+use super::{Connection, ambient, interfaces};
 
 /// The port of resolvers.
 const DNS: u16 = 53;
@@ -72,6 +72,7 @@ fn of_outbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Outbou
         Rule::AppToOwnAddress => app_within_pod(facts, to, matched),
         Rule::Proxy => uid(facts, connection),
         Rule::ProxyGroup => gid(facts, connection),
+        Rule::ProxyMark | Rule::OverLoopback => ambient::outbound(rule, matched, to),
         Rule::OwnerGroup => owner_group(facts, connection, matched),
         Rule::BeforeProxy => before_proxy(facts, matched),
         Rule::Localhost => format!("{to} is {}{}", not(matched), localhost(facts)),
@@ -98,6 +99,8 @@ fn of_outbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Outbou
         }
         Rule::NotIncluded => format!("neither {to} nor port {} is included", facts.port()),
         Rule::WithinPod
+        | Rule::HandedOn
+        | Rule::FromNode
         | Rule::ReroutedInterface
         | Rule::ReroutedNotIncluded
         | Rule::ExcludedInterfaceInbound
@@ -115,6 +118,7 @@ fn of_inbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Inbound
     let tunnel = facts.policy.tunnel_port.get();
     match rule {
         Rule::WithinPod => within_pod(facts, connection),
+        Rule::HandedOn | Rule::FromNode => ambient::inbound(rule, matched, connection),
         Rule::Ipv6NotCapturedInbound => ipv6(facts, &connection.local),
         Rule::ReroutedInterface | Rule::ReroutedNotIncluded => interfaces::rerouted(facts, connection),
         Rule::ExcludedInterfaceInbound => interfaces::inbound(facts, connection, kind::EXCLUDED),
@@ -145,10 +149,12 @@ fn of_inbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Inbound
         | Rule::ProxyGroupWithinPod
         | Rule::Proxy
         | Rule::ProxyGroup
+        | Rule::ProxyMark
         | Rule::OwnerGroup
         | Rule::BeforeProxy
         | Rule::Dns
         | Rule::Localhost
+        | Rule::OverLoopback
         | Rule::NoAddressOfFamily
         | Rule::Ipv6NotCaptured
         | Rule::ExcludedRange
@@ -191,6 +197,8 @@ fn dns(facts: &Facts<'_>, destination: &Address) -> String {
         format!("port {port} is DNS, which the pod does not capture")
     } else if !destination.is_v4() && !facts.has(flag::CAPTURES_V6) {
         format!("port {port} is DNS, but {to} is IPv6, which is not captured in this pod")
+    } else if facts.has(flag::AMBIENT) && to.to_canonical().is_loopback() {
+        format!("port {port} is DNS, and {to} is loopback")
     } else {
         format!("port {port} is DNS, which the pod captures")
     }
@@ -303,8 +311,11 @@ fn app_within_pod(facts: &Facts<'_>, to: IpAddr, matched: bool) -> String {
         let ranges = facts.lists.loopback_ranges();
         return format!("the pod includes loopback: {}", ranges.as_deref().unwrap_or("by a range"));
     }
-    let what = if to.to_canonical().is_loopback() { "loopback" } else { "the pod's own" };
-    format!("{to} is {what}, and no included range begins in loopback")
+    format!("{to} is {}, and no included range begins in loopback", loopback_or_own(to))
+}
+
+pub(super) fn loopback_or_own(address: IpAddr) -> &'static str {
+    if address.to_canonical().is_loopback() { "loopback" } else { "the pod's own" }
 }
 
 fn family(facts: &Facts<'_>, destination: &Address, matched: bool) -> String {

@@ -55,6 +55,9 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
         }
         Rule::Proxy => by_id(Setting::ProxyUid, facts),
         Rule::ProxyGroup => by_id(Setting::ProxyGid, facts),
+        Rule::ProxyMark => vec![Ground::Always("all of ztunnel's sockets have its mark")],
+        Rule::HandedOn => vec![Ground::Always("what ztunnel hands to the app is not for ztunnel again")],
+        Rule::FromNode => vec![Ground::Always("the kubelet's probes reach the app without ztunnel")],
         Rule::OwnerGroup => set(Setting::OwnerGroups),
         Rule::BeforeProxy => set(Setting::BeforeProxy),
         Rule::Localhost => {
@@ -67,10 +70,8 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
         Rule::NotIncluded => {
             vec![Ground::Setting(Setting::IncludedRanges), Ground::Setting(Setting::IncludedOutboundPorts)]
         }
-        Rule::WithinPod => stays(facts),
-        Rule::TunnelPort => {
-            vec![Ground::Always("the tunnel port is the proxy's own"), Ground::Setting(Setting::Mode)]
-        }
+        Rule::WithinPod | Rule::OverLoopback => stays(facts),
+        Rule::TunnelPort => tunnel(facts),
         Rule::ExcludedInboundPort if PROXY_OWN_PORTS.contains(&facts.port()) => {
             vec![Ground::Always("15020, 15021 and 15090 are the proxy's own")]
         }
@@ -79,6 +80,13 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
             set(Setting::IncludedInboundPorts)
         }
     }
+}
+
+/// Why the tunnel port is left alone: with TPROXY it is not.
+fn tunnel(facts: &Facts<'_>) -> Vec<Ground> {
+    let mut grounds = vec![Ground::Always("the tunnel port is the proxy's own")];
+    grounds.extend((!facts.has(flag::AMBIENT)).then_some(Ground::Setting(Setting::Mode)));
+    grounds
 }
 
 /// Why IPv6 is not captured.

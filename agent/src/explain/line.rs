@@ -7,7 +7,7 @@ use thiserror::Error;
 use veer_common::address::{Address, Port};
 use veer_common::event::NO_ID;
 use veer_common::reason::Reason;
-use veer_common::verdict::{Inbound, Outbound};
+use veer_common::verdict::{Inbound, Outbound, Sender};
 
 use super::Connection;
 use crate::model::quoted::{Brief, Quoted};
@@ -98,6 +98,17 @@ fn wrong(part: &'static str, value: &str, accepted: &'static str) -> LineError {
     LineError::Part { part, value: value.to_owned(), accepted }
 }
 
+/// Who has sent what arrived, which no line has, and its reason tells.
+fn sender(reason: Reason) -> Sender {
+    if reason == Reason::HandedOn {
+        Sender::Ztunnel
+    } else if reason == Reason::FromNode {
+        Sender::Node
+    } else {
+        Sender::Client
+    }
+}
+
 fn connection(parts: &Parts, reason: Reason) -> Result<Connection, LineError> {
     let destination: SocketAddr = parts.destination.parse().or(Err(wrong(
         "destination",
@@ -113,15 +124,25 @@ fn connection(parts: &Parts, reason: Reason) -> Result<Connection, LineError> {
             local: destination,
             port,
             interface: parts.interface,
+            sender: sender(reason),
         })),
         "outbound" => {
             let uid = parts.uid.unwrap_or(NO_ID);
             let gid = parts.gid.unwrap_or(NO_ID);
             let (is_impostor, interface) = (parts.impostor, parts.interface);
-            // The one fact that no line has, and that its reason tells.
-            let is_before_proxy = reason == Reason::BeforeProxy;
-            let outbound =
-                Outbound { uid, gid, is_impostor, is_before_proxy, source, destination, port, interface };
+            // What no line has, and its reason tells.
+            let (is_before_proxy, is_marked) = (reason == Reason::BeforeProxy, reason == Reason::ProxyMark);
+            let outbound = Outbound {
+                uid,
+                gid,
+                is_impostor,
+                is_before_proxy,
+                is_marked,
+                source,
+                destination,
+                port,
+                interface,
+            };
             match parts.protocol.as_deref() {
                 None | Some("tcp") => Ok(Connection::Outbound(outbound)),
                 Some("udp") => Ok(Connection::Datagram(outbound)),

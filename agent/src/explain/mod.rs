@@ -7,6 +7,7 @@
 //!
 //! A new [`Rule`] needs a line in `compared` (what is compared, and how it came out) and in `grounds`.
 
+mod ambient;
 pub mod causes;
 mod compared;
 mod grounds;

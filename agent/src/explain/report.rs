@@ -67,6 +67,9 @@ pub enum Asked {
         /// Whether these are the proxy's, and it is in another container; absent if not.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         impostor: bool,
+        /// Whether the socket has the mark of ztunnel's; absent if not.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        marked: bool,
         /// What the socket is bound to.
         #[serde(skip_serializing_if = "Option::is_none")]
         source: Option<IpAddr>,
@@ -222,6 +225,7 @@ impl Asked {
                 uid: outbound.uid,
                 gid: outbound.gid,
                 impostor: outbound.is_impostor,
+                marked: outbound.is_marked,
                 source: (!outbound.source.is_unspecified()).then(|| outbound.source.into()),
                 destination: SocketAddr::new(outbound.destination.into(), outbound.port.get()),
             },

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use proptest::sample::select;
 use veer_common::address::{Address, Port};
+use veer_common::verdict::Sender;
 
 use super::*;
 use crate::capture::testing::{any_capture, any_links, any_own_addresses, default_capture, own_addresses};
@@ -37,26 +38,32 @@ fn any_connection() -> impl Strategy<Value = Connection> {
     let id = || select(vec![0_u32, 1000, 1337, 2102]);
     let interface = || select(vec![0_u32, 1, 2, 3, 4]);
     let outbound = || {
-        let who = (id(), id(), any::<bool>(), any::<bool>());
+        let who = (id(), id(), any::<bool>(), any::<bool>(), any::<bool>());
         (who, address(), address(), port(), interface()).prop_map(
-            |((uid, gid, is_impostor, is_before_proxy), source, destination, port, interface)| Outbound {
-                uid,
-                gid,
-                is_impostor,
-                is_before_proxy,
-                source,
-                destination,
-                port,
-                interface,
+            |((uid, gid, is_impostor, is_before_proxy, is_marked), source, destination, port, interface)| {
+                Outbound {
+                    uid,
+                    gid,
+                    is_impostor,
+                    is_before_proxy,
+                    is_marked,
+                    source,
+                    destination,
+                    port,
+                    interface,
+                }
             },
         )
     };
+    let sender = || select(vec![Sender::Client, Sender::Ztunnel, Sender::Node]);
     prop_oneof![
         outbound().prop_map(Connection::Outbound),
         outbound().prop_map(Connection::Datagram),
-        (address(), address(), port(), interface()).prop_map(|(remote, local, port, interface)| {
-            Connection::Inbound(Inbound { remote, local, port, interface })
-        }),
+        (address(), address(), port(), interface(), sender()).prop_map(
+            |(remote, local, port, interface, sender)| {
+                Connection::Inbound(Inbound { remote, local, port, interface, sender })
+            }
+        ),
     ]
 }
 
@@ -107,6 +114,7 @@ fn what_is_dialled_as_unspecified_is_told_as_where_it_goes() {
             gid: 0,
             is_impostor: false,
             is_before_proxy: false,
+            is_marked: false,
             source: address(source),
             destination: address(destination),
             port: Port::new(80),
@@ -146,6 +154,7 @@ fn with_tproxy_the_proxys_group_is_told_which_inbound_port_is_not_captured() {
     let entries = map_entries(COOKIE, &capture, &own_addresses(&["10.0.0.5"]));
     let connection = Connection::Outbound(Outbound {
         is_before_proxy: false,
+        is_marked: false,
         uid: 0,
         gid: 1337,
         is_impostor: false,

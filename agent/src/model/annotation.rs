@@ -13,7 +13,7 @@ use super::capture::{InterceptionMode, OutboundRanges};
 use super::quoted::Quoted;
 use super::values::{InterfaceName, Port};
 
-/// Names of the annotations and of the label that are read.
+/// Names of the annotations and of the labels that are read.
 pub mod name {
     /// Written by the injector: its presence says that the pod is in the mesh.
     pub const STATUS: &str = "sidecar.istio.io/status";
@@ -21,6 +21,12 @@ pub mod name {
     pub const INJECT: &str = "sidecar.istio.io/inject";
     /// Label of a pod without a sidecar: `node` has the node's proxy serve it.
     pub const PROXY: &str = "veer.dev/proxy";
+    /// Label of a pod without a sidecar: `ambient` has the node's ztunnel serve it.
+    pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+    /// Ambient: whether nothing inbound is captured.
+    pub const AMBIENT_BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
+    /// Ambient: whether DNS is captured.
+    pub const AMBIENT_DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
     /// REDIRECT, TPROXY or NONE.
     pub const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
     /// Outbound ranges that are captured.
@@ -90,6 +96,9 @@ pub enum ValueError {
     /// An interception mode.
     #[error("mode {} is not REDIRECT, TPROXY or NONE", Quoted(.0))]
     Mode(String),
+    /// A boolean.
+    #[error("{} is not true or false", Quoted(.0))]
+    Boolean(String),
 }
 
 /// `REDIRECT`, `TPROXY` or `NONE`.
@@ -100,6 +109,11 @@ pub fn interception_mode(value: &str) -> Result<RequestedMode, ValueError> {
         "NONE" => Ok(RequestedMode::Off),
         _ => Err(ValueError::Mode(value.to_owned())),
     }
+}
+
+/// A boolean.
+pub fn boolean(value: &str) -> Result<bool, ValueError> {
+    go_bool(value).ok_or_else(|| ValueError::Boolean(value.to_owned()))
 }
 
 /// A list of ports, empty for an empty value. White space around a port is nothing.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
+use super::ambient;
 use super::annotation::{self, RequestedMode, ValueError, environment, name};
 use super::capture::{
     BeforeProxy, Capture, Driver, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode,
@@ -44,6 +45,8 @@ pub struct NodeSettings {
     pub proxy_identity: ProxyIdentity,
     /// What becomes of connections before a pod's proxy has listened.
     pub before_proxy: BeforeProxy,
+    /// Whether there is a ztunnel to serve pods of ambient mode; without one they are left alone.
+    pub ztunnel: bool,
 }
 
 /// What is to be done with a pod.
@@ -107,6 +110,14 @@ pub enum PodError {
         name::PROXY
     )]
     TproxyByNode,
+    /// Virtual machines, where ztunnel serves the pod.
+    #[error(
+        "annotation {annotation}: what virtual machines send is not captured in ambient mode: remove it, or give the pod a sidecar"
+    )]
+    RerouteByZtunnel {
+        /// Which of its two names it has.
+        annotation: &'static str,
+    },
     /// The proxy's identity.
     #[error("container {PROXY_CONTAINER}: securityContext.{field} {value} is not an id 0-4294967294")]
     Identity {
@@ -124,8 +135,15 @@ pub fn decide(pod: &Pod, node: &NodeSettings) -> Result<Decision, PodErrors> {
         Err(reason) => return Ok(Decision::Pass(reason)),
     };
     let none = Container::default();
-    let (proxy, driver) = proxy.map_or((&none, Driver::Node), |container| (container, Driver::Sidecar));
     let mut reader = Reader { annotations: &pod.metadata.annotations, errors: Vec::new() };
+    let (proxy, driver) = match proxy {
+        ServedBy::Sidecar(container) => (container, Driver::Sidecar),
+        ServedBy::Node => (&none, Driver::Node),
+        ServedBy::Ztunnel => {
+            let capture = ambient::capture(&mut reader);
+            return reader.end(pod, capture);
+        }
+    };
     let mode = match reader.one(name::INTERCEPTION_MODE, annotation::interception_mode) {
         Some(RequestedMode::Off) => return Ok(Decision::Pass(PassReason::ModeNone)),
         Some(RequestedMode::Capture(mode)) => mode,
@@ -135,16 +153,12 @@ pub fn decide(pod: &Pod, node: &NodeSettings) -> Result<Decision, PodErrors> {
     if driver == Driver::Node {
         by_the_nodes_proxy(&mut capture, &mut reader.errors);
     }
-    if reader.errors.is_empty() {
-        Ok(Decision::Capture(Box::new(capture)))
-    } else {
-        Err(PodErrors { pod: pod.full_name(), errors: reader.errors })
-    }
+    reader.end(pod, capture)
 }
 
 impl Default for NodeSettings {
     /// Istio's: no namespace excluded, every group captured, `127.0.0.1/32`, the proxy known by its ids, and nothing
-    /// goes past it.
+    /// goes past it; no ztunnel.
     fn default() -> Self {
         Self {
             excluded_namespaces: BTreeSet::new(),
@@ -152,6 +166,7 @@ impl Default for NodeSettings {
             loopback: Ipv4Net::from(std::net::Ipv4Addr::LOCALHOST),
             proxy_identity: ProxyIdentity::Uid,
             before_proxy: BeforeProxy::Refuse,
+            ztunnel: false,
         }
     }
 }
@@ -224,7 +239,8 @@ fn within(value: &str, problem: &ValueError) -> String {
         ValueError::Port(part)
         | ValueError::Range(part)
         | ValueError::Interface(part)
-        | ValueError::Mode(part) => part,
+        | ValueError::Mode(part)
+        | ValueError::Boolean(part) => part,
         ValueError::AllPorts | ValueError::AllRanges => "*",
     };
     if part == value { String::new() } else { format!(" (in {})", Quoted(value)) }
@@ -249,20 +265,31 @@ fn by_the_nodes_proxy(capture: &mut Capture, errors: &mut Vec<PodError>) {
     }
 }
 
-/// Why the pod is passed, else its proxy; none where the node's is asked for. The mode comes later, with the
-/// annotations.
-fn pass_reason<'a>(pod: &'a Pod, node: &NodeSettings) -> Result<Option<&'a Container>, PassReason> {
+/// What a pod's proxy is.
+enum ServedBy<'a> {
+    /// This container of its own.
+    Sidecar(&'a Container),
+    /// The node's Envoy.
+    Node,
+    /// The node's ztunnel.
+    Ztunnel,
+}
+
+/// Why the pod is passed, else its proxy. The mode comes later, with the annotations.
+fn pass_reason<'a>(pod: &'a Pod, node: &NodeSettings) -> Result<ServedBy<'a>, PassReason> {
     if pod.spec.host_network {
         return Err(PassReason::HostNetwork);
     }
     if node.excluded_namespaces.contains(&pod.metadata.namespace) {
         return Err(PassReason::NamespaceExcluded);
     }
-    if is_by_the_nodes_proxy(pod) {
+    let by_node = is_by_the_nodes_proxy(pod);
+    // Labels of namespaces are not read.
+    if by_node || ambient::is_by_ztunnel(pod, None, node) {
         return if pod.container(INIT_CONTAINER).is_some() {
             Err(PassReason::IstioInitPresent)
         } else {
-            Ok(None)
+            Ok(if by_node { ServedBy::Node } else { ServedBy::Ztunnel })
         };
     }
     let inject = pod.metadata.labels.get(name::INJECT).or_else(|| pod.metadata.annotations.get(name::INJECT));
@@ -285,7 +312,7 @@ fn pass_reason<'a>(pod: &'a Pod, node: &NodeSettings) -> Result<Option<&'a Conta
     if is_true(proxy, environment::DISABLE_ENVOY) {
         return Err(PassReason::EnvoyDisabled);
     }
-    Ok(Some(proxy))
+    Ok(ServedBy::Sidecar(proxy))
 }
 
 fn read_capture(
@@ -372,14 +399,27 @@ fn warnings(container: &Container) -> Vec<EnvironmentWarning> {
 }
 
 /// Reads annotations and gathers what is wrong with them.
-struct Reader<'a> {
-    annotations: &'a BTreeMap<String, String>,
-    errors: Vec<PodError>,
+pub(super) struct Reader<'a> {
+    pub(super) annotations: &'a BTreeMap<String, String>,
+    pub(super) errors: Vec<PodError>,
 }
 
 impl Reader<'_> {
+    /// The capture, if nothing was wrong.
+    fn end(self, pod: &Pod, capture: Capture) -> Result<Decision, PodErrors> {
+        if self.errors.is_empty() {
+            Ok(Decision::Capture(Box::new(capture)))
+        } else {
+            Err(PodErrors { pod: pod.full_name(), errors: self.errors })
+        }
+    }
+
     /// A value, if the annotation is there and right.
-    fn one<T>(&mut self, name: &'static str, parse: fn(&str) -> Result<T, ValueError>) -> Option<T> {
+    pub(super) fn one<T>(
+        &mut self,
+        name: &'static str,
+        parse: fn(&str) -> Result<T, ValueError>,
+    ) -> Option<T> {
         let value = self.annotations.get(name)?;
         match parse(value) {
             Ok(parsed) => Some(parsed),
@@ -395,7 +435,11 @@ impl Reader<'_> {
     }
 
     /// A list, if the annotation is there and all of it is right.
-    fn list<T>(&mut self, name: &'static str, parse: fn(&str) -> Result<T, Vec<ValueError>>) -> Option<T> {
+    pub(super) fn list<T>(
+        &mut self,
+        name: &'static str,
+        parse: fn(&str) -> Result<T, Vec<ValueError>>,
+    ) -> Option<T> {
         let value = self.annotations.get(name)?;
         match parse(value) {
             Ok(parsed) => Some(parsed),

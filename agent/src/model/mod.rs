@@ -5,6 +5,7 @@
 //! surprises ([`surprise`](fn@surprise)), and where each setting of that comes from ([`Origins`]). Never does: I/O of any kind, or anything that knows of maps and programs.
 //! Called by: the pod sources and the CNI server.
 
+mod ambient;
 pub mod annotation;
 mod backend;
 mod capture;

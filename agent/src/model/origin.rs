@@ -11,6 +11,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::ambient;
 use super::annotation::{self, environment, name};
 use super::capture::{BeforeProxy, Driver, OwnerGroups, ProxyIdentity};
 use super::decision::{self, DEFAULT_PROXY_ID, NodeSettings, PROXY_CONTAINER};
@@ -182,10 +183,16 @@ impl Origins {
         let proxy = pod.container(PROXY_CONTAINER);
         let annotations = &pod.metadata.annotations;
         let rerouted = decision::reroute_annotation(annotations);
+        let by_ztunnel = ambient::is_by_ztunnel(pod, None, node);
         let origin = |setting| match setting {
             Setting::ProxyUid => identity("runAsUser", proxy.and_then(|p| p.security_context.run_as_user)),
             Setting::ProxyGid => identity("runAsGroup", proxy.and_then(|p| p.security_context.run_as_group)),
             Setting::Mode => annotated(annotations, name::INTERCEPTION_MODE, "REDIRECT"),
+            Setting::IncludedInboundPorts if by_ztunnel => {
+                annotated(annotations, name::AMBIENT_BYPASS_INBOUND, "false")
+            }
+            Setting::DnsCapture if by_ztunnel => annotated(annotations, name::AMBIENT_DNS_CAPTURE, "true"),
+            Setting::IncludedRanges | Setting::DualStack if by_ztunnel => dataplane_mode(pod),
             Setting::IncludedInboundPorts => annotated(annotations, name::INCLUDE_INBOUND_PORTS, "*"),
             Setting::ExcludedInboundPorts => annotated(annotations, name::EXCLUDE_INBOUND_PORTS, "15020"),
             Setting::IncludedRanges => annotated(annotations, name::INCLUDE_OUTBOUND_RANGES, "*"),
@@ -219,6 +226,16 @@ fn annotated(annotations: &BTreeMap<String, String>, name: &str, default: &str) 
     match annotations.get(&name) {
         Some(value) => Origin::Annotation { name, value: value.clone() },
         None => Origin::Default { name, value: default.to_owned() },
+    }
+}
+
+/// What asks for ambient mode: the pod's label, else its namespace's.
+fn dataplane_mode(pod: &Pod) -> Origin {
+    let (name, value) = (name::DATAPLANE_MODE.to_owned(), ambient::AMBIENT.to_owned());
+    if pod.metadata.labels.contains_key(name::DATAPLANE_MODE) {
+        Origin::Label { name, value }
+    } else {
+        Origin::Default { name, value }
     }
 }
 

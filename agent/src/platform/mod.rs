@@ -2,7 +2,7 @@
 //!
 //! Owns: [`bpf`] (objects, pins, links, maps), [`netns`] (entering, identity), [`netlink`] (addresses),
 //! [`listeners`] (sockets older than the agent), [`cgroup`] (where pods live), [`redirection`] (a trial of it, in a pod),
-//! [`probe`] (what a node can, and who else is there), [`runtime`] (which pods run), [`cnidir`] (the runtime's configuration, changed file by file), [`inotify`] (that it has
+//! [`probe`] (what a node can, and who else is there), [`runtime`] (which pods run), [`sysctl`] (of a netns), [`cnidir`] (the runtime's configuration, changed file by file), [`inotify`] (that it has
 //! changed), [`attachments`] (who was attached with our plugin).
 //! Never does: decide what a pod gets. Called by: `enrol`, `app` and the commands.
 
@@ -19,4 +19,5 @@ pub mod probe;
 pub mod records;
 pub mod redirection;
 pub mod runtime;
+pub mod sysctl;
 pub mod userns;

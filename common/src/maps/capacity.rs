@@ -10,6 +10,8 @@ pub const MAX_PORT_LISTS: u32 = MAX_PODS * 4;
 pub const MAX_RANGES: u32 = 4_194_304;
 /// Addresses of all pods.
 pub const MAX_OWN_ADDRESSES: u32 = 65_536;
+/// Addresses of the node itself: a few, and where each pod has a link of its own to the node, one for each.
+pub const MAX_NODE_ADDRESSES: u32 = 8192;
 /// Listeners of all proxies: pods x ports x workers.
 pub const MAX_LISTENERS: u32 = 65_536;
 /// Redirected connections that have not reached their proxy, on the node.

@@ -41,6 +41,14 @@ impl PodPolicy {
     }
 }
 
+impl PodPolicy {
+    /// Whether the proxy dials its app from ::6, as one does that serves IPv6 and does not show the client's address.
+    #[inline(always)]
+    pub const fn needs_passthrough(&self) -> bool {
+        self.flags & (flag::CAPTURES_V6 | flag::AMBIENT) == flag::CAPTURES_V6
+    }
+}
+
 /// Which of the pod's containers is the proxy's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -11,6 +11,7 @@ use crate::rule::{Rule, Trace};
 use crate::verdict::Rules;
 
 mod agreement;
+mod ambient;
 mod before_proxy;
 mod dns;
 mod impostor;
@@ -33,6 +34,8 @@ struct Scene {
     proxy_uid: u32,
     proxy_gid: u32,
     tproxy: bool,
+    /// ztunnel is its proxy.
+    ambient: bool,
     captures_dns: bool,
     /// Its proxy has not listened yet, and connections go direct until it does.
     before_proxy: bool,
@@ -69,6 +72,7 @@ impl Scene {
             proxy_uid: PROXY,
             proxy_gid: PROXY,
             tproxy: false,
+            ambient: false,
             captures_dns: false,
             before_proxy: false,
             dual_stack: true,
@@ -126,6 +130,7 @@ impl Scene {
             (flag::EXCLUDES_GROUPS, self.groups.as_ref().is_err_and(|groups| !groups.is_empty())),
             (flag::INCLUDES_GROUPS, self.groups.is_ok()),
             (flag::TPROXY, self.tproxy),
+            (flag::AMBIENT, self.ambient),
             (flag::DNS_CAPTURE, self.captures_dns),
             (flag::HAS_V4, v4),
             (flag::HAS_V6, v6),

@@ -17,7 +17,7 @@ pub mod route {
     /// The mark; Envoy sets it, too, on what it sends with its client's address.
     pub const MARK: u32 = 1337;
     /// The routing table that marked packets are looked up in.
-    pub const TABLE: u32 = 133;
+    pub const TABLE: u8 = 133;
 }
 
 /// Everything that a pod's netns is given.

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 use proptest::sample::select;
-use veer_common::verdict::{self, Inbound, Outbound};
+use veer_common::verdict::{self, Inbound, Outbound, Sender};
 
 use super::*;
 use crate::capture::map_entries;
@@ -137,12 +137,12 @@ proptest! {
             let [source, destination] = [pair[0].into(), pair[1].into()];
             let port = Port::new(port);
             let interface = *uid % 5;
-            let outbound = Outbound { uid: *uid, gid: *gid, is_impostor: false, is_before_proxy: false, source, destination, port, interface };
+            let outbound = Outbound { uid: *uid, gid: *gid, is_impostor: false, is_before_proxy: false, is_marked: false, source, destination, port, interface };
             prop_assert_eq!(
                 verdict::outbound(&entries.policy, &maps, &outbound),
                 verdict::outbound(&entries.policy, &lists, &outbound)
             );
-            let inbound = Inbound { remote: source, local: destination, port, interface };
+            let inbound = Inbound { remote: source, local: destination, port, interface, sender: Sender::Client };
             prop_assert_eq!(
                 verdict::inbound(&entries.policy, &maps, &inbound),
                 verdict::inbound(&entries.policy, &lists, &inbound)

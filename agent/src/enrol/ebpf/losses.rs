@@ -9,7 +9,9 @@ use veer_common::maps::{PodPolicy, flag};
 
 use super::{DEFAULT_PORTS, Ebpf};
 use crate::enrol::error::EnrolError;
+use crate::enrol::loopback;
 use crate::enrol::registry::Enrolled;
+use crate::enrol::steps::open_netns;
 use crate::plan::{Action, Netns, Observed};
 use crate::platform::bpf::load::Instance;
 use crate::platform::bpf::maps::ListEntries;
@@ -32,7 +34,9 @@ impl Ebpf {
             record: maps.enrolment(pod.cookie)?.is_some(),
             counters: maps.has_counters(pod.cookie)?,
             lists: !pod.lists.lacks_in(lists),
-            inbound: link == Some(pod.netns.inode) && self.datapath.is_pinned(pod.cookie),
+            inbound: link == Some(pod.netns.inode)
+                && self.datapath.is_pinned(pod.cookie)
+                && self.has_its_way_back(pod, policy.as_ref())?,
             policy: policy.is_some(),
             // Nobody can be asked for them from here.
             missing_listeners: if netns == Netns::Here { missing } else { 0 },
@@ -54,6 +58,7 @@ impl Ebpf {
                 Action::Counters => self.datapath.maps.insert_counters(pod.cookie)?,
                 Action::Inbound => {
                     let policy = policy.unwrap_or(DEFAULT_PORTS);
+                    loopback::give(&self.netns, netns, &policy)?;
                     self.datapath.attach_netns(Instance::of(pod.cookie, &policy), netns.as_fd())?;
                 }
                 Action::Listeners => {
@@ -65,6 +70,13 @@ impl Ebpf {
             }
         }
         Ok(())
+    }
+
+    /// Whether an app's answers find back to ztunnel, as far as can be seen.
+    fn has_its_way_back(&self, pod: &Enrolled, policy: Option<&PodPolicy>) -> Result<bool, EnrolError> {
+        let Some(policy) = policy.filter(|policy| policy.flags & flag::AMBIENT != 0) else { return Ok(true) };
+        let Some(netns) = open_netns(pod) else { return Ok(true) };
+        loopback::is_whole(&self.netns, netns.as_fd(), policy)
     }
 
     fn register(

@@ -54,7 +54,7 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 14] = [
     ("veer_connect6", AttachType::Connect6),
 ];
 
-pub(super) const SHARED_MAPS: [&str; 19] = [
+pub(super) const SHARED_MAPS: [&str; 20] = [
     name::PODS,
     name::ENROLMENTS,
     name::COUNTERS,
@@ -65,6 +65,7 @@ pub(super) const SHARED_MAPS: [&str; 19] = [
     name::HAND_OFFS,
     name::PROXIES,
     name::BEFORE_PROXY,
+    name::NODE_ADDRESSES,
     name::SOCKETS,
     name::DATAGRAMS,
     name::INBOUND,

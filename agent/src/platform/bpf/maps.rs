@@ -13,7 +13,7 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage};
 use nix::errno::Errno;
-use veer_common::address::Port;
+use veer_common::address::{Address, Port};
 use veer_common::maps::{
     Counters, Enrolment, HandOff, HandOffKey, LISTENER_SLOTS, ListenerKey, MAX_LISTENER_SLOTS, MAX_LISTENERS,
     MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES, NetnsCookie, OwnAddressKey, PodPolicy,
@@ -29,8 +29,8 @@ use crate::capture::MapEntries;
 
 mod interfaces;
 mod lists;
+mod node;
 mod proxies;
-
 mod settings;
 
 /// Membership maps have no value worth the name.
@@ -48,6 +48,7 @@ pub struct Maps {
     sockets: SkStorage<MapData, SocketRecord>,
     proxies: HashMap<MapData, NetnsCookie, ProxyContainer>,
     before_proxy: HashMap<MapData, NetnsCookie, u32>,
+    node_addresses: HashMap<MapData, Address, u32>,
     settings: Array<MapData, Settings>,
     interfaces: InterfaceMaps,
     listeners: MapData,
@@ -125,6 +126,7 @@ impl Maps {
             sockets: open!(pins, SkStorage, name::SOCKETS),
             proxies: open!(pins, HashMap, name::PROXIES),
             before_proxy: open!(pins, HashMap, name::BEFORE_PROXY),
+            node_addresses: open!(pins, HashMap, name::NODE_ADDRESSES),
             settings: open!(pins, Array, name::SETTINGS),
             interfaces: InterfaceMaps::open(pins)?,
             listeners: open_untyped(pins, name::LISTENERS)?,

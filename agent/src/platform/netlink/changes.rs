@@ -36,8 +36,13 @@ pub struct NetnsNumber(i32);
 /// Whose addresses may have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Changed {
-    /// Those of these namespaces.
-    Some(BTreeSet<NetnsNumber>),
+    /// Those of these namespaces, and, or, of the agent's own.
+    Some {
+        /// Those with a number.
+        numbered: BTreeSet<NetnsNumber>,
+        /// Whether the agent's own is among them.
+        own: bool,
+    },
     /// Anybody's: the kernel had more to report than the socket holds.
     Unknown,
 }
@@ -90,14 +95,15 @@ impl FollowedChanges {
     /// As the system says.
     pub async fn next(&self) -> io::Result<Changed> {
         let mut numbers = BTreeSet::new();
-        let mut was_full = false;
+        let (mut own, mut was_full) = (false, false);
         loop {
             self.socket.readable().await?;
             let mut is_empty = false;
             for _ in 0..MOST_AT_ONCE {
                 match self.socket.try_io(Interest::READABLE, || receive(self.socket.as_fd())) {
                     // Without a number it is the agent's own netns.
-                    Ok(number) => numbers.extend(number),
+                    Ok(Some(number)) => drop(numbers.insert(number)),
+                    Ok(None) => own = true,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         is_empty = true;
                         break;
@@ -110,8 +116,8 @@ impl FollowedChanges {
             if was_full && is_empty {
                 return Ok(Changed::Unknown);
             }
-            if !was_full && !numbers.is_empty() {
-                return Ok(Changed::Some(numbers));
+            if !was_full && (own || !numbers.is_empty()) {
+                return Ok(Changed::Some { numbered: numbers, own });
             }
         }
     }

@@ -12,7 +12,7 @@ use super::iptables::{Iptables, Packet};
 use super::{APP, ETH0, LO, NET1, PROXY, ROOT, Range, Scene, Trail, addresses, ip, ranges};
 use crate::address::{Address, Port};
 use crate::reason::Action;
-use crate::verdict::{self, Inbound, Outbound};
+use crate::verdict::{self, Inbound, Outbound, Sender};
 
 const PODS: u32 = 1024;
 pub(super) const CONNECTIONS: usize = 160;
@@ -114,8 +114,8 @@ fn inbound_goes_where_istio_inits_rules_send_it() {
                 interface,
                 mark: 0,
             };
-            let facts =
-                Inbound { remote: remote.into(), local: local.into(), port: Port::new(port), interface };
+            let (remote, local, port) = (remote.into(), local.into(), Port::new(port));
+            let facts = Inbound { remote, local, port, interface, sender: Sender::Client };
             let reason = verdict::inbound(&policy, &scene, &facts);
             let mut trace = Trail::default();
             prop_assert_eq!(verdict::trace_inbound(&policy, &scene, &facts, &mut trace), reason);
@@ -156,7 +156,7 @@ pub(super) fn expected(scene: &Scene, iptables: &Iptables, dial: &Dial) -> Optio
 }
 
 /// The SYN that the kernel makes of a `connect()`, if it makes one.
-fn packet(scene: &Scene, dial: &Dial) -> Option<Packet> {
+pub(super) fn packet(scene: &Scene, dial: &Dial) -> Option<Packet> {
     let bound = dial.source.filter(|source| !source.to_canonical().is_unspecified());
     let destination = match dial.destination {
         IpAddr::V4(v4) if v4.is_unspecified() => bound.unwrap_or(ip("127.0.0.1")),
@@ -195,6 +195,7 @@ pub(super) fn facts(dial: &Dial) -> Outbound {
         gid: dial.gid,
         is_impostor: false,
         is_before_proxy: false,
+        is_marked: false,
         source: dial.source.map_or(Address::UNSPECIFIED, Address::from),
         destination: dial.destination.into(),
         port: Port::new(dial.port),
@@ -293,6 +294,7 @@ pub(super) fn scene() -> impl Strategy<Value = Scene> {
                 proxy_uid,
                 proxy_gid,
                 tproxy,
+                ambient: false,
                 captures_dns,
                 before_proxy,
                 dual_stack,

@@ -18,6 +18,7 @@ fn of(id: u32, destination: [u8; 4], port: u16) -> Outbound {
         gid: id,
         is_impostor: false,
         is_before_proxy: true,
+        is_marked: false,
         source: Address::UNSPECIFIED,
         destination: Address::v4(destination),
         port: Port::new(port),

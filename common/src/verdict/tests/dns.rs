@@ -29,7 +29,17 @@ fn facts((uid, gid): (u32, u32), source: &str, destination: &str, port: u16) -> 
     let (source, destination) = (ip(source), ip(destination));
     let source = if source.is_unspecified() { Address::UNSPECIFIED } else { source.into() };
     let (destination, port) = (destination.into(), Port::new(port));
-    Outbound { uid, gid, is_impostor: false, is_before_proxy: false, source, destination, port, interface: 0 }
+    Outbound {
+        uid,
+        gid,
+        is_impostor: false,
+        is_before_proxy: false,
+        is_marked: false,
+        source,
+        destination,
+        port,
+        interface: 0,
+    }
 }
 
 fn tcp(scene: &Scene, who: (u32, u32), destination: &str, port: u16) -> Reason {

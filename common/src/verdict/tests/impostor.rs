@@ -33,6 +33,7 @@ fn impostor(destination: [u8; 4], port: u16) -> Outbound {
         gid: PROXY,
         is_impostor: true,
         is_before_proxy: false,
+        is_marked: false,
         source: Address::UNSPECIFIED,
         destination: Address::v4(destination),
         port: Port::new(port),

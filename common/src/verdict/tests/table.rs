@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::{APP, PROXY, ROOT, Scene, addresses, ip, ranges};
 use crate::address::{Address, Port};
 use crate::reason::{Action, Reason};
-use crate::verdict::{self, Inbound, Outbound};
+use crate::verdict::{self, Inbound, Outbound, Sender};
 
 /// Addresses that play the same part in each family.
 struct Family {
@@ -66,6 +66,7 @@ impl<'a> Dial<'a> {
             gid: self.gid,
             is_impostor: false,
             is_before_proxy: false,
+            is_marked: false,
             source: self.source.map_or(Address::UNSPECIFIED, |source| ip(source).into()),
             destination: ip(destination).into(),
             port: Port::new(port),
@@ -77,7 +78,8 @@ impl<'a> Dial<'a> {
 
 fn arrive(scene: &Scene, remote: &str, local: &str, port: u16) -> Reason {
     let port = Port::new(port);
-    let connection = Inbound { remote: ip(remote).into(), local: ip(local).into(), port, interface: 0 };
+    let (remote, local) = (ip(remote).into(), ip(local).into());
+    let connection = Inbound { remote, local, port, interface: 0, sender: Sender::Client };
     verdict::inbound(&scene.policy(), scene, &connection)
 }
 
@@ -400,6 +402,7 @@ fn an_unspecified_destination_is_what_the_kernel_makes_of_it() {
             gid: APP,
             is_impostor: false,
             is_before_proxy: false,
+            is_marked: false,
             source: source.map_or(Address::UNSPECIFIED, |source| ip(source).into()),
             destination: ip(destination).into(),
             port: Port::new(80),
