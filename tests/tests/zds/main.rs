@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests panic as tests do")]
 
+mod pods;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -17,7 +19,7 @@ use veer_tests::{scratch, wait};
 /// A node with an agent that tells ztunnel.
 struct Node {
     agent: Agent,
-    _cgroup: Cgroup,
+    cgroup: Cgroup,
     place: TempDir,
 }
 
@@ -26,7 +28,7 @@ impl Node {
         let (place, cgroup) = (scratch::directory().unwrap(), Cgroup::new().unwrap());
         let flag = format!("--ztunnel-socket={}", socket(&place).display());
         let agent = Agent::start_with(&cgroup, Launch::new(), &[&flag]).unwrap();
-        Self { agent, _cgroup: cgroup, place }
+        Self { agent, cgroup, place }
     }
 
     fn socket(&self) -> PathBuf {
