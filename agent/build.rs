@@ -1,4 +1,6 @@
-//! Builds the eBPF objects and leaves them in `OUT_DIR`, where `platform::bpf` embeds them.
+//! Builds the eBPF objects and leaves them in `OUT_DIR`, where `platform::bpf` embeds them; and beside them the descriptors of
+//! Envoy's types, which `proxy::config` embeds. envoy-types has them in a file that its code does not name, so cargo is asked
+//! where the crate is: they are of the very release whose types are compiled, and no copy of 3 MB is kept here.
 //!
 //! Why not aya-build: it runs the child through `rustup run`, and the other way to a working compiler,
 //! Debian's `rustc-web` with `rust-web-src`, has no rustup. The rule here is: the compiler that builds
@@ -9,12 +11,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
+use serde_json::Value;
+
 const OBJECTS: [&str; 2] = ["veer-node", "veer-netns"];
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// Where rust-src lives below a sysroot.
 const CORE_SOURCES: &str = "lib/rustlib/src/rust/library/core/Cargo.toml";
 
+/// In the sources of envoy-types.
+const DESCRIPTORS: &str = "src/generated/types.bin";
+
 fn main() {
+    if let Err(problem) = descriptors() {
+        eprintln!("\nthe descriptors of Envoy's types are not found: {problem}\n");
+        std::process::exit(1);
+    }
     if let Err(problem) = build() {
         // The one way for a build script to speak: cargo prints this behind its own "build failed".
         eprintln!("\nthe eBPF objects could not be built: {problem}\n");
@@ -74,6 +85,28 @@ fn build() -> Result<(), String> {
         let from = target_dir.join(target).join("release").join(name);
         fs::copy(&from, out.join(name)).map_err(|error| format!("copy {}: {error}", from.display()))?;
     }
+    Ok(())
+}
+
+fn descriptors() -> Result<(), String> {
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("Cargo.toml");
+    let mut command = Command::new(variable("CARGO")?);
+    command
+        .args(["metadata", "--format-version=1", "--locked", "--offline", "--manifest-path"])
+        .arg(manifest);
+    let output = command.output().map_err(|error| format!("start {command:?}: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{command:?}\n{}", String::from_utf8_lossy(&output.stderr)));
+    }
+    let metadata: Value = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+    let packages = metadata.get("packages").and_then(Value::as_array).into_iter().flatten();
+    let text = |package: &Value, key: &str| package.get(key)?.as_str().map(str::to_owned);
+    let mut named = packages.filter(|package| text(package, "name").as_deref() == Some("envoy-types"));
+    let manifest = named.next().and_then(|package| text(package, "manifest_path"));
+    let from =
+        PathBuf::from(manifest.ok_or("cargo metadata names no envoy-types")?).with_file_name(DESCRIPTORS);
+    fs::copy(&from, out.join("envoy.bin")).map_err(|error| format!("copy {}: {error}", from.display()))?;
     Ok(())
 }
 

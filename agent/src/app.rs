@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{Admin, ListenError, View};
+use crate::admin::{Admin, ListenError, Proxies, View};
 use crate::cluster::client::ConnectError;
 use crate::cni::answer::Answerer;
 use crate::cni::server;
@@ -156,7 +156,7 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let metrics = admin.metrics.clone();
     let answerer = Arc::new(Answerer { source, settings, node: handle, notices, drivers, metrics });
     let reconciler = reconciler(&config.heal, &readiness, &answerer, netns, report);
-    let view = view(&answerer, &reconciler, readiness, Arc::clone(&probe));
+    let view = view(config, &answerer, &reconciler, readiness, Arc::clone(&probe));
     let parts = Parts {
         pins,
         control,
@@ -247,19 +247,17 @@ fn status(
 
 /// Whom monitors are answered from.
 fn view(
+    config: &AgentConfig,
     answerer: &Answerer<Source>,
     reconciler: &Reconciler<Source>,
     readiness: Readiness,
     probe: Arc<Probe>,
 ) -> View<Source> {
-    View {
-        source: answerer.source.clone(),
-        node: answerer.node.clone(),
-        report: Arc::clone(&reconciler.report),
-        metrics: answerer.metrics.clone(),
-        readiness,
-        probe,
-    }
+    let (node, metrics) = (answerer.node.clone(), answerer.metrics.clone());
+    let (netns, ads) = (reconciler.netns.clone(), answerer.drivers.node.clone());
+    let proxies = Proxies::new(config.proxy_dir.clone(), node.clone(), netns, metrics.clone(), ads);
+    let (source, report) = (answerer.source.clone(), Arc::clone(&reconciler.report));
+    View { source, node, report, metrics, readiness, probe, proxies: Arc::new(proxies) }
 }
 
 /// Who else is where the programs hang.
@@ -333,7 +331,7 @@ async fn serve(config: &AgentConfig, parts: Parts) -> Result<(), AppError> {
         // Nobody else hears of it unasked.
         tasks.spawn(Arc::clone(&probe).serve(stop.clone()));
     }
-    proxy.start(config, &answerer, &tasks, &stop)?;
+    proxy.start(config, &answerer, &view.readiness, &tasks, &stop)?;
     admin.serve(view, &tasks, &stop).map_err(system("serve metrics and health"))?;
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));

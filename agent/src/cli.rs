@@ -70,6 +70,10 @@ pub struct AgentFlags {
     /// Without it, no ztunnel is driven
     #[arg(long, env = "VEER_ZTUNNEL_SOCKET", value_name = "PATH")]
     pub ztunnel_socket: Option<String>,
+    /// Directory of Envoy's resources (YAML or JSON) that are added to what the node's proxy is told: filters, routes,
+    /// virtual hosts, clusters. Changes are followed; what is wrong is in the log and in `veer status`, and changes nothing
+    #[arg(long, env = "VEER_PROXY_CONFIG", value_name = "DIR")]
+    pub proxy_config: Option<String>,
     /// Where pods are read from: the API server, or a directory with one Pod manifest (YAML or JSON) in each file
     #[arg(long, env = "VEER_PODS_FROM", value_name = "kube|DIR")]
     pub pods_from: Option<String>,

@@ -59,6 +59,8 @@ pub struct AgentConfig {
     pub proxy_dir: Option<PathBuf>,
     /// Where ztunnel is told of its pods, if it is.
     pub ztunnel_socket: Option<PathBuf>,
+    /// What users add to what the node's proxy is told.
+    pub proxy_config: Option<PathBuf>,
     /// How what is lost or was missed is found again.
     pub heal: HealConfig,
     /// Where metrics and health are served.
@@ -150,6 +152,8 @@ impl Setting {
 const ABSOLUTE: &str = "an absolute path";
 const PROXY_DIR: Setting = Setting("--proxy-dir", "VEER_PROXY_DIR", ABSOLUTE);
 const ZTUNNEL_SOCKET: Setting = Setting("--ztunnel-socket", "VEER_ZTUNNEL_SOCKET", ABSOLUTE);
+const PROXY_CONFIG: Setting =
+    Setting("--proxy-config", "VEER_PROXY_CONFIG", "an absolute path, beside --proxy-dir");
 const RUN_DIR: Setting = Setting("--run-dir", "VEER_RUN_DIR", ABSOLUTE);
 const BPFFS: Setting = Setting("--bpffs", "VEER_BPFFS", ABSOLUTE);
 const BACKEND: Setting = Setting("--backend", "VEER_BACKEND", "one of auto, ebpf, nftables");
@@ -223,6 +227,7 @@ impl AgentConfig {
         let proxy_dir = flags.proxy_dir.as_deref().map(|path| absolute(&PROXY_DIR, path, &mut errors));
         let ztunnel_socket = flags.ztunnel_socket.as_deref();
         let ztunnel_socket = ztunnel_socket.map(|path| absolute(&ZTUNNEL_SOCKET, path, &mut errors));
+        let proxy_config = proxy_config(flags, &mut errors);
         let heal = heal::parse(&flags.heal, &mut errors);
         let admin = admin::parse(&flags.admin, &mut errors);
         let cni = cni::of_agent(&flags.cni_install, &flags.cni, &mut errors);
@@ -251,6 +256,7 @@ impl AgentConfig {
             before_proxy,
             proxy_dir,
             ztunnel_socket,
+            proxy_config,
             heal,
             admin,
             cni,
@@ -265,6 +271,15 @@ fn log_level(flags: &CommonFlags, errors: &mut Vec<ConfigError>) -> tracing::Lev
         errors.push(LOG_LEVEL.invalid(&flags.log_level));
         tracing::Level::INFO
     })
+}
+
+/// Without a proxy there is nothing to add to.
+fn proxy_config(flags: &AgentFlags, errors: &mut Vec<ConfigError>) -> Option<PathBuf> {
+    let path = flags.proxy_config.as_deref()?;
+    if flags.proxy_dir.is_none() {
+        errors.push(PROXY_CONFIG.invalid(path));
+    }
+    Some(absolute(&PROXY_CONFIG, path, errors))
 }
 
 fn backend(value: &str, errors: &mut Vec<ConfigError>) -> BackendChoice {
@@ -311,6 +326,7 @@ mod tests {
         AgentFlags {
             proxy_dir: None,
             ztunnel_socket: None,
+            proxy_config: None,
             pods_from: Some("/pods".to_owned()),
             kube: KubeFlags { node_name: None, kubeconfig: None, node_taint: false },
             place: PlaceFlags { run_dir: "/run/veer".to_owned(), bpffs: "/sys/fs/bpf/veer".to_owned() },
@@ -382,6 +398,7 @@ mod tests {
         let wrong = AgentFlags {
             proxy_dir: Some("proxy".to_owned()),
             ztunnel_socket: Some("ztunnel.sock".to_owned()),
+            proxy_config: Some("filters".to_owned()),
             pods_from: None,
             kube: KubeFlags { node_name: None, kubeconfig: None, node_taint: false },
             place: PlaceFlags { run_dir: "run".to_owned(), bpffs: "bpf".to_owned() },
@@ -411,6 +428,7 @@ mod tests {
 127.0.0.0/8, such as 127.0.0.1/32
 --proxy-dir (or VEER_PROXY_DIR): \"proxy\" is not an absolute path
 --ztunnel-socket (or VEER_ZTUNNEL_SOCKET): \"ztunnel.sock\" is not an absolute path
+--proxy-config (or VEER_PROXY_CONFIG): \"filters\" is not an absolute path, beside --proxy-dir
 --cni-cache (or VEER_CNI_CACHE): \"cni\" is not an absolute path
 --reconcile-interval (or VEER_RECONCILE_INTERVAL): \"0\" is not a number of seconds, 1-86400
 --admin-addr (or VEER_ADMIN_ADDR): \"15014\" is not off, or an address and a port such as 0.0.0.0:15014 or [::1]:0

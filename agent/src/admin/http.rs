@@ -7,7 +7,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use futures_util::stream::StreamExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -17,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::proxies::Pieces;
 use crate::accept;
 
 /// Connections at once: a few scrapers and the kubelet. Further ones wait to be accepted.
@@ -37,28 +41,38 @@ pub(super) struct Request {
 }
 
 /// What is said.
-#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Answer {
     status: StatusCode,
     kind: &'static str,
-    body: String,
+    body: UnsyncBoxBody<Bytes, Infallible>,
 }
 
 impl Answer {
     /// For people and probes.
     pub(super) fn text(status: u16, body: String) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { status, kind: "text/plain; charset=utf-8", body }
+        Self { status, kind: "text/plain; charset=utf-8", body: whole(body) }
     }
 
     /// For scrapers.
-    pub(super) const fn open_metrics(body: String) -> Self {
+    pub(super) fn open_metrics(body: String) -> Self {
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        Self { status: StatusCode::OK, kind, body }
+        Self { status: StatusCode::OK, kind, body: whole(body) }
+    }
+
+    /// For scrapers, in Prometheus' own form, which comes piece by piece.
+    pub(super) fn prometheus(pieces: Pieces) -> Self {
+        let frames = pieces.map(|piece| Ok(Frame::data(piece)));
+        let kind = "text/plain; version=0.0.4; charset=utf-8";
+        Self { status: StatusCode::OK, kind, body: StreamBody::new(frames).boxed_unsync() }
     }
 }
 
-impl From<Answer> for Response<String> {
+fn whole(text: String) -> UnsyncBoxBody<Bytes, Infallible> {
+    Full::new(Bytes::from(text)).boxed_unsync()
+}
+
+impl From<Answer> for Response<UnsyncBoxBody<Bytes, Infallible>> {
     fn from(answer: Answer) -> Self {
         let mut response = Self::new(answer.body);
         *response.status_mut() = answer.status;
@@ -114,7 +128,7 @@ where
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let answer = is_read.then(|| answer(asked));
         async move {
-            Ok::<Response<String>, Infallible>(match answer {
+            Ok::<Response<_>, Infallible>(match answer {
                 Some(answer) => answer.await.into(),
                 None => not_allowed(),
             })
@@ -127,8 +141,8 @@ where
     }
 }
 
-fn not_allowed() -> Response<String> {
-    let mut response: Response<String> = Answer::text(405, "only GET and HEAD\n".to_owned()).into();
+fn not_allowed() -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+    let mut response = Response::from(Answer::text(405, "only GET and HEAD\n".to_owned()));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     response
 }

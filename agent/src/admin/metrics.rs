@@ -14,8 +14,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::model::Driver;
+
 /// One label, and its value.
 pub(super) type One = [(&'static str, &'static str); 1];
+type Two = [(&'static str, &'static str); 2];
 type Histograms = Family<One, Histogram, fn() -> Histogram>;
 
 /// Seconds of an ADD: 1 ms to 8 s, each twice the one before.
@@ -33,8 +36,10 @@ pub struct Metrics(Arc<Counted>);
 struct Counted {
     registry: Mutex<Registry>,
     add: Histograms,
-    repaired: Family<[(&'static str, &'static str); 2], Counter>,
+    repaired: Family<Two, Counter>,
     errors: Counter,
+    scrapes: Family<Two, Counter>,
+    lines_dropped: Family<One, Counter>,
 }
 
 /// How the repair of a pod that runs without redirection ended, in Istio's words.
@@ -46,6 +51,21 @@ pub enum Repair {
     Skip,
     /// It could not be.
     Fail,
+}
+
+/// How it ended that a proxy was asked for its metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Scrape {
+    /// It told all of them.
+    Done,
+    /// Nobody is there.
+    Unreachable,
+    /// It answered otherwise, or broke off.
+    Refused,
+    /// It took too long, and what came until then was passed on.
+    Late,
+    /// It told too much, and the beginning was passed on.
+    TooLong,
 }
 
 /// What the installer of the plugin counts.
@@ -64,13 +84,27 @@ impl fmt::Debug for Metrics {
 impl Repair {
     const ALL: [Self; 3] = [Self::Success, Self::Skip, Self::Fail];
 
-    const fn labels(self) -> [(&'static str, &'static str); 2] {
+    const fn labels(self) -> Two {
         let result = match self {
             Self::Success => "success",
             Self::Skip => "skip",
             Self::Fail => "fail",
         };
         [("type", "repair"), ("result", result)]
+    }
+}
+
+impl Scrape {
+    const ALL: [Self; 5] = [Self::Done, Self::Unreachable, Self::Refused, Self::Late, Self::TooLong];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::Late => "late",
+            Self::TooLong => "too-long",
+        }
     }
 }
 
@@ -83,7 +117,7 @@ impl Metrics {
         }
         let help = "Time that the agent took to answer an ADD of the plugin";
         registry.register_with_unit("veer_cni_add_duration", help, Unit::Seconds, add.clone());
-        let repaired = Family::<[(&'static str, &'static str); 2], Counter>::default();
+        let repaired = Family::<Two, Counter>::default();
         for repair in Repair::ALL {
             drop(repaired.get_or_create(&repair.labels()));
         }
@@ -92,7 +126,15 @@ impl Metrics {
         let errors = <Counter>::default();
         let help = "Attempts to bring back what was lost, or to redirect a pod that runs, that failed";
         registry.register("veer_reconcile_errors", help, Counter::clone(&errors));
-        Self(Arc::new(Counted { registry: Mutex::new(registry), add, repaired, errors }))
+        let (scrapes, lines_dropped) = proxies(&mut registry);
+        let registry = Mutex::new(registry);
+        Self(Arc::new(Counted { registry, add, repaired, errors, scrapes, lines_dropped }))
+    }
+
+    /// A proxy was asked for its metrics, and so many of its lines were not passed on.
+    pub(super) fn scraped(&self, driver: Driver, scrape: Scrape, dropped: u64) {
+        self.0.scrapes.get_or_create(&[("driver", driver.name()), ("result", scrape.name())]).inc();
+        self.0.lines_dropped.get_or_create(&[("driver", driver.name())]).inc_by(dropped);
     }
 
     /// An ADD was answered: `enrolled`, `passed` or `failed`.
@@ -127,6 +169,22 @@ impl Metrics {
     pub(super) fn encode(&self, text: &mut String) -> fmt::Result {
         encode_registry(text, &self.0.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// What is counted when proxies are asked for their metrics.
+fn proxies(registry: &mut Registry) -> (Family<Two, Counter>, Family<One, Counter>) {
+    let (scrapes, dropped) = (Family::<Two, Counter>::default(), Family::<One, Counter>::default());
+    for driver in [Driver::Node, Driver::Sidecar] {
+        for scrape in Scrape::ALL {
+            drop(scrapes.get_or_create(&[("driver", driver.name()), ("result", scrape.name())]));
+        }
+        drop(dropped.get_or_create(&[("driver", driver.name())]));
+    }
+    let help = "Questions to a proxy for its metrics, by how they ended";
+    registry.register("veer_proxy_scrapes", help, Family::clone(&scrapes));
+    let help = "Lines of proxies' metrics that were not passed on, because they are none";
+    registry.register("veer_proxy_scrape_lines_dropped", help, Family::clone(&dropped));
+    (scrapes, dropped)
 }
 
 impl Installs {

@@ -1,11 +1,12 @@
 //! What the agent tells monitors, over HTTP: metrics on one address, health and readiness on another.
 //!
-//! Owns: the two sockets ([`Admin`]), what is counted while it happens ([`Metrics`]), and what is read when somebody asks
-//! (`scrape`). Never does: look at a packet, name a pod in a label, or decide what ready means (that is
+//! Owns: the two sockets ([`Admin`]), what is counted while it happens ([`Metrics`]), what is read when somebody asks
+//! (`scrape`), and what proxies tell of themselves ([`Proxies`]). Never does: look at a packet, name a pod in a label, or decide what ready means (that is
 //! [`readiness`](crate::readiness)). Called by: `app`, which gives the metrics to those who count.
 
 mod http;
 mod metrics;
+mod proxies;
 mod scrape;
 
 use std::io;
@@ -17,6 +18,9 @@ use tokio_util::task::TaskTracker;
 
 use self::http::{Answer, Request};
 pub use self::metrics::{Installs, Metrics, Repair};
+pub use self::proxies::Proxies;
+use self::proxies::asked::{self, Asked};
+use self::proxies::ready::NotReady;
 use crate::config::AdminConfig;
 use crate::enrol::NodeHandle;
 use crate::readiness::probe::Probe;
@@ -57,6 +61,8 @@ pub struct View<S> {
     pub readiness: Readiness,
     /// And what of it has to be asked.
     pub probe: Arc<Probe>,
+    /// Whom it asks for their metrics.
+    pub proxies: Arc<Proxies>,
 }
 
 impl Admin {
@@ -136,7 +142,14 @@ impl<S: PodSource + Sync> View<S> {
                 Ok(text) => Answer::open_metrics(text),
                 Err(error) => Answer::text(500, format!("encode the metrics: {error}\n")),
             },
-            _ => Answer::text(404, "there is /metrics\n".to_owned()),
+            "/stats/prometheus" => match Asked::parse(&request.query) {
+                Ok(asked) => match Arc::clone(&self.proxies).metrics(asked).await {
+                    Ok(pieces) => Answer::prometheus(pieces),
+                    Err(problem) => Answer::text(404, format!("{problem}\n")),
+                },
+                Err(problem) => Answer::text(400, format!("{problem}\n")),
+            },
+            _ => Answer::text(404, "there are /metrics and /stats/prometheus\n".to_owned()),
         }
     }
 
@@ -146,6 +159,7 @@ impl<S: PodSource + Sync> View<S> {
                 Ok(()) => Answer::text(200, "alive\n".to_owned()),
                 Err(problem) => Answer::text(503, format!("node: {problem}\n")),
             },
+            "/readyz" if request.query.starts_with("pod=") => self.pod_ready(&request.query).await,
             "/readyz" => {
                 let conditions = self.conditions().await;
                 let is_ready = conditions.iter().all(Held::holds);
@@ -156,6 +170,19 @@ impl<S: PodSource + Sync> View<S> {
                 Answer::text(if is_ready { 200 } else { 503 }, lines.join("\n") + "\n")
             }
             _ => Answer::text(404, "there are /healthz and /readyz\n".to_owned()),
+        }
+    }
+
+    /// Whether one pod's proxy takes connections.
+    async fn pod_ready(&self, query: &str) -> Answer {
+        let (namespace, name) = match asked::pod(query.trim_start_matches("pod=")) {
+            Ok(pod) => pod,
+            Err(problem) => return Answer::text(400, format!("{problem}\n")),
+        };
+        match self.proxies.ready(&namespace, &name).await {
+            Ok(()) => Answer::text(200, "ready\n".to_owned()),
+            Err(NotReady::Unknown(problem)) => Answer::text(404, format!("{problem}\n")),
+            Err(NotReady::Not(problem)) => Answer::text(503, format!("{problem}\n")),
         }
     }
 

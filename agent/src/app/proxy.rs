@@ -15,10 +15,12 @@ use crate::cni::answer::Answerer;
 use crate::config::AgentConfig;
 use crate::model::{DEFAULT_PROXY_ID, Driver};
 use crate::proxy::ads::{self, Ads};
+use crate::proxy::config::watch;
 use crate::proxy::driver::{Drivers, ProxyDriver};
 use crate::proxy::place::ProxyPlace;
 use crate::proxy::sidecar::Sidecar;
 use crate::proxy::zds::{self, Zds};
+use crate::readiness::Readiness;
 use crate::source::Source;
 
 /// Between two questions for a pod that nobody could answer.
@@ -33,7 +35,7 @@ pub(super) struct Tasks {
 impl Tasks {
     /// The drivers, and what they need to run.
     pub(super) fn of(config: &AgentConfig, redirections: Redirections) -> (Drivers, Self) {
-        let (node, node_task) = Ads::new(config.proxy_dir.is_some());
+        let (node, node_task) = Ads::new(config.proxy_dir.is_some(), config.proxy_config.is_some());
         let (ztunnel, ztunnel_task) = Zds::new(config.ztunnel_socket.is_some(), redirections);
         (Drivers { sidecar: Sidecar, node, ztunnel }, Self { node: node_task, ztunnel: ztunnel_task })
     }
@@ -47,6 +49,7 @@ impl Tasks {
         self,
         config: &AgentConfig,
         answerer: &Arc<Answerer<Source>>,
+        readiness: &Readiness,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<(), AppError> {
@@ -55,7 +58,12 @@ impl Tasks {
         if let Some(directory) = &config.proxy_dir {
             let files = ProxyPlace::of(directory);
             let listener = files.open().map_err(listening(files.ads()))?;
-            tasks.spawn(self.node.run(stop.clone()));
+            let connected = readiness.condition("proxy", "no Envoy has connected yet");
+            tasks.spawn(self.node.run(connected, stop.clone()));
+            if let Some(directory) = config.proxy_config.clone() {
+                let (ads, release) = (drivers.node.clone(), super::release_memory);
+                tasks.spawn(watch::follow(directory, ads, release, stop.clone()));
+            }
             tasks.spawn(ads::serve(listener, DEFAULT_PROXY_ID, drivers.node.clone(), stop.clone()));
         }
         if let Some(path) = &config.ztunnel_socket {

@@ -182,7 +182,9 @@ fn node_proxy(standing: &Standing) -> Vec<String> {
     let refused = standing.refused.iter();
     let refused =
         refused.map(|(pod, words)| format!("warning    {pod}: the node's proxy refuses it: {words}"));
-    [format!("node proxy {}", standing.text())].into_iter().chain(refused).collect()
+    let config = standing.config_problem.iter();
+    let config = config.map(|problem| format!("warning    --proxy-config is not in use as it is: {problem}"));
+    [format!("node proxy {}", standing.text())].into_iter().chain(refused).chain(config).collect()
 }
 
 fn ztunnel(standing: &zds::Standing) -> Vec<String> {

@@ -4,6 +4,7 @@
 //! other through a bounded channel, so no two of them meet. Called by: the CNI server and `app`.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
@@ -191,6 +192,16 @@ impl Node {
         let is_meant = |pod: &&Enrolled| container.is_none_or(|container| pod.container_id == container);
         let proxied = |pod| ProxiedPod { has_v6: self.has_v6(pod), ..proxied_pod(pod) };
         self.registry.iter().filter(is_meant).map(proxied).collect()
+    }
+
+    /// A pod by its name, but for its families.
+    pub fn proxied_of(&self, namespace: &str, name: &str) -> Option<ProxiedPod> {
+        self.registry.of_pod(namespace, name).map(proxied_pod)
+    }
+
+    /// The netns of a pod, if it is still its.
+    pub fn netns_of(&self, cookie: NetnsCookie) -> Option<File> {
+        self.registry.get(cookie).and_then(steps::open_netns)
     }
 
     /// Whether a pod has IPv6. Of one that is its own proxy's nobody asks.

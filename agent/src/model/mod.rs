@@ -23,7 +23,7 @@ pub use self::capture::{
     OutboundRanges, OwnerGroups, ProxyIdentity,
 };
 pub use self::decision::{DEFAULT_PROXY_ID, Decision, NodeSettings, PassReason, PodErrors, decide};
-pub use self::manifest::{ManifestError, Pod};
+pub use self::manifest::{ManifestError, Pod, could_name_a_pod};
 pub use self::origin::{Origin, Origins, Setting};
 pub use self::surprise::surprise;
 pub use self::values::{InterfaceName, Port};

@@ -1,12 +1,14 @@
 //! The server that the node's Envoy is told by: incremental ADS on a unix socket.
 //!
-//! Owns: `ads.sock` in `--proxy-dir`, the task that has the state ([`Delta`]), and one more for each connection. Who asks for
+//! Owns: `ads.sock` in `--proxy-dir`, the task that has the state (`Served`), and one more for each connection. Who asks for
 //! a pod to be served waits until Envoy has said yes or no.
-//! Never does: decide what is sent, which is [`Delta`]'s. Called by: `app`, `cni`.
+//! Never does: decide what is sent, which is `proxy::delta`'s. Called by: `app`, `cni`.
 
 mod server;
+mod trial;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,9 +17,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::delta::{Delta, Owner, Request, Response, State, StreamId};
+use self::trial::Served;
+use super::config::UserConfig;
+use super::delta::{Owner, Request, Response, State, StreamId};
 use super::driver::{DriverError, ProxiedPod, ProxyDriver};
-use super::resources::Resources;
+use crate::readiness::Condition;
 
 pub use self::server::serve;
 
@@ -41,6 +45,9 @@ pub enum ProxyError {
     /// It does not answer.
     #[error("the node's proxy has not answered within {} s", PATIENCE.as_secs())]
     Silent,
+    /// What users add to it cannot be read, and nothing that could be read was taken before.
+    #[error("--proxy-config: {0}")]
+    Config(String),
     /// The agent ends.
     #[error("the agent is stopping")]
     Stopping,
@@ -48,6 +55,7 @@ pub enum ProxyError {
 
 /// How the node's proxy stands.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Standing {
     /// Envoys that are connected: two while one takes over from the other.
     pub connected: usize,
@@ -57,6 +65,9 @@ pub struct Standing {
     pub served: usize,
     /// Why it does not serve others: Envoy's words, by the pod's name.
     pub refused: BTreeMap<String, String>,
+    /// Why what users add (`--proxy-config`) is not what it serves with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_problem: Option<String>,
 }
 
 impl Standing {
@@ -72,7 +83,9 @@ impl Standing {
             0 => String::new(),
             count => format!(", refuses {count}"),
         };
-        format!("{connected}, serves {} of {} pods{refuses}", self.served, self.pods)
+        let misconfigured =
+            if self.config_problem.is_some() { ", without the last change of --proxy-config" } else { "" };
+        format!("{connected}, serves {} of {} pods{refuses}{misconfigured}", self.served, self.pods)
     }
 }
 
@@ -90,21 +103,25 @@ type Opened = (StreamId, mpsc::UnboundedReceiver<Response>);
 
 #[derive(Debug)]
 enum Command {
-    Serve { owner: Owner, resources: Box<Resources>, answer: Answer },
+    Serve { pod: Box<ProxiedPod>, answer: Answer },
+    Configure { config: Arc<UserConfig> },
+    Misconfigured { problem: String },
     Forget { owner: Owner },
     Complete,
     Open { opened: oneshot::Sender<Opened> },
     Said { stream: StreamId, request: Request },
     Close { stream: StreamId },
     Standing { answer: oneshot::Sender<Standing> },
+    State { owner: Owner, answer: oneshot::Sender<State> },
 }
 
 impl Ads {
-    /// The way, and the task, which runs only if it `is_on`.
-    pub fn new(is_on: bool) -> (Self, Task) {
+    /// The way, and the task, which runs only if it `is_on`. If users add something (`has_config`), nobody is served
+    /// before that is known.
+    pub fn new(is_on: bool, has_config: bool) -> (Self, Task) {
         let (commands, queue) = mpsc::channel(QUEUE);
-        let (delta, streams, waiting) = (Delta::default(), HashMap::new(), Vec::new());
-        (Self { commands, is_on }, Task { queue, delta, streams, waiting })
+        let (served, streams, waiting) = (Served::new(has_config), HashMap::new(), Vec::new());
+        (Self { commands, is_on }, Task { queue, served, streams, waiting, has_been_connected: false })
     }
 
     /// How it stands.
@@ -114,13 +131,29 @@ impl Ads {
         answered.await.unwrap_or_default()
     }
 
+    /// From now on this is what users add.
+    pub async fn configure(&self, config: UserConfig) {
+        drop(self.commands.send(Command::Configure { config: Arc::new(config) }).await);
+    }
+
+    /// What users add cannot be read.
+    pub async fn misconfigured(&self, problem: String) {
+        drop(self.commands.send(Command::Misconfigured { problem }).await);
+    }
+
+    /// How far a pod is.
+    pub async fn state(&self, owner: Owner) -> State {
+        let (answer, answered) = oneshot::channel();
+        drop(self.commands.send(Command::State { owner, answer }).await);
+        answered.await.unwrap_or(State::NoProxy)
+    }
+
     async fn served(&self, pod: &ProxiedPod) -> Result<(), ProxyError> {
         if !self.is_on {
             return Err(ProxyError::Off);
         }
         let (answer, answered) = oneshot::channel();
-        let resources = Box::new(Resources::of(pod));
-        let command = Command::Serve { owner: pod.owner(), resources, answer };
+        let command = Command::Serve { pod: Box::new(pod.clone()), answer };
         self.commands.send(command).await.map_err(|_closed| ProxyError::Stopping)?;
         match timeout(PATIENCE, answered).await {
             Ok(answered) => answered.map_err(|_closed| ProxyError::Stopping)?,
@@ -138,7 +171,7 @@ impl ProxyDriver for Ads {
 
     async fn begin(&self, pod: &ProxiedPod) {
         let (answer, _nobody) = oneshot::channel();
-        let command = Command::Serve { owner: pod.owner(), resources: Box::new(Resources::of(pod)), answer };
+        let command = Command::Serve { pod: Box::new(pod.clone()), answer };
         drop(self.commands.send(command).await);
     }
 
@@ -156,38 +189,54 @@ impl ProxyDriver for Ads {
 #[derive(Debug)]
 pub struct Task {
     queue: mpsc::Receiver<Command>,
-    delta: Delta,
+    served: Served,
     /// Never fuller than two responses for each pod: a pod's next one waits for the answer to the last.
     streams: HashMap<StreamId, mpsc::UnboundedSender<Response>>,
     waiting: Vec<(Owner, Answer)>,
+    has_been_connected: bool,
 }
 
 impl Task {
-    /// Runs until `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Runs until `stop`. The condition is that an Envoy is connected.
+    pub async fn run(mut self, connected: Condition, stop: CancellationToken) {
         while let Some(Some(command)) = stop.run_until_cancelled(self.queue.recv()).await {
-            for response in self.perform(command) {
+            let mut responses = self.perform(command);
+            responses.extend(self.served.judge());
+            for response in responses {
                 // One that has gone is closed with the next command.
                 if let Some(stream) = self.streams.get(&response.stream) {
                     drop(stream.send(response));
                 }
             }
             self.answer();
+            // Before the first one there is nothing to miss.
+            match self.served.delta.connected() {
+                0 if self.has_been_connected => connected.fails("no Envoy is connected"),
+                0 => {}
+                _ => {
+                    self.has_been_connected = true;
+                    connected.holds();
+                }
+            }
         }
     }
 
     fn perform(&mut self, command: Command) -> Vec<Response> {
         match command {
-            Command::Serve { owner, resources, answer } => {
-                let responses = self.delta.want(&owner, *resources);
-                self.waiting.push((owner, answer));
-                responses
+            Command::Serve { pod, answer } => {
+                self.waiting.push((pod.owner(), answer));
+                self.served.serve(*pod)
             }
-            Command::Forget { owner } => self.delta.forget(&owner),
-            Command::Complete => self.delta.complete(),
+            Command::Configure { config } => self.served.configure(&config),
+            Command::Misconfigured { problem } => {
+                self.served.problem = Some(problem);
+                Vec::new()
+            }
+            Command::Forget { owner } => self.served.forget(&owner),
+            Command::Complete => self.served.complete(),
             Command::Open { opened } => {
                 let (sender, receiver) = mpsc::unbounded_channel();
-                let stream = self.delta.open();
+                let stream = self.served.delta.open();
                 self.streams.insert(stream, sender);
                 if opened.send((stream, receiver)).is_err() {
                     self.close(stream);
@@ -198,7 +247,7 @@ impl Task {
                 if let Some(words) = &request.refused {
                     tracing::error!(kind = ?request.kind, %words, "the node's proxy refuses");
                 }
-                self.delta.request(stream, request)
+                self.served.delta.request(stream, request)
             }
             Command::Close { stream } => {
                 self.close(stream);
@@ -208,19 +257,25 @@ impl Task {
                 drop(answer.send(self.standing()));
                 Vec::new()
             }
+            Command::State { owner, answer } => {
+                drop(answer.send(self.served.delta.state(&owner)));
+                Vec::new()
+            }
         }
     }
 
     fn close(&mut self, stream: StreamId) {
         self.streams.remove(&stream);
-        self.delta.close(stream);
+        self.served.delta.close(stream);
     }
 
     fn standing(&self) -> Standing {
-        let mut standing = Standing { connected: self.delta.connected(), ..Standing::default() };
-        for owner in self.delta.owners() {
+        let config_problem = self.served.problem.clone();
+        let connected = self.served.delta.connected();
+        let mut standing = Standing { connected, config_problem, ..Standing::default() };
+        for owner in self.served.pods() {
             standing.pods += 1;
-            match self.delta.state(owner) {
+            match self.served.delta.state(owner) {
                 State::Served => standing.served += 1,
                 State::Refused(words) => {
                     let name = owner.split('|').next().unwrap_or(owner);
@@ -236,7 +291,10 @@ impl Task {
     fn answer(&mut self) {
         let waiting = std::mem::take(&mut self.waiting);
         for (owner, answer) in waiting {
-            let result = match self.delta.state(&owner) {
+            let result = match self.served.delta.state(&owner) {
+                State::NoProxy | State::Pending if self.served.is_without_config() => {
+                    Err(ProxyError::Config(self.served.problem.clone().unwrap_or_default()))
+                }
                 State::Served => Ok(()),
                 State::Refused(words) => Err(ProxyError::Refused(words)),
                 State::NoProxy | State::Pending if answer.is_closed() => continue,

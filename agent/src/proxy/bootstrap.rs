@@ -17,7 +17,7 @@ pub(super) fn bootstrap(ads: &Path, admin: &Path) -> Value {
     let over_ads = json!({"ads": {}, "resource_api_version": "V3"});
     json!({
         "node": {"id": "veer", "cluster": "veer"},
-        "admin": {"address": {"pipe": {"path": admin, "mode": 0o600}}},
+        "admin": {"address": {"pipe": {"path": admin, "mode": 0o660}}},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC",

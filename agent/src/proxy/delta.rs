@@ -155,7 +155,14 @@ impl Delta {
         // An answer to what this stream has not sent, or a change of what it subscribes to: everything, always.
         let Some(sent) = stream.sent.remove(&request.nonce) else { return responses };
         let Some(owner) = sent.owner.clone() else { return responses };
-        stream.answered(sent, request.refused);
+        // What is refused may be what was wanted when it was sent; then nothing is known of what is wanted now.
+        let wanted = self.wanted.get(&owner).map(|wanted| wanted.of_kind(sent.kind)).unwrap_or_default();
+        let is_wanted = |(name, version): &(String, Option<String>)| {
+            version.is_none()
+                || wanted.iter().any(|one| one.name == *name && Some(&one.version) == version.as_ref())
+        };
+        let is_of_now = sent.changes.iter().all(is_wanted);
+        stream.answered(sent, request.refused, is_of_now);
         responses.extend(self.advance(id, &owner));
         responses
     }
@@ -251,14 +258,16 @@ impl Stream {
         Response { stream, kind, nonce, resources, removed }
     }
 
-    fn answered(&mut self, sent: Sent, refused: Option<String>) {
+    fn answered(&mut self, sent: Sent, refused: Option<String>, is_of_now: bool) {
         let Some(owner) = sent.owner else { return };
         self.busy.remove(&owner);
         let has = self.has.entry(sent.kind).or_default();
         if let Some(words) = refused {
             // Of two resources it may have taken one: it may have them all, in no version that is known.
             has.extend(sent.changes.into_iter().map(|(name, _)| (name, String::new())));
-            self.refused.insert(owner, words);
+            if is_of_now {
+                self.refused.insert(owner, words);
+            }
             return;
         }
         for (name, version) in sent.changes {

@@ -18,6 +18,7 @@ use envoy_types::pb::google::protobuf::{Any, Duration};
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
 
+use super::config::UserConfig;
 use super::driver::ProxiedPod;
 
 /// Which way a connection goes, as the pod sees it.
@@ -59,15 +60,18 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// All of a pod's.
-    pub fn of(pod: &ProxiedPod) -> Self {
+    /// All of a pod's, with what users add.
+    pub fn of(pod: &ProxiedPod, config: &UserConfig) -> Self {
         let both = [Direction::Outbound, Direction::Inbound];
         Self {
             clusters: both.map(|way| resource(resource_name(way, pod), &cluster::cluster(way, pod))).into(),
-            listeners: both
-                .map(|way| resource(resource_name(way, pod), &listener::listener(way, pod)))
-                .into(),
+            listeners: both.map(|way| listener_of(way, pod, config)).into(),
         }
+    }
+
+    /// A cluster that is no pod's.
+    pub fn of_nobody(cluster: &Resource) -> Self {
+        Self { clusters: vec![cluster.clone()], listeners: Vec::new() }
     }
 
     /// Those of a kind.
@@ -112,13 +116,29 @@ pub fn resource_name(way: Direction, pod: &ProxiedPod) -> String {
     format!("{}|{}", way.name(), pod.owner())
 }
 
+fn listener_of(way: Direction, pod: &ProxiedPod, config: &UserConfig) -> Resource {
+    let name = resource_name(way, pod);
+    let plain = listener::listener(way, pod, &UserConfig::default());
+    if config.is_empty() {
+        return resource(name, &plain);
+    }
+    // Users' own have maps, whose fields come in another order each time: the version is of what they were made from.
+    let seed = [plain.encode_to_vec(), config.seed(way, pod)].concat();
+    versioned(name, any(&listener::listener(way, pod, config)), &seed)
+}
+
 fn resource<M: Message + Name>(name: String, message: &M) -> Resource {
     let content = any(message);
-    let digest = Sha256::digest(&content.value);
+    let seed = content.value.clone();
+    versioned(name, content, &seed)
+}
+
+/// A resource whose version is a digest of `seed`.
+pub(super) fn versioned(name: String, content: Any, seed: &[u8]) -> Resource {
+    let digest = Sha256::digest(seed);
     // A part tells versions of one resource apart.
     let part = digest.first_chunk().copied().map(u64::from_be_bytes).unwrap_or_default();
-    let version = format!("{part:016x}");
-    Resource { name, version, content }
+    Resource { name, version: format!("{part:016x}"), content }
 }
 
 fn any<M: Message + Name>(message: &M) -> Any {

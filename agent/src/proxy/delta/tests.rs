@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::config::UserConfig;
 use super::super::driver::ProxiedPod;
 use super::super::resources::{Direction, resource_name};
 use super::*;
@@ -84,7 +85,7 @@ fn owner(number: u64) -> Owner {
 }
 
 fn want(delta: &mut Delta, number: u64) -> Vec<Response> {
-    delta.want(&owner(number), Resources::of(&pod(number)))
+    delta.want(&owner(number), Resources::of(&pod(number), &UserConfig::default()))
 }
 
 #[test]
@@ -124,6 +125,22 @@ fn a_pod_that_envoy_refuses_harms_no_other_and_its_words_are_kept() {
     let sent = want(&mut delta, 2);
     envoy.converse(&mut delta, sent);
     assert_eq!(delta.state(&owner(2)), State::Served);
+}
+
+#[test]
+fn a_refusal_of_what_is_not_wanted_any_more_says_nothing_of_what_is() {
+    let (mut delta, mut envoy) = (Delta::default(), Envoy::default());
+    envoy.connect(&mut delta);
+    let first = want(&mut delta, 1).into_iter().next().expect("clusters");
+    // It is another one before Envoy has answered.
+    let changed = ProxiedPod { netns_path: "/run/netns/other".to_owned(), ..pod(1) };
+    assert_eq!(delta.want(&owner(1), Resources::of(&changed, &UserConfig::default())), []);
+    let refused = Some("no, thank you".to_owned());
+    let refusal = Request { kind: first.kind, nonce: first.nonce, refused, has: BTreeMap::new() };
+    let sent = delta.request(first.stream, refusal);
+    assert_eq!(delta.state(&owner(1)), State::Pending);
+    envoy.converse(&mut delta, sent);
+    assert_eq!(delta.state(&owner(1)), State::Served);
 }
 
 #[test]

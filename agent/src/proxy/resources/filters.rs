@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpPro
 use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use envoy_types::pb::google::protobuf::BoolValue;
 
+use super::super::config::{Place, UserConfig};
 use super::super::statistics;
 use super::log::{self, log};
 use super::{Direction, ProxiedPod, any, extension, resource_name, seconds};
@@ -29,15 +30,16 @@ pub(super) fn tcp(way: Direction, pod: &ProxiedPod) -> TcpProxy {
 }
 
 /// Passes requests, as they are.
-pub(super) fn http(way: Direction, pod: &ProxiedPod) -> HttpConnectionManager {
+pub(super) fn http(way: Direction, pod: &ProxiedPod, config: &UserConfig) -> HttpConnectionManager {
     let router = Router { suppress_envoy_headers: true, ..Router::default() };
+    let router = HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(&router))),
+        ..HttpFilter::default()
+    };
     HttpConnectionManager {
         stat_prefix: statistics::prefix(way, pod),
-        http_filters: vec![HttpFilter {
-            name: "envoy.filters.http.router".to_owned(),
-            config_type: Some(http_filter::ConfigType::TypedConfig(any(&router))),
-            ..HttpFilter::default()
-        }],
+        http_filters: config.of(Place::HttpFilter, way, pod).chain([router]).collect(),
         http_protocol_options: Some(Http1ProtocolOptions {
             accept_http_10: true,
             header_key_format: Some(preserve_case()),
@@ -55,7 +57,7 @@ pub(super) fn http(way: Direction, pod: &ProxiedPod) -> HttpConnectionManager {
             ..http_connection_manager::UpgradeConfig::default()
         }],
         access_log: vec![log(way, pod, &log::HTTP)],
-        route_specifier: Some(http_connection_manager::RouteSpecifier::RouteConfig(routes(way, pod))),
+        route_specifier: Some(http_connection_manager::RouteSpecifier::RouteConfig(routes(way, pod, config))),
         ..HttpConnectionManager::default()
     }
 }
@@ -72,8 +74,8 @@ pub(super) fn preserve_case() -> http1_protocol_options::HeaderKeyFormat {
     }
 }
 
-/// One route, for everything, without a limit of time.
-fn routes(way: Direction, pod: &ProxiedPod) -> RouteConfiguration {
+/// One route, for everything, without a limit of time; users' own come before it.
+fn routes(way: Direction, pod: &ProxiedPod, config: &UserConfig) -> RouteConfiguration {
     let action = RouteAction {
         cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(resource_name(way, pod))),
         timeout: Some(seconds(0)),
@@ -90,12 +92,12 @@ fn routes(way: Direction, pod: &ProxiedPod) -> RouteConfiguration {
     let host = VirtualHost {
         name: "any".to_owned(),
         domains: vec!["*".to_owned()],
-        routes: vec![route],
+        routes: config.of(Place::Route, way, pod).chain([route]).collect(),
         ..VirtualHost::default()
     };
     RouteConfiguration {
         name: way.name().to_owned(),
-        virtual_hosts: vec![host],
+        virtual_hosts: config.of(Place::VirtualHost, way, pod).chain([host]).collect(),
         ..RouteConfiguration::default()
     }
 }

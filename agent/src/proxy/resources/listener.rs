@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::H
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, UInt32Value};
 
+use super::super::config::{Place, UserConfig};
 use super::super::statistics;
 use super::{Direction, ProxiedPod, address, any, filters, resource_name};
 
@@ -22,7 +23,7 @@ const DETECTION: Duration = Duration { seconds: 0, nanos: 100_000_000 };
 const HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 
 /// The listener of a pod for one direction.
-pub(super) fn listener(way: Direction, pod: &ProxiedPod) -> Listener {
+pub(super) fn listener(way: Direction, pod: &ProxiedPod, config: &UserConfig) -> Listener {
     // Nobody but the pod itself is redirected to the outbound port, and what is redirected comes to localhost.
     let (v4, v6, port, direction) = match way {
         Direction::Outbound => ("127.0.0.1", "::1", OUTBOUND, TrafficDirection::Outbound),
@@ -35,10 +36,13 @@ pub(super) fn listener(way: Direction, pod: &ProxiedPod) -> Listener {
             application_protocols: HTTP.map(str::to_owned).into(),
             ..FilterChainMatch::default()
         }),
-        filters: vec![network_filter(
-            "envoy.filters.network.http_connection_manager",
-            any(&filters::http(way, pod)),
-        )],
+        filters: behind_users(
+            network_filter(
+                "envoy.filters.network.http_connection_manager",
+                any(&filters::http(way, pod, config)),
+            ),
+            (way, pod, config),
+        ),
         ..FilterChain::default()
     };
     Listener {
@@ -49,7 +53,10 @@ pub(super) fn listener(way: Direction, pod: &ProxiedPod) -> Listener {
         filter_chains: vec![to_itself(port), http],
         default_filter_chain: Some(FilterChain {
             name: "tcp".to_owned(),
-            filters: vec![network_filter("envoy.filters.network.tcp_proxy", any(&filters::tcp(way, pod)))],
+            filters: behind_users(
+                network_filter("envoy.filters.network.tcp_proxy", any(&filters::tcp(way, pod))),
+                (way, pod, config),
+            ),
             ..FilterChain::default()
         }),
         listener_filters: vec![
@@ -62,6 +69,11 @@ pub(super) fn listener(way: Direction, pod: &ProxiedPod) -> Listener {
         enable_reuse_port: Some(BoolValue { value: true }),
         ..Listener::default()
     }
+}
+
+/// What users add comes first; this one is the last.
+fn behind_users(own: Filter, (way, pod, config): (Direction, &ProxiedPod, &UserConfig)) -> Vec<Filter> {
+    config.of(Place::NetworkFilter, way, pod).chain([own]).collect()
 }
 
 /// A connection whose original destination is the listener itself was not redirected: it would go round for ever. No

@@ -19,7 +19,7 @@ fn pod(name: &str, has_v6: bool) -> ProxiedPod {
 #[test]
 fn versions_are_the_same_each_time_and_others_where_the_pod_is_another() {
     let versions = |pod: &ProxiedPod| {
-        let Resources { clusters, listeners } = Resources::of(pod);
+        let Resources { clusters, listeners } = Resources::of(pod, &UserConfig::default());
         clusters.into_iter().chain(listeners).map(|resource| resource.version).collect::<Vec<_>>()
     };
     let cart = versions(&pod("cart-1", true));
