@@ -3,6 +3,7 @@
 //! Owns: the composition. Never does: anything that one of the parts
 //! could do. Stopping changes nothing for the pods: programs, links and maps stay pinned.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -25,7 +26,6 @@ use crate::enrol::{EnrolError, Node, NodeHandle, follow};
 use crate::installer::InstallState;
 use crate::installer::watch::Installer;
 use crate::lock::{self, LockError};
-use crate::lookup::Lookup;
 use crate::model::BackendName;
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::events::Events;
@@ -36,6 +36,8 @@ use crate::platform::cgroup::CgroupError;
 use crate::platform::netlink::changes::AddressChanges;
 use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::platform::records::RecordError;
+use crate::proxy::supervise::Watched;
+use crate::proxy::watch::{ProxyNews, ProxyWatch};
 use crate::readiness::probe::Probe;
 use crate::readiness::{Condition, Readiness};
 use crate::reconcile::{Reconciler, Report};
@@ -46,6 +48,7 @@ use crate::wall_clock;
 mod choice;
 mod pods;
 mod proxy;
+mod supervise;
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -118,14 +121,13 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     let runtime = runtime()?;
     let readiness = Readiness::default();
     let pods::Pods { source, notices, redirections, cluster } =
-        runtime.block_on(pods::pods(&config.pods_from, &readiness))?;
+        runtime.block_on(pods::pods(config, &readiness))?;
     let admin = Admin::bind(&config.admin)?;
     let choice::Chosen { loaded, reason } = choice::choose(config)?;
     let backend = if loaded.is_some() { BackendName::Ebpf } else { BackendName::Nftables };
     tracing::info!(backend = backend.name(), %reason, "backend");
     raise_descriptor_limit();
-    let cgroup = loaded.as_ref().map(|loaded| loaded.cgroup.clone());
-    let pins = loaded.as_ref().map(|loaded| loaded.pins.clone());
+    let (cgroup, pins) = loaded.as_ref().map(choice::Loaded::places).unzip();
     let neighbours = neighbours(loaded.as_ref());
     // Before the pods are looked at, so that no change is missed in between.
     let changes = address_changes();
@@ -135,7 +137,10 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
     release_memory();
 
     let system = |attempt| move |source| AppError::System { attempt, source };
-    let (drivers, proxy) = proxy::Tasks::of(config, redirections);
+    let news = ProxyNews::default();
+    let around =
+        proxy::Around { netns: &netns, news: &news, attached: cgroup.as_deref(), readiness: &readiness };
+    let (drivers, proxy, watched) = proxy::Tasks::of(config, redirections, &around);
     let granted = choice::settings(config, backend);
     let node = node.with_drivers(drivers.clone()).with_ambient(granted.settings.ztunnel)?;
     let started = node.start();
@@ -146,23 +151,22 @@ pub fn run(config: &AgentConfig) -> Result<(), AppError> {
         cni: cni.borrow().clone(),
         ..status(config, source.name(), &admin, &granted, (backend, reason))
     };
-    let settings = granted.settings;
-    let (node, known) = (handle.clone(), drivers.clone());
-    let lookup = Lookup { source: source.clone(), settings: settings.clone(), node, drivers: known };
-    let report = Report::default();
-    let control = Control::new(lookup, status, neighbours, Arc::clone(&report), notices.clone(), cni);
     let follower = changes.map(|changes| (changes, handle.clone()));
     let probe = Arc::new(Probe::new(&readiness, handle.clone(), config.place.cni_socket()));
-    let metrics = admin.metrics.clone();
-    let answerer = Arc::new(Answerer { source, settings, node: handle, notices, drivers, metrics });
-    let reconciler = reconciler(&config.heal, &readiness, &answerer, netns, report);
-    let view = view(config, &answerer, &reconciler, readiness, Arc::clone(&probe));
+    let (settings, node, metrics) = (granted.settings, handle, admin.metrics.clone());
+    let answerer = Arc::new(Answerer { source, settings, node, notices, drivers, metrics });
+    let proxies = Arc::new(ProxyWatch::new(Arc::clone(&answerer), news));
+    let report = Report::default();
+    let control = Control::new(&proxies, status, neighbours, Arc::clone(&report), cni, watched.clone());
+    let reconciler = reconciler(&config.heal, &readiness, &proxies, netns, report);
+    let view = view(config, &reconciler, readiness, Arc::clone(&probe), watched);
     let parts = Parts {
         pins,
         control,
         answerer,
         proxy,
         follower,
+        proxies,
         reconciler,
         cluster,
         admin,
@@ -197,15 +201,16 @@ fn join(thread: std::thread::JoinHandle<()>) {
 fn reconciler(
     config: &HealConfig,
     readiness: &Readiness,
-    answerer: &Arc<Answerer<Source>>,
+    proxies: &Arc<ProxyWatch<Source>>,
     netns: NetnsThread,
     report: Report,
 ) -> Reconciler<Source> {
     let HealConfig { cni_cache, interval } = config.clone();
     let condition = |name| -> Condition { readiness.condition(name, "not looked at yet") };
     let (settled, shared) = (condition("settled"), condition("datapath"));
-    let (answerer, metrics) = (Arc::clone(answerer), answerer.metrics.clone());
-    Reconciler { answerer, netns, cni_cache, interval, report, metrics, settled, shared }
+    let (answerer, proxies) = (Arc::clone(proxies.answerer()), Arc::clone(proxies));
+    let metrics = answerer.metrics.clone();
+    Reconciler { answerer, proxies, netns, cni_cache, interval, report, metrics, settled, shared }
 }
 
 /// What does not change while it runs; all else is looked at when somebody asks.
@@ -237,6 +242,9 @@ fn status(
         before_proxy_problem: before_proxy_problem.clone(),
         node_proxy: None,
         ztunnel: None,
+        proxies: BTreeMap::new(),
+        proxy_problems: Vec::new(),
+        node_proxy_process: None,
         enrolled: 0,
         runs_before: Vec::new(),
         looked_at: None,
@@ -248,16 +256,18 @@ fn status(
 /// Whom monitors are answered from.
 fn view(
     config: &AgentConfig,
-    answerer: &Answerer<Source>,
     reconciler: &Reconciler<Source>,
     readiness: Readiness,
     probe: Arc<Probe>,
+    proxy: Watched,
 ) -> View<Source> {
+    let (answerer, standing) = (&reconciler.answerer, Arc::clone(&reconciler.proxies));
     let (node, metrics) = (answerer.node.clone(), answerer.metrics.clone());
     let (netns, ads) = (reconciler.netns.clone(), answerer.drivers.node.clone());
     let proxies = Proxies::new(config.proxy_dir.clone(), node.clone(), netns, metrics.clone(), ads);
     let (source, report) = (answerer.source.clone(), Arc::clone(&reconciler.report));
-    View { source, node, report, metrics, readiness, probe, proxies: Arc::new(proxies) }
+    let proxies = Arc::new(proxies);
+    View { source, node, report, standing, metrics, readiness, probe, proxies, proxy }
 }
 
 /// Who else is where the programs hang.
@@ -284,6 +294,7 @@ struct Parts {
     answerer: Arc<Answerer<Source>>,
     proxy: proxy::Tasks,
     follower: Option<(AddressChanges, NodeHandle)>,
+    proxies: Arc<ProxyWatch<Source>>,
     reconciler: Reconciler<Source>,
     cluster: Option<pods::Cluster>,
     admin: Admin,
@@ -300,6 +311,7 @@ async fn serve(config: &AgentConfig, parts: Parts) -> Result<(), AppError> {
         answerer,
         proxy,
         follower,
+        proxies,
         reconciler,
         cluster,
         admin,
@@ -333,6 +345,7 @@ async fn serve(config: &AgentConfig, parts: Parts) -> Result<(), AppError> {
     }
     proxy.start(config, &answerer, &view.readiness, &tasks, &stop)?;
     admin.serve(view, &tasks, &stop).map_err(system("serve metrics and health"))?;
+    tasks.spawn(proxies.serve(stop.clone()));
     tasks.spawn(reconciler.serve(stop.clone()));
     tasks.spawn(server::serve(cni_socket, answerer, stop.clone()));
     // Once somebody answers whom the runtime will call.

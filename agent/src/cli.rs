@@ -34,6 +34,12 @@ pub enum Command {
     /// The agent's own child: see `platform::userns`.
     #[command(name = crate::platform::userns::CHILD_COMMAND, hide = true)]
     JoinUserNamespace,
+    /// The parent of the node's proxy: see `platform::proxy::shim`.
+    #[command(name = crate::platform::proxy::shim::CHILD_COMMAND, hide = true)]
+    KeepProxy {
+        /// What it is told.
+        charge: String,
+    },
     /// Run in a pod, by anybody: prove that its connections are redirected
     Check(CheckFlags),
     /// Tell whether this node is able, what would be used, and what is in the way
@@ -62,10 +68,14 @@ pub struct PlaceFlags {
 /// Flags of `veer agent`.
 #[derive(Debug, Clone, Args)]
 pub struct AgentFlags {
-    /// Directory that the agent shares with the node's proxy, which serves pods with the label veer.dev/proxy=node; it is
-    /// made, and has what Envoy is started with (envoy.json). Without it, such pods are refused
+    /// Directory that the agent shares with the node's proxy, which serves pods with the label veer.dev/proxy=node, of their own or
+    /// of their namespace; it is made, and has what Envoy is started with (envoy.json). Without it, such pods are refused
     #[arg(long, env = "VEER_PROXY_DIR", value_name = "DIR")]
     pub proxy_dir: Option<String>,
+    /// Start the node's proxy, and another one when it ends: the absolute path of an Envoy and flags of it, separated by blanks.
+    /// It needs --proxy-dir to be set. It goes on without the agent; SIGHUP, or another start of the agent, has a changed one take over
+    #[arg(long, env = "VEER_PROXY_COMMAND", value_name = "COMMAND")]
+    pub proxy_command: Option<String>,
     /// Socket where ztunnel (Istio ambient) is told of its pods, by Istio's default /var/run/ztunnel/ztunnel.sock; it is made.
     /// Without it, no ztunnel is driven
     #[arg(long, env = "VEER_ZTUNNEL_SOCKET", value_name = "PATH")]
@@ -74,7 +84,7 @@ pub struct AgentFlags {
     /// virtual hosts, clusters. Changes are followed; what is wrong is in the log and in `veer status`, and changes nothing
     #[arg(long, env = "VEER_PROXY_CONFIG", value_name = "DIR")]
     pub proxy_config: Option<String>,
-    /// Where pods are read from: the API server, or a directory with one Pod manifest (YAML or JSON) in each file
+    /// Where pods are read from: the API server, or a directory with one manifest of a Pod or a Namespace (YAML or JSON) in each file
     #[arg(long, env = "VEER_PODS_FROM", value_name = "kube|DIR")]
     pub pods_from: Option<String>,
     /// With --pods-from kube.

@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 
 use crate::cli::{AgentFlags, CommonFlags, PlaceFlags};
 use crate::model::{BackendName, BeforeProxy, OwnerGroups, ProxyIdentity};
+use crate::proxy::command::ProxyCommand;
 
 mod admin;
 mod cni;
@@ -18,6 +19,7 @@ mod doctor;
 mod heal;
 mod kube;
 mod node;
+mod proxy;
 
 pub use admin::AdminConfig;
 pub use cni::{CniConfig, InstallCniConfig, UninstallCniConfig};
@@ -57,6 +59,8 @@ pub struct AgentConfig {
     pub before_proxy: BeforeProxy,
     /// Where the agent and the node's proxy meet, if there is one.
     pub proxy_dir: Option<PathBuf>,
+    /// What the node's proxy is started with, if the agent starts it.
+    pub proxy_command: Option<ProxyCommand>,
     /// Where ztunnel is told of its pods, if it is.
     pub ztunnel_socket: Option<PathBuf>,
     /// What users add to what the node's proxy is told.
@@ -150,7 +154,6 @@ impl Setting {
 }
 
 const ABSOLUTE: &str = "an absolute path";
-const PROXY_DIR: Setting = Setting("--proxy-dir", "VEER_PROXY_DIR", ABSOLUTE);
 const ZTUNNEL_SOCKET: Setting = Setting("--ztunnel-socket", "VEER_ZTUNNEL_SOCKET", ABSOLUTE);
 const PROXY_CONFIG: Setting =
     Setting("--proxy-config", "VEER_PROXY_CONFIG", "an absolute path, beside --proxy-dir");
@@ -224,7 +227,8 @@ impl AgentConfig {
         let loopback = node::loopback(&flags.capture, &mut errors);
         let proxy_identity = node::proxy_identity(&flags.capture, &mut errors);
         let before_proxy = node::before_proxy(&flags.capture, &mut errors);
-        let proxy_dir = flags.proxy_dir.as_deref().map(|path| absolute(&PROXY_DIR, path, &mut errors));
+        let proxy_dir = proxy::directory(flags, &mut errors);
+        let proxy_command = proxy::command(flags, &mut errors);
         let ztunnel_socket = flags.ztunnel_socket.as_deref();
         let ztunnel_socket = ztunnel_socket.map(|path| absolute(&ZTUNNEL_SOCKET, path, &mut errors));
         let proxy_config = proxy_config(flags, &mut errors);
@@ -255,6 +259,7 @@ impl AgentConfig {
             proxy_identity,
             before_proxy,
             proxy_dir,
+            proxy_command,
             ztunnel_socket,
             proxy_config,
             heal,
@@ -325,6 +330,7 @@ mod tests {
     pub(super) fn flags() -> AgentFlags {
         AgentFlags {
             proxy_dir: None,
+            proxy_command: None,
             ztunnel_socket: None,
             proxy_config: None,
             pods_from: Some("/pods".to_owned()),
@@ -397,6 +403,7 @@ mod tests {
     fn all_errors_are_reported_at_once_with_flag_variable_and_form() {
         let wrong = AgentFlags {
             proxy_dir: Some("proxy".to_owned()),
+            proxy_command: Some("envoy -c mine".to_owned()),
             ztunnel_socket: Some("ztunnel.sock".to_owned()),
             proxy_config: Some("filters".to_owned()),
             pods_from: None,
@@ -427,6 +434,9 @@ mod tests {
 --host-ipv4-loopback-cidr (or VEER_HOST_IPV4_LOOPBACK_CIDR): \"10.0.0.0/8\" is not an IPv4 range within \
 127.0.0.0/8, such as 127.0.0.1/32
 --proxy-dir (or VEER_PROXY_DIR): \"proxy\" is not an absolute path
+--proxy-command (or VEER_PROXY_COMMAND): \"envoy -c mine\" is not the absolute path of an Envoy, and flags of it, \
+separated by blanks (no quotes: no shell reads it), without those that the agent gives it (--config-path, --base-id, \
+--restart-epoch, --socket-path, --socket-mode), and without --disable-hot-restart
 --ztunnel-socket (or VEER_ZTUNNEL_SOCKET): \"ztunnel.sock\" is not an absolute path
 --proxy-config (or VEER_PROXY_CONFIG): \"filters\" is not an absolute path, beside --proxy-dir
 --cni-cache (or VEER_CNI_CACHE): \"cni\" is not an absolute path

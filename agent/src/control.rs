@@ -4,13 +4,12 @@
 //! the ring buffer, and its copies for whoever watches. Never does: what the pins can tell without an
 //! agent; `veer status` and `veer pods` read those themselves, so that they work when it is dead.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
@@ -19,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use veer_common::cni::PodReference;
-use veer_common::event::{Event, NO_ID, UDP};
+use veer_common::event::{Event, NO_ID, PROXY_BEGAN, PROXY_CEASED, UDP};
 use veer_common::maps::NetnsCookie;
 use veer_common::reason::Reason;
 
@@ -27,10 +26,14 @@ use crate::cluster::notice::{NoticeCounts, Notices};
 use crate::enrol::{Enrolled, NodeHandle};
 use crate::installer::InstallState;
 use crate::lookup::Lookup;
-use crate::model::BackendName;
+use crate::model::{BackendName, Driver};
 use crate::platform::bpf::events::Events;
 use crate::platform::bpf::order::{Neighbours, RunsBefore};
 use crate::proxy::ads::Standing;
+use crate::proxy::driver::Depth;
+use crate::proxy::state::ProxyState;
+use crate::proxy::supervise::{ProxyProcess, Watched};
+use crate::proxy::watch::{PodProxy, ProxyWatch};
 use crate::proxy::zds;
 use crate::reconcile::{Look, Report, Unrepaired};
 use crate::socket;
@@ -54,6 +57,8 @@ pub enum Question {
     Status,
     /// Every decision from now on.
     Monitor,
+    /// How do the pods' proxies stand? They are asked themselves. Answered with a list of [`PodProxy`].
+    Proxies,
     /// What do you know of this pod? Answered with [`PodFacts`](crate::explain::causes::PodFacts).
     Pod {
         /// Kubernetes namespace.
@@ -111,9 +116,18 @@ pub struct AgentStatus {
     /// The node's proxy, if one is connected or a pod is to be served by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_proxy: Option<Standing>,
+    /// The process that it is, if the agent starts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_proxy_process: Option<ProxyProcess>,
     /// The node's ztunnel, if the agent drives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ztunnel: Option<zds::Standing>,
+    /// Proxies by driver and state.
+    #[serde(default)]
+    pub proxies: BTreeMap<Driver, BTreeMap<ProxyState, usize>>,
+    /// Those that are missing or dead, or refuse.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxy_problems: Vec<PodProxy>,
     /// Foreign programs that see a connection before veer's.
     pub runs_before: Vec<RunsBefore>,
     /// When the last look at everything ended, in seconds since the epoch; `None` before the first.
@@ -191,6 +205,8 @@ pub struct Control<S> {
     report: Report,
     notices: Notices,
     cni: watch::Receiver<InstallState>,
+    proxies: Arc<ProxyWatch<S>>,
+    proxy: Watched,
     lines: broadcast::Sender<Line>,
     watchers: Arc<AtomicUsize>,
 }
@@ -198,15 +214,20 @@ pub struct Control<S> {
 impl<S: PodSource + Send + Sync + 'static> Control<S> {
     /// `status` is what does not change while the agent runs.
     pub fn new(
-        lookup: Lookup<S>,
+        proxies: &Arc<ProxyWatch<S>>,
         status: AgentStatus,
         neighbours: Option<Neighbours>,
         report: Report,
-        notices: Notices,
         cni: watch::Receiver<InstallState>,
-    ) -> Arc<Self> {
+        proxy: Watched,
+    ) -> Arc<Self>
+    where
+        S: Clone,
+    {
         let (lines, _nobody) = broadcast::channel(BACKLOG);
-        let node = lookup.node.clone();
+        let lookup = Lookup::of(proxies.answerer());
+        let (node, notices) = (lookup.node.clone(), proxies.answerer().notices.clone());
+        let proxies = Arc::clone(proxies);
         Arc::new(Self {
             node,
             lookup,
@@ -215,6 +236,8 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
             report,
             notices,
             cni,
+            proxies,
+            proxy,
             lines,
             watchers: Arc::default(),
         })
@@ -240,6 +263,7 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
                 let pod = PodReference { namespace, name, uid: None };
                 send(&mut write, &self.lookup.facts(&pod).await).await
             }
+            Question::Proxies => send(&mut write, &self.proxies.look(None, Depth::Asked).await).await,
             Question::Monitor => {
                 if let Some(silent) = self.silent().await {
                     send(&mut write, &silent).await?;
@@ -269,12 +293,21 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
         let standing = self.lookup.drivers.node.standing().await;
         let node_proxy = (!standing.is_idle()).then_some(standing);
         let ztunnel = self.lookup.drivers.ztunnel.standing().await;
+        let mut proxies = BTreeMap::<_, BTreeMap<_, usize>>::new();
+        let mut proxy_problems = self.proxies.look(None, Depth::Seen).await;
+        for one in &proxy_problems {
+            *proxies.entry(one.driver).or_default().entry(one.proxy.state).or_default() += 1;
+        }
+        proxy_problems.retain(|one| one.proxy.state.is_wrong());
         AgentStatus {
             source,
             pod_events,
             enrolled,
             node_proxy,
+            node_proxy_process: self.proxy.standing(),
             ztunnel,
+            proxies,
+            proxy_problems,
             runs_before,
             looked_at,
             unrepaired,
@@ -311,7 +344,8 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
                 batch = events.next() => batch,
             };
             match batch {
-                Ok(batch) => {
+                Ok(mut batch) => {
+                    batch.retain(|event| !self.is_of_proxy(event));
                     self.learn_names(&batch, &mut names).await;
                     for event in &batch {
                         // Nobody left to hear it: the switch is about to be turned.
@@ -324,6 +358,15 @@ impl<S: PodSource + Send + Sync + 'static> Control<S> {
                 }
             }
         }
+    }
+
+    /// Whether an event is no decision but news of a pod's proxy, which goes to those who look at it.
+    fn is_of_proxy(&self, event: &Event) -> bool {
+        let is_news = matches!(event.reason, PROXY_BEGAN | PROXY_CEASED);
+        if is_news {
+            self.proxies.news().of_pod(event.cookie);
+        }
+        is_news
     }
 
     /// A cookie never gets another pod, so a name that is known stays right.
@@ -363,7 +406,7 @@ fn describe(event: &Event, names: &HashMap<NetnsCookie, String>) -> Decided {
     let id = |id: u32| (id != NO_ID).then_some(id);
     let inbound = reason.is_some_and(Reason::is_inbound);
     Decided {
-        time_ms: wall_clock_ms(event.monotonic_ns),
+        time_ms: u64::try_from(wall_clock::of_monotonic(event.monotonic_ns).as_millis()).unwrap_or(u64::MAX),
         pod: names.get(&event.cookie).cloned().unwrap_or_else(|| format!("netns {}", event.cookie)),
         direction: if inbound { "inbound" } else { "outbound" }.to_owned(),
         protocol: if event.protocol == UDP { "udp" } else { "tcp" }.to_owned(),
@@ -381,12 +424,4 @@ fn describe(event: &Event, names: &HashMap<NetnsCookie, String>) -> Decided {
 fn endpoint(address: veer_common::address::Address, port: veer_common::address::Port) -> String {
     let ip = std::net::IpAddr::from(address);
     if port.get() == 0 { ip.to_string() } else { std::net::SocketAddr::new(ip, port.get()).to_string() }
-}
-
-/// The kernel stamps events with CLOCK_MONOTONIC.
-fn wall_clock_ms(monotonic_ns: u64) -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    let age = now.saturating_sub(Duration::from_nanos(monotonic_ns));
-    let wall = wall_clock::since_epoch().saturating_sub(age);
-    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
 }

@@ -8,6 +8,7 @@ use veer_common::cni::PodReference;
 use veer_common::maps::NetnsCookie;
 
 use crate::capture::{MapEntries, differences};
+use crate::cni::answer::Answerer;
 use crate::enrol::NodeHandle;
 use crate::explain::causes::{Manifest, PodFacts};
 use crate::model::{
@@ -38,6 +39,20 @@ struct Held {
 }
 
 impl<S: PodSource> Lookup<S> {
+    /// In what requests are answered from.
+    pub fn of(answerer: &Answerer<S>) -> Self
+    where
+        S: Clone,
+    {
+        let Answerer { source, settings, node, drivers, .. } = answerer;
+        Self {
+            source: source.clone(),
+            settings: settings.clone(),
+            node: node.clone(),
+            drivers: drivers.clone(),
+        }
+    }
+
     /// Everything that is known of a pod.
     pub async fn facts(&self, pod: &PodReference) -> PodFacts {
         let held = self.held(pod).await;

@@ -7,6 +7,7 @@ use clap::Parser as _;
 use veer::cli::{Cli, Command};
 use veer::commands::{self, Failure};
 use veer::config::AgentConfig;
+use veer::platform::proxy::shim;
 use veer::platform::userns;
 use veer::{app, telemetry};
 
@@ -61,6 +62,9 @@ fn run(command: Command) -> Result<u8, Failure> {
         Command::Monitor(flags) => commands::monitor::run(&flags),
         Command::JoinUserNamespace => {
             userns::child().map_err(|error| Failure::Failed(format!("join the user namespace: {error}")))
+        }
+        Command::KeepProxy { charge } => {
+            shim::child(&charge).map_err(|error| Failure::Failed(format!("tell the agent: {error}")))
         }
         Command::Check(flags) => commands::check::run(&flags),
         Command::Explain(flags) => commands::explain::run(&flags),

@@ -6,6 +6,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::time::{ClockId, clock_gettime};
+
 /// Now, where a moment is kept to be told of later.
 pub(crate) fn now() -> SystemTime {
     SystemTime::now()
@@ -19,6 +21,13 @@ pub(crate) fn seconds() -> u64 {
 /// Time since the epoch; none before it.
 pub(crate) fn since_epoch() -> Duration {
     now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The time since the epoch of a moment that the kernel has stamped with CLOCK_MONOTONIC, in nanoseconds.
+pub(crate) fn of_monotonic(nanoseconds: u64) -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    let age = now.saturating_sub(Duration::from_nanos(nanoseconds));
+    since_epoch().saturating_sub(age)
 }
 
 /// How long ago something was; `None` for what is to come, as after a jump back.

@@ -1,11 +1,12 @@
-//! Records of the ring buffer: one for each decision, written only while somebody watches.
+//! Records of the ring buffer: one for each decision, written only while somebody watches; and one whenever a pod's proxy
+//! begins or ceases to listen, which the agent waits for.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::address::{Address, Port};
 use crate::maps::NetnsCookie;
 
-/// One decision.
+/// One decision, or news of a proxy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Event {
@@ -13,7 +14,7 @@ pub struct Event {
     pub monotonic_ns: u64,
     /// The pod.
     pub cookie: NetnsCookie,
-    /// A [`Reason`](crate::reason::Reason).
+    /// A [`Reason`](crate::reason::Reason); [`PROXY_BEGAN`] or [`PROXY_CEASED`], with the proxy's port as [`port`](Self::port).
     pub reason: u32,
     /// Uid of the socket's creator for outbound, [`NO_ID`] for inbound.
     pub uid: u32,
@@ -39,6 +40,14 @@ pub struct Event {
     pub _reserved: u32,
 }
 
+/// [`Event::reason`] of no decision: a socket of the proxy's has begun to listen.
+pub const PROXY_BEGAN: u32 = 62;
+/// [`Event::reason`] of no decision: one has ceased to.
+pub const PROXY_CEASED: u32 = 61;
+/// Of a pod's proxy nothing more is told for so long after it was told that something has changed, in nanoseconds: a pod
+/// that begins and ceases to listen without end shall not keep the agent busy. Who is told looks later than that, and
+/// so sees what has become of it.
+pub const PROXY_QUIET_NS: u64 = 200_000_000;
 /// [`Event::protocol`] of a connection, `IPPROTO_TCP`.
 pub const TCP: u32 = 6;
 /// [`Event::protocol`] of a datagram, or of a UDP socket's connect(), `IPPROTO_UDP`.
@@ -47,3 +56,6 @@ pub const UDP: u32 = 17;
 pub const NO_ID: u32 = u32::MAX;
 
 const _: () = assert!(size_of::<Event>() == 80 && align_of::<Event>() == 8);
+// The index of the counter that is stamped at the same moment.
+const _: () = assert!(PROXY_BEGAN as usize == crate::reason::PROXY_BEGAN);
+const _: () = assert!(PROXY_CEASED as usize == crate::reason::PROXY_CEASED);

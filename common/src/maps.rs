@@ -63,7 +63,8 @@ pub mod name {
     pub const ARRIVAL: &str = "ARRIVAL";
     /// One [`Settings`](super::Settings) at index 0.
     pub const SETTINGS: &str = "SETTINGS";
-    /// Ring buffer of [`Event`](crate::event::Event)s, filled only while somebody watches.
+    /// Ring buffer of [`Event`](crate::event::Event)s, filled while somebody watches, and when a pod's proxy
+    /// begins or ceases to listen.
     pub const EVENTS: &str = "EVENTS";
 }
 
@@ -108,6 +109,9 @@ pub mod flag {
     pub const DIRECT_BEFORE_PROXY: u32 = 1 << 17;
     /// Ambient mode: ztunnel is the pod's proxy, known by the mark of its sockets, and other rules hold.
     pub const AMBIENT: u32 = 1 << 18;
+    /// Nothing is captured, because the pod is on its way into the mesh or out of it: its proxy begins or ceases to listen.
+    /// For the agent alone: to a program it is a pod that captures nothing.
+    pub const ASLEEP: u32 = 1 << 24;
 }
 
 /// What the verdict needs of a pod at once; lists are in their own maps.

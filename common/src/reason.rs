@@ -122,6 +122,15 @@ pub const COUNTERS: usize = 64;
 /// The one counter that goes down, too: redirected connections that have not reached the proxy yet. A
 /// signed number; an enrolment that begins while some are on their way takes it below zero for a moment.
 pub const HAND_OFFS_NOW: usize = COUNTERS - 1;
+/// No counter: when a socket of the proxy's last began to listen on its outbound or inbound port, in nanoseconds of
+/// CLOCK_MONOTONIC; 0 if none has since the pod was enrolled. One that is older is not noted.
+pub const PROXY_BEGAN: usize = COUNTERS - 2;
+/// No counter: when one such socket last ceased to listen, likewise.
+pub const PROXY_CEASED: usize = COUNTERS - 3;
+/// No counter: when the agent was last told of either, likewise.
+pub const PROXY_TOLD: usize = COUNTERS - 4;
+/// What is no count among the counters.
+pub const NO_COUNTS: [usize; 4] = [HAND_OFFS_NOW, PROXY_BEGAN, PROXY_CEASED, PROXY_TOLD];
 
 impl Reason {
     /// All reasons, in the order of their numbers.
@@ -321,7 +330,7 @@ mod tests {
             assert_eq!(Reason::from_number(reason as u32), Some(reason));
         }
         assert!(Reason::ALL.len() <= Fault::HandOff as usize);
-        assert!(Fault::ALL.iter().all(|fault| (*fault as usize) < COUNTERS));
+        assert!(Fault::ALL.iter().all(|fault| NO_COUNTS.iter().all(|other| (*fault as usize) < *other)));
         assert_eq!(Reason::from_number(u32::MAX), None);
     }
 

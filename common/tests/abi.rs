@@ -15,7 +15,7 @@ use veer_common::maps::{
     PortList, PortListKey, PortSet, ProxyContainer, RangeList, RangeMatch, Settings, SocketRecord, flag,
     name, role,
 };
-use veer_common::reason::{COUNTERS, Fault, Reason};
+use veer_common::reason::{COUNTERS, Fault, HAND_OFFS_NOW, PROXY_BEGAN, PROXY_CEASED, PROXY_TOLD, Reason};
 use zerocopy::{Immutable, IntoBytes};
 
 const GOLDEN: &str = include_str!("abi.txt");
@@ -285,6 +285,7 @@ fn numbers(lines: &mut Lines) {
         ("CAPTURES_V6", flag::CAPTURES_V6),
         ("EXCLUDES_GROUPS", flag::EXCLUDES_GROUPS),
         ("INCLUDES_GROUPS", flag::INCLUDES_GROUPS),
+        ("ASLEEP", flag::ASLEEP),
         ("DUAL_STACK", flag::DUAL_STACK),
         ("DNS_CAPTURE", flag::DNS_CAPTURE),
         ("EXCLUDES_INTERFACES", flag::EXCLUDES_INTERFACES),
@@ -318,6 +319,10 @@ fn numbers(lines: &mut Lines) {
     for fault in Fault::ALL {
         line(lines, "fault", fault.name(), fault as u32);
     }
+    line(lines, "no count", "HAND_OFFS_NOW", HAND_OFFS_NOW);
+    line(lines, "no count", "PROXY_BEGAN", PROXY_BEGAN);
+    line(lines, "no count", "PROXY_CEASED", PROXY_CEASED);
+    line(lines, "no count", "PROXY_TOLD", PROXY_TOLD);
 }
 
 fn line(lines: &mut Lines, kind: &str, name: &str, number: impl std::fmt::Display) {

@@ -3,9 +3,9 @@
 #![expect(unsafe_code, reason = "an atomic add on a map value goes through a raw pointer")]
 
 use veer_common::address::{Address, Port};
-use veer_common::event::Event;
+use veer_common::event::{Event, NO_ID, PROXY_QUIET_NS};
 use veer_common::maps::{MAX_HAND_OFFS_OF_POD, NetnsCookie};
-use veer_common::reason::{COUNTERS, Fault, HAND_OFFS_NOW, Reason};
+use veer_common::reason::{COUNTERS, Fault, HAND_OFFS_NOW, PROXY_TOLD, Reason};
 
 use crate::{ctx, maps};
 
@@ -83,6 +83,52 @@ pub fn proxy_is_behind(cookie: NetnsCookie) -> bool {
 #[inline(always)]
 pub fn fault(cookie: NetnsCookie, fault: Fault) {
     add(cookie, fault as usize, 1);
+}
+
+/// Notes when a listener of the proxy's began ([`PROXY_BEGAN`](veer_common::event::PROXY_BEGAN)) or ceased to listen, and
+/// wakes the agent, whether anybody watches or not, but not at once again: it happens as often as a proxy starts, or as
+/// a pod likes. A function of its own, as [`decision`] is.
+#[inline(never)]
+pub fn proxy_changed(cookie: NetnsCookie, what: u32, port: Port) {
+    let now = ctx::monotonic_ns();
+    let Some(counters) = maps::counters(cookie) else { return };
+    let index = what as usize;
+    if index >= COUNTERS {
+        return;
+    }
+    // SAFETY: the index is below the array's length.
+    let moment = unsafe { counters.cast::<u64>().add(index) };
+    // SAFETY: an aligned u64; volatile, because other CPUs write it, too, and any of them is right.
+    unsafe { moment.write_volatile(now) };
+    // SAFETY: the index is below the array's length.
+    let told = unsafe { counters.cast::<u64>().add(PROXY_TOLD) };
+    // SAFETY: as above.
+    let before = unsafe { told.read_volatile() };
+    if now.wrapping_sub(before) < PROXY_QUIET_NS {
+        return;
+    }
+    let Some(mut event) = maps::event() else {
+        fault(cookie, Fault::EventLost);
+        return;
+    };
+    // SAFETY: as above.
+    unsafe { told.write_volatile(now) };
+    event.write(Event {
+        monotonic_ns: now,
+        cookie,
+        reason: what,
+        uid: NO_ID,
+        gid: NO_ID,
+        protocol: ctx::IPPROTO_TCP,
+        source: Address::UNSPECIFIED,
+        destination: Address::UNSPECIFIED,
+        source_port: Port::NONE,
+        port,
+        is_impostor: 0,
+        interface: 0,
+        _reserved: 0,
+    });
+    event.submit(0);
 }
 
 #[inline(always)]

@@ -10,6 +10,7 @@
 
 #![expect(unsafe_code, reason = "kernel contexts are raw pointers; this is the room where they are read")]
 
+mod callbacks;
 mod current;
 mod message;
 mod state;
@@ -17,7 +18,7 @@ mod state;
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt};
-use aya_ebpf::helpers::generated::{bpf_bind, bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::helpers::generated::{bpf_bind, bpf_get_netns_cookie};
 use veer_common::address::{Address, Port};
 use veer_common::maps::NetnsCookie;
 
@@ -342,16 +343,6 @@ impl SockOps {
     #[inline(always)]
     pub fn remote_port(self) -> Port {
         Port::new((u32::from_be(load::<64>(self.0.cast())) & 0xffff) as u16)
-    }
-
-    /// Asks for `STATE_CB`, and keeps what others have asked for.
-    #[inline(always)]
-    pub fn watch_state(self) {
-        const STATE_CB_FLAG: u32 = 1 << 2;
-        let flags = (load::<84>(self.0.cast()) | STATE_CB_FLAG).cast_signed();
-        // SAFETY: the context is live; the flags are of the kernel's own set. It cannot fail for a full
-        // socket, and without the callback only a hand-off entry outlives its aborted connection.
-        let _ = unsafe { bpf_sock_ops_cb_flags_set(self.0, flags) };
     }
 }
 

@@ -14,9 +14,9 @@ use crate::ambient;
 use crate::count::{self, Facts};
 use crate::ctx::{IPPROTO_TCP, SockOps};
 use crate::maps::{self, Filed};
-use crate::proxy;
 use crate::rules::PodRules;
 use crate::sk_lookup::is_counted_here;
+use crate::{listen, proxy};
 
 /// `TCP_CLOSE` as a state.
 const TCP_CLOSE: u32 = 7;
@@ -63,7 +63,7 @@ pub fn connecting(context: SockOps) {
 }
 
 /// `STATE_CB`: on the dialler's side, whatever ends the connection. Not at ESTABLISHED: on loopback that
-/// comes before the proxy's side has been there. And on the proxy's listeners, where those are counted.
+/// comes before the proxy's side has been there. And on the proxy's listeners.
 #[inline(always)]
 pub fn state_changed(context: SockOps) {
     if context.new_state() != TCP_CLOSE {
@@ -72,6 +72,7 @@ pub fn state_changed(context: SockOps) {
     let Some(record) = record(context) else { return };
     if context.old_state() == TCP_LISTEN {
         proxy::stops_listening(record);
+        listen::ceased(context, record);
     } else if is_on_its_way(record) {
         forget(&key_of_dialler(context, record));
     }
@@ -106,6 +107,7 @@ pub fn accepted(context: SockOps) {
         return;
     }
     record.role = role::ACCEPTED;
+    context.watch_state_no_more();
     let cookie = record.cookie;
     let key = HandOffKey {
         cookie,

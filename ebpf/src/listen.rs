@@ -4,6 +4,7 @@
 //! one slot for the group its closing would refuse connections although the other workers live.
 
 use veer_common::address::{Address, Port};
+use veer_common::event::{PROXY_BEGAN, PROXY_CEASED};
 use veer_common::maps::{
     LISTENER_SLOTS, MAX_LISTENER_SLOTS, NetnsCookie, PodPolicy, SocketRecord, flag, role,
 };
@@ -36,6 +37,28 @@ pub fn listening(context: SockOps) {
     if !maps::register_listener(context, record.cookie, port, slots(pod, record, context.is_v6())) {
         count::fault(record.cookie, Fault::ListenerNotRegistered);
     }
+    if tells_of_envoy(pod, record, port) {
+        context.watch_state();
+        count::proxy_changed(record.cookie, PROXY_BEGAN, port);
+    }
+}
+
+/// A socket of the pod's listens no more.
+#[inline(always)]
+pub fn ceased(context: SockOps, record: &SocketRecord) {
+    let Some(pod) = maps::pod(record.cookie) else { return };
+    let port = context.local_port();
+    if record.role == role::LISTENER && tells_of_envoy(pod, record, port) {
+        count::proxy_changed(record.cookie, PROXY_CEASED, port);
+    }
+}
+
+/// Whether the pod's traffic waits for this listener. Not so DNS, which the proxy's own agent may serve before Envoy
+/// runs; nor an app on one of the ports.
+#[inline(always)]
+fn tells_of_envoy(pod: &PodPolicy, record: &SocketRecord, port: Port) -> bool {
+    (port.get() == pod.inbound_port.get() || port.get() == pod.outbound_port.get())
+        && proxy::has_its_ids(pod, record.uid, record.gid)
 }
 
 /// Whether the pod's connections may be sent to this port instead of where they were dialled.

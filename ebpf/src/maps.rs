@@ -13,7 +13,9 @@ use core::ffi::c_void;
 use core::hint::black_box;
 use core::ptr;
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
+use aya_ebpf::bindings::{
+    BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_LOOKUP_F_REPLACE, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
+};
 use aya_ebpf::helpers::generated::{
     bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_sk_storage_get, bpf_sock_hash_update,
 };
@@ -387,4 +389,14 @@ pub fn assign_listener(context: SkLookup, cookie: NetnsCookie, port: Port) -> As
         }
     }
     outcome
+}
+
+/// Takes the connection from the listener that [`assign_listener`] gave it to.
+#[inline(always)]
+pub fn unassign_listener(context: SkLookup, assigned: Assigned) {
+    if assigned == Assigned::Yes {
+        // SAFETY: the context is live; no socket means none (`bpf_sk_lookup_assign()`, Linux 5.9).
+        let _ =
+            unsafe { bpf_sk_assign(context.pointer(), ptr::null_mut(), u64::from(BPF_SK_LOOKUP_F_REPLACE)) };
+    }
 }

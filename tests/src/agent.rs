@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use veer_common::cni::{Reply, Verb};
 
@@ -170,11 +170,15 @@ impl Agent {
 
     /// Puts a manifest into its pods directory, or replaces it.
     pub fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
-        let pods = self.setup.pods();
-        let draft = pods.join(format!(".{}.draft", manifest.file_name()));
-        fs::write(&draft, serde_json::to_vec_pretty(&manifest.to_json())?).context("write a manifest")?;
-        // Renamed, so that the agent never reads half of it.
-        fs::rename(&draft, pods.join(manifest.file_name())).context("publish a manifest")
+        self.setup.publish(&manifest.file_name(), &manifest.to_json())
+    }
+
+    /// Puts the manifest of a namespace with this label there, or replaces it.
+    pub fn write_namespace(&self, name: &str, label: (&str, &str)) -> Result<()> {
+        let (key, value) = label;
+        let metadata = json!({"name": name, "labels": {(key): value}});
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
+        self.setup.publish(&format!("{name}.namespace.json"), &namespace)
     }
 
     /// Removes a manifest from its pods directory.
@@ -260,6 +264,13 @@ impl Setup {
 
     fn pods(&self) -> PathBuf {
         self.directory.join("pods")
+    }
+
+    fn publish(&self, file: &str, object: &Value) -> Result<()> {
+        let draft = self.pods().join(format!(".{file}.draft"));
+        fs::write(&draft, serde_json::to_vec_pretty(object)?).context("write a manifest")?;
+        // Renamed, so that the agent never reads half of it.
+        fs::rename(&draft, self.pods().join(file)).context("publish a manifest")
     }
 
     fn begin(&self) -> Result<Process> {

@@ -115,18 +115,23 @@ impl Manifest {
         self
     }
 
-    /// Without any sidecar, which the injector has not seen, and served by the node's proxy.
+    /// Without any sidecar: the injector has not seen it.
     #[must_use]
-    pub fn with_node_proxy(mut self) -> Self {
+    pub fn without_sidecar(mut self) -> Self {
         self.has_sidecar = false;
-        self.without_annotation(STATUS).with_label("veer.dev/proxy", "node")
+        self.without_annotation(STATUS)
     }
 
-    /// Without any sidecar, which the injector has not seen, and of Istio's ambient mode.
+    /// Without any sidecar, and served by the node's proxy.
     #[must_use]
-    pub fn of_ambient_mode(mut self) -> Self {
-        self.has_sidecar = false;
-        self.without_annotation(STATUS).with_label("istio.io/dataplane-mode", "ambient")
+    pub fn with_node_proxy(self) -> Self {
+        self.without_sidecar().with_label("veer.dev/proxy", "node")
+    }
+
+    /// Without any sidecar, and of Istio's ambient mode.
+    #[must_use]
+    pub fn of_ambient_mode(self) -> Self {
+        self.without_sidecar().with_label("istio.io/dataplane-mode", "ambient")
     }
 
     /// With an init container, before a native sidecar.

@@ -1,12 +1,11 @@
 //! The real Envoy as the node's proxy: 1337:1337 with CAP_SYS_ADMIN, told everything by the agent.
 
-use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::thread::CapabilitySet;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -17,6 +16,7 @@ use crate::http::{self, Headers};
 use crate::launch::{Identity, Launch};
 use crate::netns::NetNs;
 use crate::process::Process;
+use crate::prometheus::{self, Sample};
 use crate::{envoy, scratch, wait};
 
 /// A directory for an agent's `--proxy-dir`, which anybody may pass through.
@@ -36,22 +36,25 @@ pub struct NodeProxy {
     admin: PathBuf,
 }
 
-/// What it has counted, under the names of Prometheus: by pod and direction.
-#[derive(Clone, Debug)]
-pub struct Counted {
-    samples: BTreeMap<(String, String, Direction), BTreeMap<String, u64>>,
-}
-
 impl NodeProxy {
     /// Starts one in a netns that is no pod's, and a cgroup below that which the agent is attached to, and waits until it
     /// is ready. `place` is the agent's `--proxy-dir`.
     pub fn start(place: &Path, netns: &NetNs, cgroup: &Cgroup) -> Result<Self> {
-        Self::launch(place, Launch::new().in_netns(netns).in_cgroup(cgroup))
+        Self::start_as(Identity::proxy(), place, netns, cgroup)
+    }
+
+    /// The same as somebody else, with the same capability.
+    pub fn start_as(who: Identity, place: &Path, netns: &NetNs, cgroup: &Cgroup) -> Result<Self> {
+        Self::launch_as(who, place, Launch::new().in_netns(netns).in_cgroup(cgroup))
     }
 
     /// The same, launched otherwise. Its log is in `place`, too.
     pub fn launch(place: &Path, launch: Launch) -> Result<Self> {
-        let launch = launch.with_identity(Identity::proxy());
+        Self::launch_as(Identity::proxy(), place, launch)
+    }
+
+    fn launch_as(who: Identity, place: &Path, launch: Launch) -> Result<Self> {
+        let launch = launch.with_identity(who);
         let mut command = launch.keeping(CapabilitySet::SYS_ADMIN).command(envoy::binary()?)?;
         command.arg("--config-path").arg(place.join("envoy.json"));
         // One that may restart hot asks to end with its parent, which an agent's or a demo's may not.
@@ -107,13 +110,13 @@ impl NodeProxy {
     }
 
     /// What it has counted.
-    pub fn counted(&self) -> Result<Counted> {
-        Counted::read(&self.admin("/stats/prometheus?usedonly")?)
+    pub fn counted(&self) -> Result<Vec<Sample>> {
+        prometheus::parse(&self.admin("/stats/prometheus?usedonly")?)
     }
 }
 
 /// Asks an admin interface.
-fn ask(socket: &PathBuf, path: &str) -> Result<String> {
+pub fn ask(socket: &Path, path: &str) -> Result<String> {
     let mut stream =
         UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     let response = http::get(&mut stream, "envoy", path, &Headers::new())?;
@@ -135,44 +138,4 @@ fn entry(direction: Direction, line: &Value) -> Result<Entry> {
         upstream: address("upstream"),
         upstream_source: address("upstream_source"),
     })
-}
-
-impl Counted {
-    /// Reads the text format of Prometheus; what is about no pod is passed over, and so are histograms.
-    fn read(text: &str) -> Result<Self> {
-        let mut samples = BTreeMap::<_, BTreeMap<_, _>>::new();
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let Some((name, (labels, value))) =
-                line.split_once('{').and_then(|(name, rest)| Some((name, rest.split_once("} ")?)))
-            else {
-                continue;
-            };
-            let labels: BTreeMap<_, _> = labels
-                .split("\",")
-                .filter_map(|label| label.split_once("=\""))
-                .map(|(label, value)| (label.trim_matches(','), value.trim_end_matches('"')))
-                .collect();
-            let of = |name: &str| labels.get(name).map(ToString::to_string);
-            let Some((namespace, pod)) = of("veer_namespace").zip(of("veer_pod")) else { continue };
-            let direction = match labels.get("veer_direction") {
-                Some(&"outbound") => Direction::Outbound,
-                Some(&"inbound") => Direction::Inbound,
-                other => bail!("{line}: direction {other:?}"),
-            };
-            let Ok(value) = value.parse::<u64>() else { continue };
-            let class =
-                of("envoy_response_code_class").map_or_else(String::new, |class| format!("_{class}xx"));
-            let sample =
-                samples.entry((namespace, pod, direction)).or_default().entry(format!("{name}{class}"));
-            *sample.or_insert(0) += value;
-        }
-        Ok(Self { samples })
-    }
-
-    /// A count of a pod's, summed over all that it is told apart by otherwise; a class of statuses is a part of the
-    /// name, as in `envoy_http_downstream_rq_xx_2xx`.
-    pub fn of(&self, namespace: &str, pod: &str, direction: Direction, name: &str) -> u64 {
-        let key = (namespace.to_owned(), pod.to_owned(), direction);
-        self.samples.get(&key).and_then(|samples| samples.get(name)).copied().unwrap_or_default()
-    }
 }

@@ -39,6 +39,20 @@ pub fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> Result<
     Ok(first)
 }
 
+/// The sum of a count over all samples that have these labels, whatever they have besides; 0 without any.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a count: whole, positive, and below 2^53"
+)]
+pub fn count(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> u64 {
+    let has_all = |sample: &&Sample| {
+        labels.iter().all(|(name, value)| sample.labels.get(*name).is_some_and(|has| has == value))
+    };
+    let found = samples.iter().filter(|sample| sample.name == name).filter(has_all);
+    found.map(|sample| sample.value).sum::<f64>() as u64
+}
+
 fn sample(line: &str) -> Result<Sample> {
     let Some((name, mut rest)) = line.split_once('{') else {
         let (name, value) = line.split_once(' ').context("no value")?;
@@ -77,6 +91,15 @@ fn unquote(quoted: &str) -> Result<(String, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_count_is_the_sum_of_what_has_these_labels_among_others() {
+        let samples =
+            parse("a{x=\"1\",y=\"1\"} 2\na{x=\"1\",y=\"2\"} 3\na{x=\"2\"} 10\nb{x=\"1\"} 20\n").unwrap();
+        assert_eq!(count(&samples, "a", &[("x", "1")]), 5);
+        assert_eq!(count(&samples, "a", &[]), 15);
+        assert_eq!(count(&samples, "c", &[]), 0);
+    }
 
     #[test]
     fn samples_are_found_by_all_of_their_labels() {

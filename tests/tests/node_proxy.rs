@@ -1,13 +1,12 @@
 //! One real Envoy for all pods of a node: no pod has a sidecar.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
-
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Type};
 use veer_common::cni::{Reply, Verb};
 use veer_tests::agent::Agent;
 use veer_tests::attachment;
@@ -20,10 +19,8 @@ use veer_tests::netfilter::Netfilter;
 use veer_tests::node_proxy::NodeProxy;
 use veer_tests::pod::{TestPod, World};
 use veer_tests::proxied_node::{ProxiedNode, place};
+use veer_tests::streams::{self, BYTES, Stream};
 use veer_tests::wait;
-
-/// A port of an app that speaks no HTTP.
-const BYTES: u16 = 9000;
 
 #[test]
 fn requests_of_pods_without_sidecars_go_through_the_nodes_envoy_twice() {
@@ -54,18 +51,43 @@ fn requests_of_pods_without_sidecars_go_through_the_nodes_envoy_twice() {
 }
 
 #[test]
+fn pods_of_a_labelled_namespace_go_through_the_nodes_envoy_but_for_those_that_say_none() {
+    let node = ProxiedNode::start().unwrap();
+    node.agent.write_namespace("test", ("veer.dev/proxy", "node")).unwrap();
+    let pod = |name| TestPod::new(&node.world, &node.cgroup, name).unwrap();
+    let (asks, refuses) = (pod("asks"), pod("refuses"));
+    node.agent.enrol_as(&asks, &asks.manifest().without_sidecar()).unwrap();
+    let out = refuses.manifest().without_sidecar().with_label("veer.dev/proxy", "none");
+    node.agent.write_manifest(&out).unwrap();
+    assert_eq!(node.agent.add(&refuses).unwrap(), Reply::Passed { reason: "not-injected".to_owned() });
+    let _apps = [node.app(&asks).unwrap(), node.app(&refuses).unwrap()];
+    for (from, to, direction) in [(&refuses, &asks, "inbound"), (&asks, &refuses, "outbound")] {
+        let to = SocketAddr::from((to.v4(), APP));
+        let seen = dial::run(&from.launch(Identity::app()), to, ("X-Mark", "kept")).unwrap();
+        assert_eq!(seen.status, 200);
+        node.logged("asks", direction, to).unwrap();
+    }
+    let pod = node.view("asks").unwrap();
+    assert_eq!(pod["driver"], json!("node"), "{pod}");
+    let explained =
+        node.agent.json(&["explain", "test/asks", "--to", "192.0.2.1:80", "--as", "1000:1000"]).unwrap();
+    let told = "the pod's proxy is the node's, by label veer.dev/proxy=\"node\" of namespace test";
+    assert_eq!(explained["notes"], json!([told]));
+}
+
+#[test]
 fn what_is_no_http_is_passed_as_bytes_whoever_speaks_first() {
     let node = ProxiedNode::start().unwrap();
     let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
     let to = SocketAddr::from((b.v4(), BYTES));
-    let listener = listen(&b, to.port());
-    let (mut client, mut server) = connect(&a, &listener, to);
-    exchange(&mut server, &mut client);
-    exchange(&mut client, &mut server);
+    let listener = streams::listen(&b, to.port()).unwrap();
+    let mut stream = Stream::open(&a, &listener, to).unwrap();
+    stream.answer().unwrap();
+    stream.ask().unwrap();
     // The end of one direction is not the end of the other.
-    client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(server.read(&mut [0]).unwrap(), 0);
-    exchange(&mut server, &mut client);
+    stream.client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(stream.server.read(&mut [0]).unwrap(), 0);
+    stream.answer().unwrap();
 }
 
 #[test]
@@ -80,6 +102,11 @@ fn without_the_nodes_proxy_a_pod_is_not_enrolled_and_with_it_at_the_next_attempt
     assert_eq!(code, 11);
     assert!(msg.starts_with("enrol pod test/pod: the node's proxy is not connected"), "{msg}");
     assert_eq!(agent.json(&["pods"]).unwrap(), json!([]));
+    // Who has been away for so long is not waited for by each pod anew.
+    let asked = Instant::now();
+    let Reply::Failed { msg: again, .. } = agent.add(&pod).unwrap() else { panic!("it was enrolled") };
+    assert_eq!(again, msg);
+    assert!(asked.elapsed() < wait::scaled(Duration::from_secs(5)), "{:?}", asked.elapsed());
 
     let proxys = cgroup.child("proxy").unwrap();
     let _proxy = NodeProxy::start(&place.path().join("proxy"), world.netns(), &proxys).unwrap();
@@ -91,17 +118,17 @@ fn an_agent_that_is_killed_and_started_again_leaves_the_nodes_envoy_as_it_is() {
     let mut node = ProxiedNode::start().unwrap();
     let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
     let to = SocketAddr::from((b.v4(), BYTES));
-    let listener = listen(&b, to.port());
-    let (mut client, mut server) = connect(&a, &listener, to);
-    exchange(&mut client, &mut server);
+    let listener = streams::listen(&b, to.port()).unwrap();
+    let mut stream = Stream::open(&a, &listener, to).unwrap();
+    stream.exchange().unwrap();
     node.agent.kill().unwrap();
     // Without an agent, everything goes on.
-    exchange(&mut client, &mut server);
-    connect(&a, &listener, to);
+    stream.exchange().unwrap();
+    Stream::open(&a, &listener, to).unwrap();
     node.agent.start_again().unwrap();
     let c = node.pod("c").unwrap();
-    connect(&c, &listener, to);
-    exchange(&mut server, &mut client);
+    Stream::open(&c, &listener, to).unwrap();
+    stream.exchange().unwrap();
     let stats =
         node.proxy.admin("/stats?filter=^listener_manager.listener_(added|modified|removed)$").unwrap();
     let expected = "listener_manager.listener_added: 6\nlistener_manager.listener_modified: 0\n\
@@ -114,8 +141,8 @@ fn an_envoy_that_is_killed_is_followed_by_one_that_serves_all_pods() {
     let mut node = ProxiedNode::start().unwrap();
     let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
     let to = SocketAddr::from((b.v4(), BYTES));
-    let listener = listen(&b, to.port());
-    connect(&a, &listener, to);
+    let listener = streams::listen(&b, to.port()).unwrap();
+    Stream::open(&a, &listener, to).unwrap();
     node.proxy.process_mut().kill().unwrap();
     // As with a sidecar that is away, nothing goes past it.
     let refused = a.app().socket(Domain::IPV4, Type::STREAM, None).unwrap().connect(&to.into()).unwrap_err();
@@ -134,16 +161,16 @@ fn a_pod_that_envoy_cannot_serve_is_told_in_its_words_and_harms_no_other() {
     let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
     // Somebody has the port already, in a way that lets nobody share it.
     let taken = TestPod::new(&node.world, &node.cgroup, "taken").unwrap();
-    let _first = listen(&taken, 15006);
+    let _first = streams::listen(&taken, 15006).unwrap();
     node.agent.write_manifest(&taken.manifest().with_node_proxy()).unwrap();
     let Reply::Failed { msg, .. } = node.agent.add(&taken).unwrap() else { panic!("it was enrolled") };
     assert!(msg.contains("the node's proxy refuses it") && msg.contains("15006"), "{msg}");
 
     let to = SocketAddr::from((b.v4(), BYTES));
-    let listener = listen(&b, to.port());
-    connect(&a, &listener, to);
+    let listener = streams::listen(&b, to.port()).unwrap();
+    Stream::open(&a, &listener, to).unwrap();
     let c = node.pod("c").unwrap();
-    connect(&c, &listener, to);
+    Stream::open(&c, &listener, to).unwrap();
 }
 
 #[test]
@@ -151,13 +178,13 @@ fn a_pod_that_goes_takes_its_listeners_with_it_and_nobody_elses() {
     let node = ProxiedNode::start().unwrap();
     let (a, b, c) = (node.pod("a").unwrap(), node.pod("b").unwrap(), node.pod("c").unwrap());
     let to = SocketAddr::from((b.v4(), BYTES));
-    let listener = listen(&b, to.port());
+    let listener = streams::listen(&b, to.port()).unwrap();
     node.agent.unenrol(&c).unwrap();
     let listeners = || node.proxy.admin("/listeners").unwrap();
     wait::until("Envoy to have no listener of the pod", wait::LIMIT, || !listeners().contains("test/c"))
         .unwrap();
     assert!(listeners().contains("test/a") && listeners().contains("test/b"));
-    connect(&a, &listener, to);
+    Stream::open(&a, &listener, to).unwrap();
 }
 
 #[test]
@@ -192,8 +219,8 @@ fn two_hundred_and_fifty_pods_of_a_node_are_served_by_one_envoy_and_all_go() {
     let of = |pod: &BarePod| (pod.netns().listening(15001).unwrap(), pod.netns().listening(15006).unwrap());
     assert!(others.iter().all(|pod| of(pod) == (4, 4)), "{:?}", of(others.last().unwrap()));
     let to = SocketAddr::from((b.v4(), BYTES));
-    let listener = listen(&b, to.port());
-    let (mut client, mut server) = connect(&a, &listener, to);
+    let listener = streams::listen(&b, to.port()).unwrap();
+    let mut stream = Stream::open(&a, &listener, to).unwrap();
 
     for pod in &others {
         let del = Verb::Del(pod.attachment());
@@ -201,36 +228,6 @@ fn two_hundred_and_fifty_pods_of_a_node_are_served_by_one_envoy_and_all_go() {
     }
     let gone = || others.iter().all(|pod| of(pod) == (0, 0));
     wait::until("Envoy to leave the pods that are gone", wait::LIMIT, gone).unwrap();
-    exchange(&mut client, &mut server);
-    connect(&a, &listener, to);
-}
-
-/// A listener of a pod's app.
-fn listen(pod: &TestPod, port: u16) -> Socket {
-    let socket = pod.app().socket(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into()).unwrap();
-    socket.listen(16).unwrap();
-    socket
-}
-
-/// Both ends of a new connection.
-#[track_caller]
-fn connect(from: &TestPod, listener: &Socket, to: SocketAddr) -> (Socket, Socket) {
-    let client = from.app().socket(Domain::IPV4, Type::STREAM, None).unwrap();
-    client.connect_timeout(&to.into(), wait::LIMIT).unwrap();
-    listener.set_read_timeout(Some(wait::LIMIT)).unwrap();
-    let (server, _peer) = listener.accept().unwrap();
-    for end in [&client, &server] {
-        end.set_read_timeout(Some(wait::LIMIT)).unwrap();
-    }
-    (client, server)
-}
-
-#[track_caller]
-fn exchange(from: &mut Socket, to: &mut Socket) {
-    let said = [7, 0, 255, 13, 10];
-    from.write_all(&said).unwrap();
-    let mut heard = [0; 5];
-    to.read_exact(&mut heard).unwrap();
-    assert_eq!(heard, said);
+    stream.exchange().unwrap();
+    Stream::open(&a, &listener, to).unwrap();
 }

@@ -24,13 +24,16 @@ const EVERYTHING: &str = "tests/charts/everything.yaml";
 const OTHERS_KINDS: &str =
     "PodMonitor,ServiceMonitor,PrometheusRule,SecurityContextConstraints,NetworkAttachmentDefinition";
 /// What the schema of the values has to refuse.
-const REFUSED: [&str; 8] = [
+const REFUSED: [&str; 11] = [
     "platform=gke-autopilot",
     "cni.instal=auto",
     "cni.install=sometimes",
     "agent.reconcileInterval=0",
     "image.digest=latest",
     "metrics.port=70000",
+    "proxy.mode=command",
+    r"proxy.mode=container,proxy.config.a\.conf=x",
+    r"proxy.config.a\.yaml=x",
     "prometheusRule.slowAddSeconds=1",
     "platform=openshift,cni.install=multus",
 ];
@@ -73,8 +76,10 @@ pub(crate) fn committed(root: &Path, platform: &str) -> PathBuf {
 }
 
 /// The manifests of these values, in the words of `helm --set`, in a file.
-pub(crate) fn render_to(file: &Path, root: &Path, values: &[&str]) -> Result<()> {
-    let arguments = values.iter().flat_map(|value| ["--set", value]).map(str::to_owned).collect();
+pub(crate) fn render_to(file: &Path, root: &Path, values: &[&str], texts: &[&str]) -> Result<()> {
+    let texts = texts.iter().flat_map(|text| ["--set-string", text]);
+    let values = values.iter().flat_map(|value| ["--set", value]);
+    let arguments = values.chain(texts).map(str::to_owned).collect();
     let rendering = Rendering { name: String::new(), arguments };
     let rendered = render(&setup::chart_tools()?, root, &rendering)?;
     fs::write(file, rendered).with_context(|| format!("write {}", file.display()))

@@ -23,6 +23,8 @@ use self::proxies::asked::{self, Asked};
 use self::proxies::ready::NotReady;
 use crate::config::AdminConfig;
 use crate::enrol::NodeHandle;
+use crate::proxy::supervise::Watched;
+use crate::proxy::watch::ProxyWatch;
 use crate::readiness::probe::Probe;
 use crate::readiness::{Held, Readiness};
 use crate::reconcile::Report;
@@ -55,6 +57,8 @@ pub struct View<S> {
     pub node: NodeHandle,
     /// What the last look at everything has come to.
     pub report: Report,
+    /// How the pods' proxies stand.
+    pub standing: Arc<ProxyWatch<S>>,
     /// What is counted.
     pub metrics: Metrics,
     /// On what readiness hangs.
@@ -63,6 +67,8 @@ pub struct View<S> {
     pub probe: Arc<Probe>,
     /// Whom it asks for their metrics.
     pub proxies: Arc<Proxies>,
+    /// How the node's proxy stands, if the agent starts it.
+    pub proxy: Watched,
 }
 
 impl Admin {
@@ -135,7 +141,7 @@ fn bound(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-impl<S: PodSource + Sync> View<S> {
+impl<S: PodSource + Send + Sync + 'static> View<S> {
     async fn metrics(&self, request: &Request) -> Answer {
         match request.path.as_str() {
             "/metrics" => match scrape::text(self).await {

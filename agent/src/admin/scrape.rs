@@ -4,20 +4,25 @@
 
 use std::fmt;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 use veer_common::reason::{Fault, Reason};
 
 use super::View;
 use super::metrics::One;
 use crate::enrol::figures::{Figures, ProxyState};
-use crate::model::BackendName;
+use crate::model::{BackendName, Driver};
 use crate::platform::bpf::load::{build_id, build_text};
+use crate::proxy::driver::Depth;
+use crate::proxy::state::ProxyState as ProxyHealthState;
+use crate::proxy::supervise::ProxyFigures;
+use crate::proxy::watch::PodProxy;
 use crate::readiness::Held;
 use crate::source::{PodSource, SourceChanges, SourceHealth, SourceState};
 
@@ -28,18 +33,21 @@ type Two = [(&'static str, &'static str); 2];
 type Three = [(&'static str, &'static str); 3];
 
 /// All metrics, in the text form of OpenMetrics.
-pub(super) async fn text<S: PodSource + Sync>(view: &View<S>) -> Result<String, fmt::Error> {
+pub(super) async fn text<S: PodSource + Send + Sync + 'static>(view: &View<S>) -> Result<String, fmt::Error> {
     let figures = figures(view).await;
     let conditions = view.conditions().await;
+    let standing = view.standing.look(None, Depth::Seen).await;
     let mut registry = Registry::default();
     let build = [("version", env!("CARGO_PKG_VERSION").to_owned()), ("build", build_text(build_id()))];
     registry.register("veer_build", "Release and eBPF programs of the agent", Info::new(build.to_vec()));
     pods(&mut registry, &figures);
+    proxies(&mut registry, &standing);
     connections(&mut registry, &figures);
     maps(&mut registry, &figures);
     reconciliation(&mut registry, view);
     readiness(&mut registry, &conditions);
     source(&mut registry, view.source.health().as_ref());
+    node_proxy(&mut registry, &view.proxy.figures());
     let mut text = String::new();
     view.metrics.encode(&mut text)?;
     encode_registry(&mut text, &registry)?;
@@ -90,6 +98,19 @@ fn pods(registry: &mut Registry, figures: &Figures) {
         set(&proxies, &[("state", state.name())], count);
     }
     registry.register("veer_pods_proxy", "Enrolled pods by whether their proxy listens", proxies);
+}
+
+fn proxies(registry: &mut Registry, standing: &[PodProxy]) {
+    let family = Family::<Two, Gauge>::default();
+    for driver in Driver::ALL {
+        for state in ProxyHealthState::ALL {
+            let is_one = |one: &&PodProxy| one.driver == driver && one.proxy.state == state;
+            let count = u64::try_from(standing.iter().filter(is_one).count()).unwrap_or(u64::MAX);
+            set(&family, &[("driver", driver.name()), ("state", state.name())], count);
+        }
+    }
+    let help = "Enrolled pods by who drives their proxy, and how that stands";
+    registry.register("veer_pods_proxy_state", help, family);
 }
 
 fn connections(registry: &mut Registry, figures: &Figures) {
@@ -143,6 +164,28 @@ fn readiness(registry: &mut Registry, conditions: &[Held]) {
     registry.register("veer_ready", "Whether a pod that is created now would be redirected", ready);
 }
 
+/// All is 0 where the agent starts none.
+fn node_proxy(registry: &mut Registry, figures: &ProxyFigures) {
+    let ProxyFigures { is_up, restarts, takeovers, usage } = *figures;
+    let up = <Gauge>::default();
+    up.set(is_up.into());
+    registry.register("veer_proxy_up", "Whether the node's proxy that the agent starts is live", up);
+    for (name, help, count) in [
+        ("veer_proxy_restarts", "Starts of the node's proxy because the one before had ended", restarts),
+        ("veer_proxy_takeovers", "Times that a node's proxy has taken over from another", takeovers),
+    ] {
+        let counter = <Counter>::default();
+        counter.inc_by(count);
+        registry.register(name, help, counter);
+    }
+    let memory = <Gauge>::default();
+    memory.set(i64::try_from(usage.memory).unwrap_or(i64::MAX));
+    registry.register("veer_proxy_memory_bytes", "Memory of the node's proxy", memory);
+    let cpu = Counter::<f64, AtomicU64>::default();
+    cpu.inc_by(usage.cpu_s);
+    registry.register_with_unit("veer_proxy_cpu", "CPU time of the node's proxy", Unit::Seconds, cpu);
+}
+
 fn source(registry: &mut Registry, health: Option<&SourceHealth>) {
     // One that looks each time is current.
     let state = health.map_or(SourceState::Synced, |health| health.state);
@@ -166,7 +209,10 @@ fn source(registry: &mut Registry, health: Option<&SourceHealth>) {
     registry.register("nodeagent_reconcile_events", help, events);
     let requests = Family::<One, Counter>::default();
     let rows = health.map_or([0; 3], |health| [health.lists, health.failures, health.lookups]);
-    for (kind, count) in ["list", "failure", "lookup"].into_iter().zip(rows) {
+    let of_namespaces = health.and_then(|health| health.namespaces).unwrap_or_default();
+    let rows = rows.into_iter().chain([of_namespaces.lists, of_namespaces.lookups]);
+    let kinds = ["list", "failure", "lookup", "namespace-list", "namespace-lookup"];
+    for (kind, count) in kinds.into_iter().zip(rows) {
         requests.get_or_create(&[("kind", kind)]).inc_by(count);
     }
     let help =

@@ -34,6 +34,13 @@ pub(super) struct Loaded {
     pub(super) cgroup: PathBuf,
 }
 
+impl Loaded {
+    /// Where it hangs, and where it is pinned.
+    pub(super) fn places(&self) -> (PathBuf, Pins) {
+        (self.cgroup.clone(), self.pins.clone())
+    }
+}
+
 /// Chooses, and loads what is to be loaded.
 ///
 /// # Errors

@@ -13,9 +13,9 @@ use crate::cluster::events::{self, Writer};
 use crate::cluster::node::NodeMarks;
 use crate::cluster::notice::Notices;
 use crate::cluster::redirection::{self, Redirections};
-use crate::config::{KubeConfig, PodsFrom};
+use crate::config::{AgentConfig, KubeConfig, PodsFrom};
 use crate::readiness::Readiness;
-use crate::source::{Directory, Kube, Source};
+use crate::source::{Current, Directory, Kube, Namespaces, Source};
 
 /// The source, and what it comes with.
 pub(super) struct Pods {
@@ -37,11 +37,14 @@ pub(super) struct Cluster {
 }
 
 /// Makes all of it. Of the API server nothing is asked yet: it may be away.
-pub(super) async fn pods(from: &PodsFrom, readiness: &Readiness) -> Result<Pods, AppError> {
+pub(super) async fn pods(config: &AgentConfig, readiness: &Readiness) -> Result<Pods, AppError> {
+    // Nobody else needs them, nor the right to ask for them.
+    let is_read = config.proxy_dir.is_some() || config.ztunnel_socket.is_some();
+    let namespaces = if is_read { Namespaces::Read } else { Namespaces::Unread };
     let current = readiness.condition("pods", "the node's pods are not known yet");
-    let KubeConfig { node, kubeconfig, node_taint } = match from {
+    let KubeConfig { node, kubeconfig, node_taint } = match &config.pods_from {
         PodsFrom::Directory(path) => {
-            let source = Source::Directory(Directory::open(path)?);
+            let source = Source::Directory(Directory::open(path, namespaces)?);
             // It looks each time.
             current.holds();
             let (notices, redirections) = (Notices::nowhere(), Redirections::nowhere());
@@ -49,6 +52,8 @@ pub(super) async fn pods(from: &PodsFrom, readiness: &Readiness) -> Result<Pods,
         }
         PodsFrom::Kube(config) => config,
     };
+    let of_namespaces = || readiness.condition("namespaces", "namespaces are not known yet");
+    let current = Current { pods: current, namespaces: is_read.then(of_namespaces) };
     let server = Arc::new(ApiServer::new(kubeconfig.clone()).await?);
     let kube = Kube::new(node.clone(), Arc::clone(&server), current, super::release_memory);
     let (notices, writer) = events::writer(node.clone(), Arc::clone(&server));

@@ -47,8 +47,8 @@ pub fn differences(cookie: NetnsCookie, held: &MapEntries, capture: &Capture) ->
         Setting::BeforeProxy => flags(flag::DIRECT_BEFORE_PROXY),
         Setting::ExcludedInterfaces => named(held, kind::EXCLUDED) != named(&said, kind::EXCLUDED),
         Setting::ReroutedInterfaces => named(held, kind::REROUTED) != named(&said, kind::REROUTED),
-        // Nothing in the maps says it.
-        Setting::HostUsers => false,
+        // Nothing in the maps says it; and a pod whose driver is another one moves.
+        Setting::HostUsers | Setting::Driver => false,
     };
     Setting::ALL.into_iter().filter(differs).collect()
 }

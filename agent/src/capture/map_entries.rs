@@ -13,7 +13,7 @@ use super::addresses::OwnAddresses;
 use super::interfaces::InterfaceEntries;
 use crate::model::{
     self, BeforeProxy, Capture, Driver, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups,
-    ProxyIdentity,
+    Presence, ProxyIdentity,
 };
 
 /// Where outbound connections go.
@@ -76,7 +76,9 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
     let has_v6 = own.source_v6.is_some();
     // istio-init's rule: IPv6 is left alone in a pod that has IPv4 and a proxy that is not told to
     // serve both. Such a proxy has no IPv6 listener, so capturing would refuse what worked.
-    let captures_v6 = has_v6 && (capture.dual_stack || own.is_ipv6_only());
+    // A pod that leaves keeps ::6, which open connections of its proxy come from: nothing takes it away with the rest.
+    let is_leaving = capture.presence == Presence::Leaving;
+    let captures_v6 = has_v6 && !is_leaving && (capture.dual_stack || own.is_ipv6_only());
     let excludes_groups =
         matches!(&capture.owner_groups, OwnerGroups::AllExcept(groups) if !groups.is_empty());
     let conditions = [
@@ -96,9 +98,11 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
         (flag::DNS_CAPTURE, capture.dns_capture),
         (flag::BY_CONTAINER, capture.proxy_identity == ProxyIdentity::Container),
         (flag::DIRECT_BEFORE_PROXY, capture.before_proxy == BeforeProxy::Direct),
-        (flag::AMBIENT, capture.driver == Driver::Ztunnel),
+        // Its rules have no lists that could be empty.
+        (flag::AMBIENT, capture.driver == Driver::Ztunnel && capture.presence == Presence::Full),
         (flag::EXCLUDES_INTERFACES, !capture.excluded_interfaces.is_empty()),
         (flag::REROUTES_INTERFACES, !capture.rerouted_interfaces.is_empty()),
+        (flag::ASLEEP, capture.presence != Presence::Full),
     ];
     with_flags(0, &conditions)
 }

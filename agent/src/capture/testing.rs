@@ -36,6 +36,7 @@ pub(crate) fn default_capture() -> Capture {
         proxy_identity: ProxyIdentity::Uid,
         before_proxy: BeforeProxy::Refuse,
         driver: Driver::Sidecar,
+        presence: crate::model::Presence::Full,
         warnings: vec![],
     }
 }

@@ -45,6 +45,10 @@ pub enum NoticeKind {
     Failed,
     /// Connections went past the mesh before its proxy listened.
     BeforeProxy,
+    /// Its proxy listened, and has not for a while.
+    ProxyDead,
+    /// It does again.
+    ProxyBack,
 }
 
 impl NoticeKind {
@@ -55,6 +59,8 @@ impl NoticeKind {
             Self::Skipped => "VeerSkipped",
             Self::Failed => "VeerFailed",
             Self::BeforeProxy => "VeerBeforeProxy",
+            Self::ProxyDead => "VeerProxyDead",
+            Self::ProxyBack => "VeerProxyBack",
         }
     }
 
@@ -65,7 +71,7 @@ impl NoticeKind {
 
     /// Whether somebody should look.
     pub const fn is_warning(self) -> bool {
-        !matches!(self, Self::Enrolled)
+        !matches!(self, Self::Enrolled | Self::ProxyBack)
     }
 }
 

@@ -31,6 +31,36 @@ pub struct Answerer<S> {
     pub metrics: Metrics,
 }
 
+/// When a pod is enrolled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Occasion {
+    /// Before its first process starts.
+    Start,
+    /// While it runs.
+    Running,
+}
+
+impl Occasion {
+    /// What an enrolled pod is told.
+    const fn told(self) -> &'static str {
+        match self {
+            Self::Start => "its connections go through its proxy",
+            Self::Running => {
+                "it was running without redirection; its connections go through its proxy from here on, those that are open \
+                 stay what they are"
+            }
+        }
+    }
+}
+
+/// How a pod is captured.
+struct Decided {
+    capture: Capture,
+    /// What says so.
+    origins: Box<Origins>,
+    service_account: String,
+}
+
 /// Why a pod is not captured.
 struct Refusal {
     reply: Reply,
@@ -58,8 +88,7 @@ impl<S: PodSource> Answerer<S> {
         let done = match request.verb {
             Verb::Add(attachment) => {
                 let begun = Instant::now();
-                let told = "its connections go through its proxy";
-                let reply = self.add(attachment, netns, is_gone, told).await;
+                let reply = self.add(attachment, netns, is_gone, Occasion::Start).await;
                 self.metrics.added(result(&reply), begun.elapsed());
                 return reply;
             }
@@ -91,14 +120,14 @@ impl<S: PodSource> Answerer<S> {
         }
     }
 
-    /// Answers an ADD: that of a runtime, or that of a pod that runs already. Nothing is done once it `is_gone`. If it is
-    /// done, the pod is told so with these words, and if not, why.
+    /// Answers an ADD: that of a runtime, or that of a pod that runs already. Nothing is done once it `is_gone`. The pod is
+    /// told that it is done, or why not.
     pub async fn add(
         &self,
         attachment: Attachment,
         netns: Option<OwnedFd>,
         is_gone: impl Fn() -> bool,
-        done: &str,
+        occasion: Occasion,
     ) -> Reply {
         let Some(pod) = attachment.pod.clone() else {
             // Podman, CNI's own tools: whatever this is, it is not a pod of the mesh.
@@ -111,7 +140,7 @@ impl<S: PodSource> Answerer<S> {
                 "a bug of veer-cni",
             );
         };
-        let (capture, origins) = match self.decide(&pod).await {
+        let Decided { capture, origins, service_account } = match self.decide(&pod).await {
             Ok(decided) => decided,
             Err(Refusal { reply, told }) => {
                 if let Some((kind, text)) = told {
@@ -124,7 +153,7 @@ impl<S: PodSource> Answerer<S> {
             tracing::warn!(pod = %full_name(&pod), %warning, "taken as unset");
         }
         let (name, told) = (full_name(&pod), pod.clone());
-        let enrolling = Enrolling { attachment, pod, capture, origins, netns };
+        let enrolling = Enrolling { attachment, pod, capture, origins, service_account, netns };
         // A runtime that loses its patience kills the plugin and sends DEL, which may have come by while the pod
         // was looked up. From here on this ADD is in the queue before any DEL of who is alive now.
         if is_gone() {
@@ -135,9 +164,13 @@ impl<S: PodSource> Answerer<S> {
                 "nobody reads this",
             );
         }
-        match self.enrol(enrolling).await {
+        let enrolled = match occasion {
+            Occasion::Start => self.enrol(enrolling).await,
+            Occasion::Running => self.enrol_running(enrolling).await,
+        };
+        match enrolled {
             Ok(()) => {
-                self.notices.tell(&told, NoticeKind::Enrolled, done);
+                self.notices.tell(&told, NoticeKind::Enrolled, occasion.told());
                 Reply::Done
             }
             Err(error) => {
@@ -172,17 +205,16 @@ impl<S: PodSource> Answerer<S> {
 
     /// Enrols a pod, and has its driver serve it: redirected first, so that nothing of it goes past its proxy. One that is
     /// not served is not enrolled, unless it was before.
-    async fn enrol(&self, enrolling: Enrolling) -> Result<(), EnrolError> {
+    pub(super) async fn enrol(&self, enrolling: Enrolling) -> Result<(), EnrolError> {
         let attachment = enrolling.attachment.clone();
-        let container = attachment.container_id.clone();
+        let (container, account) = (attachment.container_id.clone(), enrolling.service_account.clone());
         let added = self.node.run(move |node| {
             let is_known = node.registry().of_container(&container).is_some();
             node.add(&enrolling).map(|()| (is_known, node.proxied(Some(&container))))
         });
         let (is_known, proxied) = added.await??;
         for pod in proxied {
-            // Of one whose manifest is not there any more, its driver says what it lacks.
-            let pod = self.with_account(pod.clone()).await.unwrap_or(pod);
+            let pod = ProxiedPod { service_account: Some(account.clone()), ..pod };
             if let Err(error) = self.drivers.serve(&pod).await {
                 if !is_known {
                     self.node.run(move |node| node.del(&attachment)).await?;
@@ -212,15 +244,15 @@ impl<S: PodSource> Answerer<S> {
     /// # Errors
     /// Why it is not, in words.
     pub async fn capture(&self, reference: &PodReference) -> Result<Capture, String> {
-        self.decide(reference).await.map(|(capture, _)| capture).map_err(|refusal| match refusal.reply {
+        self.decide(reference).await.map(|decided| decided.capture).map_err(|refusal| match refusal.reply {
             Reply::Passed { reason } => reason,
             Reply::Failed { msg, .. } => msg,
             Reply::Done => String::new(),
         })
     }
 
-    /// How a pod is to be captured and what says so, or the reply that ends its ADD.
-    async fn decide(&self, reference: &PodReference) -> Result<(Capture, Box<Origins>), Refusal> {
+    /// How a pod is to be captured, or the reply that ends its ADD.
+    async fn decide(&self, reference: &PodReference) -> Result<Decided, Refusal> {
         let name = full_name(reference);
         let excluded = &self.settings.excluded_namespaces;
         if excluded.contains(&reference.namespace) {
@@ -248,7 +280,8 @@ impl<S: PodSource> Answerer<S> {
         match decide(&pod, &self.settings) {
             Ok(Decision::Capture(capture)) => {
                 let origins = Box::new(Origins::of(&pod, &self.settings));
-                Ok((*capture, origins))
+                let service_account = pod.service_account().to_owned();
+                Ok(Decided { capture: *capture, origins, service_account })
             }
             Ok(Decision::Pass(reason)) => {
                 tracing::info!(pod = %name, reason = reason.name(), "left alone");

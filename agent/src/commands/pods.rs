@@ -1,13 +1,17 @@
 //! `veer pods`: who is enrolled, and where their connections went.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 
 use veer_common::reason::Reason;
 
 use super::view::{self, PodView, PolicyView};
-use super::{Failure, enrolments, place, print_json, table};
+use super::{Failure, ask, enrolments, place, print_json, table};
 use crate::cli::PodsFlags;
+use crate::config::Place;
+use crate::control::Question;
 use crate::model::{BeforeProxy, ProxyIdentity};
+use crate::proxy::watch::PodProxy;
+use crate::wall_clock;
 
 /// Runs the command.
 ///
@@ -16,6 +20,7 @@ use crate::model::{BeforeProxy, ProxyIdentity};
 pub fn run(flags: &PodsFlags) -> Result<(), Failure> {
     let place = place(&flags.read.place)?;
     let mut pods = view::pods(&enrolments(&place)?)?;
+    ask_agent(&place, &mut pods);
     let Some(wanted) = &flags.pod else {
         if flags.read.json {
             return print_json(&pods);
@@ -30,6 +35,20 @@ pub fn run(flags: &PodsFlags) -> Result<(), Failure> {
     })?;
     pod.seek_container();
     if flags.read.json { print_json(pod) } else { write(&detail(pod)) }
+}
+
+/// What only the agent knows: how proxies stand that it drives, and what others say of themselves. Without one it is as
+/// the maps tell.
+fn ask_agent(place: &Place, pods: &mut [PodView]) {
+    let Ok(mut answer) = ask(place, &Question::Proxies) else { return };
+    let mut line = String::new();
+    let read = answer.read_line(&mut line);
+    let proxies: Vec<PodProxy> = read.ok().and_then(|_| serde_json::from_str(&line).ok()).unwrap_or_default();
+    for one in proxies {
+        if let Some(pod) = pods.iter_mut().find(|pod| pod.netns_cookie == one.netns_cookie) {
+            pod.proxy = one.proxy;
+        }
+    }
 }
 
 fn write(text: &str) -> Result<(), Failure> {
@@ -50,41 +69,44 @@ fn list(pods: &[PodView]) -> String {
         .map(|pod| {
             let t = pod.totals;
             let faults: u64 = pod.faults.values().sum();
-            let mode = pod.policy.as_ref().map_or("-", |policy| policy.mode);
-            let (backend, driver) = (pod.backend.name(), pod.driver.name());
-            let mut row = vec![full_name(pod), backend.to_owned(), mode.to_owned()];
-            row.extend([driver.to_owned(), state(pod)]);
+            let mut row = vec![full_name(pod), backend(pod), pod.driver.name().to_owned(), state(pod)];
+            row.push(age(pod.proxy.since));
             row.extend(
                 [t.to_outbound, t.to_inbound, t.to_dns, t.direct, t.dropped, faults].map(|n| n.to_string()),
             );
             row
         })
         .collect();
-    let heading = [
-        "POD",
-        "BACKEND",
-        "MODE",
-        "DRIVER",
-        "PROXY",
-        "TO-OUTBOUND",
-        "TO-INBOUND",
-        "TO-DNS",
-        "DIRECT",
-        "DROPPED",
-        "FAULTS",
-    ];
-    table::render(&heading, &rows, &[false, false, false, false, false, true, true, true, true, true, true])
+    let heading =
+        ["POD", "BACKEND", "DRIVER", "PROXY", "SINCE", "OUT", "IN", "DNS", "DIRECT", "DROPPED", "FAULTS"];
+    table::render(&heading, &rows, &[false, false, false, false, true, true, true, true, true, true, true])
+}
+
+/// The backend, with the mode where that is not the usual one.
+fn backend(pod: &PodView) -> String {
+    let mode = pod.policy.as_ref().map(|policy| policy.mode).filter(|mode| *mode != "redirect");
+    mode.map_or_else(|| pod.backend.name().to_owned(), |mode| format!("{}/{mode}", pod.backend.name()))
 }
 
 /// One word on whether the pod's traffic flows.
 fn state(pod: &PodView) -> String {
-    let listens = |policy: &PolicyView| policy.outbound.listeners > 0 && policy.inbound.listeners > 0;
-    match &pod.policy {
-        None => "half-enrolled".to_owned(),
-        Some(_) if !pod.inbound_attached => "detached".to_owned(),
-        Some(policy) if policy.before_proxy == BeforeProxy::Direct.name() => "awaited".to_owned(),
-        Some(policy) if listens(policy) => "listening".to_owned(),
-        Some(_) => "not-listening".to_owned(),
+    let state = match &pod.policy {
+        None => "half-enrolled",
+        Some(_) if !pod.inbound_attached => "detached",
+        Some(policy) if policy.before_proxy == BeforeProxy::Direct.name() => "awaited",
+        Some(_) => pod.proxy.state.name(),
+    };
+    state.to_owned()
+}
+
+/// How long ago a moment is, in seconds since the epoch, in one word.
+fn age(moment: u64) -> String {
+    let seconds = wall_clock::seconds().saturating_sub(moment);
+    match seconds {
+        0..100 => format!("{seconds}s"),
+        100..6000 => format!("{}m", seconds / 60),
+        6000..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
     }
 }
 
@@ -117,10 +139,16 @@ fn identity(policy: &PolicyView) -> String {
     }
 }
 
+/// The proxy in a line.
+fn proxy(pod: &PodView) -> String {
+    let words = pod.proxy.words.as_ref().map_or_else(String::new, |words| format!(": {words}"));
+    format!("{}, for {}{words}", state(pod), age(pod.proxy.since))
+}
+
 fn detail(pod: &PodView) -> String {
     let mut lines = vec![
         format!("pod            {}", full_name(pod)),
-        format!("proxy          {}", state(pod)),
+        format!("proxy          {}", proxy(pod)),
         format!("backend        {}", pod.backend.name()),
         format!("driver         {}", pod.driver.name()),
         format!("container      {}", pod.container_id),

@@ -1,10 +1,11 @@
 //! `veer status`: the node at a glance. Exit 0 when the agent answers and everything is attached.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 
 use serde::Serialize;
 
-use super::view::{self, PodView, ProgramView};
+use super::view::{self, PodView, PolicyView, ProgramView};
 use super::{Failure, ask, broken_off, enrolments, place, print_json};
 use crate::cli::ReadFlags;
 use crate::control::{AgentStatus, Question};
@@ -15,6 +16,9 @@ use crate::model::BeforeProxy;
 use crate::platform::bpf::load::build_text;
 use crate::platform::bpf::maps::Maps;
 use crate::proxy::ads::Standing;
+use crate::proxy::state::{ProxyHealth, ProxyState};
+use crate::proxy::supervise::ProxyProcess;
+use crate::proxy::watch::PodProxy;
 use crate::proxy::zds;
 use crate::reconcile::Unrepaired;
 use crate::wall_clock;
@@ -92,7 +96,7 @@ fn verdict(status: NodeStatus) -> Result<(), Failure> {
 }
 
 fn listens(pod: &PodView) -> bool {
-    pod.policy.as_ref().is_some_and(|policy| policy.outbound.listeners > 0 && policy.inbound.listeners > 0)
+    pod.policy.as_ref().is_some_and(PolicyView::has_listeners)
 }
 
 fn awaits_proxy(pod: &PodView) -> bool {
@@ -173,9 +177,31 @@ fn render(status: &NodeStatus) -> String {
     lines.join("\n")
 }
 
-/// Those of the node that the agent drives.
-fn proxies(agent: &AgentStatus) -> impl Iterator<Item = String> {
-    agent.node_proxy.iter().flat_map(node_proxy).chain(agent.ztunnel.iter().flat_map(ztunnel))
+/// Proxies by driver and state, the first few of which somebody should know, and the node's own.
+fn proxies(agent: &AgentStatus) -> Vec<String> {
+    const MOST: usize = 5;
+    let states = |states: &BTreeMap<ProxyState, usize>| {
+        let counts: Vec<_> =
+            states.iter().map(|(state, count)| format!("{count} {}", state.name())).collect();
+        counts.join(", ")
+    };
+    let drivers =
+        agent.proxies.iter().map(|(driver, by_state)| format!("{}: {}", driver.name(), states(by_state)));
+    let drivers: Vec<_> = drivers.collect();
+    let mut lines = Vec::new();
+    if !drivers.is_empty() {
+        lines.push(format!("proxies    {}", drivers.join("; ")));
+    }
+    lines.extend(agent.proxy_problems.iter().take(MOST).map(|one| {
+        let PodProxy { namespace, name, proxy: ProxyHealth { state, since, .. }, .. } = one;
+        format!("warning    {namespace}/{name}: its proxy is {} for {}", state.name(), uptime(*since))
+    }));
+    let more = agent.proxy_problems.len().saturating_sub(MOST);
+    lines.extend((more > 0).then(|| format!("warning    and {more} more; `veer pods` lists them")));
+    lines.extend(agent.node_proxy.iter().flat_map(node_proxy));
+    lines.extend(agent.node_proxy_process.iter().flat_map(proxy_process));
+    lines.extend(agent.ztunnel.iter().flat_map(ztunnel));
+    lines
 }
 
 fn node_proxy(standing: &Standing) -> Vec<String> {
@@ -185,6 +211,16 @@ fn node_proxy(standing: &Standing) -> Vec<String> {
     let config = standing.config_problem.iter();
     let config = config.map(|problem| format!("warning    --proxy-config is not in use as it is: {problem}"));
     [format!("node proxy {}", standing.text())].into_iter().chain(refused).chain(config).collect()
+}
+
+fn proxy_process(process: &ProxyProcess) -> Vec<String> {
+    let mut lines = vec![format!("process    {}", process.text())];
+    lines.extend(process.problem.iter().map(|problem| format!("warning    {problem}")));
+    if let Some(crash) = &process.crash {
+        lines.push(format!("crash      {}", crash.text()));
+        lines.extend(crash.last_words.iter().map(|line| format!("           {line}")));
+    }
+    lines
 }
 
 fn ztunnel(standing: &zds::Standing) -> Vec<String> {

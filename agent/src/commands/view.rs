@@ -11,12 +11,15 @@ use veer_common::reason::{Action, Fault, Reason};
 
 use super::{Enrolments, Failure};
 use crate::enrol::Enrolled;
+use crate::enrol::proxies::moments;
 use crate::model::{BackendName, BeforeProxy, Driver, ProxyIdentity};
 use crate::platform::bpf::load::CGROUP_PROGRAMS;
 use crate::platform::bpf::maps::{ListEntries, Maps};
 use crate::platform::bpf::pins::Pins;
 use crate::platform::bpf::{BpfError, sys};
 use crate::platform::cgroup;
+use crate::proxy::state::{ProxyHealth, Readiness, Sighting};
+use crate::wall_clock;
 
 pub(super) mod nftables;
 
@@ -43,6 +46,8 @@ pub struct PodView {
     pub backend: BackendName,
     /// Who drives its proxy: `sidecar`, `node` or `ztunnel`.
     pub driver: Driver,
+    /// How its proxy stands, and since when. Without an agent as the maps alone tell it.
+    pub proxy: ProxyHealth,
     /// Whether the inbound program hangs on the pod's netns; with nftables, whether the rules are there.
     pub inbound_attached: bool,
     /// What the pod asked for; `None` without a policy, which is a pod that is half enrolled.
@@ -107,7 +112,19 @@ pub struct ContainerView {
 impl PodView {
     /// A pod, with what was found of it.
     fn of(pod: Enrolled, policy: Option<PolicyView>, inbound_attached: bool, counters: &Counters) -> Self {
+        let (began, ceased) = moments(counters);
+        let proxy = ProxyHealth::of_listeners(&Sighting {
+            enrolled_at: pod.enrolled_at,
+            listens: policy.as_ref().is_some_and(PolicyView::has_listeners),
+            began,
+            ceased,
+            lives: None,
+            readiness: Readiness::NotAsked,
+            before: None,
+            now: wall_clock::seconds(),
+        });
         Self {
+            proxy,
             netns_cookie: pod.cookie,
             netns_inode: pod.netns.inode,
             inbound_attached,
@@ -131,6 +148,13 @@ impl PodView {
         if let Some(container) = policy.and_then(|policy| policy.proxy_container.as_mut()) {
             container.path = cgroup::path_of(container.cgroup);
         }
+    }
+}
+
+impl PolicyView {
+    /// Whether somebody listens on both of the proxy's ports.
+    pub fn has_listeners(&self) -> bool {
+        self.outbound.listeners > 0 && self.inbound.listeners > 0
     }
 }
 

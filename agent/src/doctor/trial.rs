@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use crate::capture::nft::Ruleset;
 use crate::model::{
     BeforeProxy, Capture, Driver, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups, Port,
-    ProxyIdentity,
+    Presence, ProxyIdentity,
 };
 
 /// The rules of a pod with DNS capture, and with an excluded port and range, so that there are sets, too.
@@ -33,6 +33,7 @@ pub fn ruleset(captures_v6: bool) -> Ruleset {
         proxy_identity: ProxyIdentity::Uid,
         before_proxy: BeforeProxy::Refuse,
         driver: Driver::Sidecar,
+        presence: Presence::Full,
         warnings: Vec::new(),
     };
     Ruleset::of(&capture, captures_v6)

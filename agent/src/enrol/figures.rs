@@ -9,7 +9,7 @@ use veer_common::maps::{
     Counters, MAX_HAND_OFFS, MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PODS, MAX_PORT_LISTS, MAX_RANGES,
     NetnsCookie, name,
 };
-use veer_common::reason::{COUNTERS, HAND_OFFS_NOW};
+use veer_common::reason::{COUNTERS, HAND_OFFS_NOW, NO_COUNTS};
 
 use super::node::Node;
 use crate::model::BackendName;
@@ -137,7 +137,7 @@ impl Tally {
     fn count(&mut self, cookie: NetnsCookie, now: &Counters) {
         let before = self.seen.insert(cookie, Box::new(*now)).map_or([0; COUNTERS], |before| before.0);
         let rows = self.totals.0.iter_mut().zip(now.0).zip(before).enumerate();
-        for (_, ((total, now), before)) in rows.filter(|(index, _)| *index != HAND_OFFS_NOW) {
+        for (_, ((total, now), before)) in rows.filter(|(index, _)| !NO_COUNTS.contains(index)) {
             *total = total.saturating_add(if now < before { now } else { now - before });
         }
     }

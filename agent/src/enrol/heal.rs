@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::{fs, io};
 
 use veer_common::maps::NetnsCookie;
 
@@ -14,9 +15,10 @@ use super::error::EnrolError;
 use super::node::{Inspection, Node};
 use super::registry::Enrolled;
 use super::steps;
-use crate::model::Capture;
+use crate::model::{Capture, Driver};
 use crate::plan::{self, Action};
 use crate::platform::bpf::maps::ListEntries;
+use crate::platform::runtime;
 
 /// What there is of the lists of each pod.
 pub type Lists = BTreeMap<NetnsCookie, ListEntries>;
@@ -130,7 +132,20 @@ pub(super) fn netns_of(
     }
     // Where the directory is not there either, this is no place to look from.
     let is_seen = Path::new(&pod.netns_path).parent().is_some_and(Path::is_dir);
-    if link.is_none() && is_seen { plan::Netns::Gone } else { plan::Netns::Unseen }
+    if is_seen && (link.is_none() || is_left_to_its_proxy(pod)) {
+        plan::Netns::Gone
+    } else {
+        plan::Netns::Unseen
+    }
+}
+
+/// Whether nothing but the sockets of the node's proxy keeps a netns alive: the runtime has taken its name away, and
+/// nobody is in it. The proxy lets go of it when it is told that the pod has gone, and not before.
+fn is_left_to_its_proxy(pod: &Enrolled) -> bool {
+    let has_name = fs::symlink_metadata(&pod.netns_path);
+    pod.driver != Driver::Sidecar
+        && has_name.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        && runtime::is_deserted(pod.netns)
 }
 
 /// What was found, for people.

@@ -11,7 +11,7 @@ use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
 use veer_common::cni::{Attachment, PodReference, ValidAttachment};
-use veer_common::maps::NetnsCookie;
+use veer_common::maps::{NetnsCookie, flag};
 
 use super::backend::{Backends, Found, Joining};
 use super::ebpf::DEFAULT_PORTS;
@@ -44,6 +44,8 @@ pub struct Enrolling {
     pub capture: Capture,
     /// What on the pod and the node led to that.
     pub origins: Box<Origins>,
+    /// Who it is in the mesh, for a driver that tells others.
+    pub service_account: String,
     /// Its netns.
     pub netns: OwnedFd,
 }
@@ -311,6 +313,37 @@ impl Node {
         Ok(())
     }
 
+    /// Redirects an enrolled pod otherwise; its listeners stay as they are registered.
+    ///
+    /// # Errors
+    /// As the kernel says; then it is redirected as before.
+    pub fn recapture(
+        &mut self,
+        cookie: NetnsCookie,
+        capture: &Capture,
+        origins: Option<Box<Origins>>,
+    ) -> Result<(), EnrolError> {
+        let Some(before) = self.registry.get(cookie).cloned() else { return Ok(()) };
+        let Some(netns) = steps::open_netns(&before) else { return Ok(()) };
+        let netns = netns.into();
+        let Inspection { addresses, .. } = self.inspect(&netns, before.netns)?;
+        let pod = Enrolled { driver: capture.driver, ..before.clone() };
+        let listeners = Vec::new();
+        let joining = Joining { pod, capture, netns: &netns, addresses, listeners, before: Some(&before) };
+        let pod = self.backends.get_mut(before.backend).enrol(joining)?;
+        self.registry.insert(pod);
+        if let Some(origins) = origins {
+            self.registry.keep_origins(cookie, origins);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing of a pod is redirected because it is on its way into the mesh or out of it.
+    pub fn is_asleep(&self, pod: &Enrolled) -> bool {
+        let entries = self.backends.get(pod.backend).map_entries(pod);
+        entries.is_ok_and(|entries| entries.is_some_and(|entries| entries.policy.flags & flag::ASLEEP != 0))
+    }
+
     /// Unenrols the pod of a container; one that is not known is fine. A DEL for a further interface of
     /// the pod changes nothing.
     pub fn del(&mut self, attachment: &Attachment) {
@@ -345,7 +378,8 @@ impl Node {
         }
     }
 
-    pub(super) fn forget(&mut self, cookie: NetnsCookie) {
+    /// Unenrols a pod.
+    pub fn forget(&mut self, cookie: NetnsCookie) {
         self.end_tally(cookie);
         self.end_past_mesh(cookie);
         let Some(pod) = self.registry.remove(cookie) else { return };
@@ -390,7 +424,7 @@ impl Node {
 }
 
 /// What its driver is told of a pod, without what only its netns tells.
-fn proxied_pod(pod: &Enrolled) -> ProxiedPod {
+pub(super) fn proxied_pod(pod: &Enrolled) -> ProxiedPod {
     ProxiedPod {
         cookie: pod.cookie,
         namespace: pod.pod.namespace.clone(),

@@ -87,6 +87,14 @@ impl PodFacts {
         matches!(self.cause(Setting::HostUsers), Cause::Origin(Origin::Spec { value: false, .. }))
     }
 
+    /// What asks for one of the node's proxies in the place of a sidecar, if anything does.
+    pub fn asks_for_proxy(&self) -> Option<&Origin> {
+        match self.cause(Setting::Driver) {
+            Cause::Origin(origin @ (Origin::Label { .. } | Origin::NamespaceLabel { .. })) => Some(origin),
+            Cause::Origin(_) | Cause::Unknown(_) => None,
+        }
+    }
+
     /// What is to be known beside the verdict on an enrolled pod.
     pub fn notes(&self) -> Vec<String> {
         let since = "since the pod was enrolled, and what it said then holds until the pod is made anew";

@@ -137,6 +137,8 @@ impl Report {
             Ok(facts) => {
                 let has_ids = !matches!(question.connection, Connection::Inbound(_));
                 notes.extend((has_ids && facts.has_own_users()).then(|| own_users(question.ids)));
+                let asks = facts.asks_for_proxy();
+                notes.extend(asks.map(|label| format!("the pod's proxy is the node's, by {label}")));
                 notes.extend(facts.notes());
             }
             Err(problem) => notes.push(format!("only the agent knows the causes, and {problem}")),

@@ -1,7 +1,7 @@
-//! Pods of Istio's ambient mode: whether a pod is one, and how it is captured.
+//! Pods of Istio's ambient mode: how one is captured.
 //!
-//! Owns: the label, and the annotations of `ambient.istio.io`. None of a sidecar's counts. Never does: know whether a
-//! ztunnel is there; [`NodeSettings::ztunnel`] says whether the node has one to ask. Called by: `decision` and `origin`.
+//! Owns: the annotations of `ambient.istio.io`. None of a sidecar's counts. Never does: choose the pods, which `asked`
+//! does, or know whether a ztunnel is there. Called by: `decision`.
 
 use std::collections::BTreeSet;
 
@@ -12,24 +12,7 @@ use super::capture::{
     BeforeProxy, Capture, Driver, IdSpace, InboundPorts, InterceptionMode, OutboundRanges, OwnerGroups,
     ProxyIdentity,
 };
-use super::decision::{DEFAULT_PROXY_ID, NodeSettings, PROXY_CONTAINER, PodError, Reader};
-use super::manifest::Pod;
-
-/// The label's value that asks for ambient mode.
-pub(super) const AMBIENT: &str = "ambient";
-/// Its value on a pod that is not to have what its namespace asks for.
-const NONE: &str = "none";
-
-/// Whether ztunnel is to serve a pod: as its own label says, else as that of its namespace (istio/istio,
-/// `cni/pkg/nodeagent`, the default enablement selectors). A sidecar, or the sign of one, keeps it out.
-pub(super) fn is_by_ztunnel(pod: &Pod, of_namespace: Option<&str>, node: &NodeSettings) -> bool {
-    let of_pod = pod.metadata.labels.get(name::DATAPLANE_MODE).map(String::as_str);
-    let is_asked = of_pod == Some(AMBIENT) || of_namespace == Some(AMBIENT) && of_pod != Some(NONE);
-    node.ztunnel
-        && is_asked
-        && pod.container(PROXY_CONTAINER).is_none()
-        && !pod.metadata.annotations.contains_key(name::STATUS)
-}
+use super::decision::{DEFAULT_PROXY_ID, PodError, Reader};
 
 /// How such a pod is captured. ztunnel is known by the mark of its sockets; the ids are those that Istio runs it as,
 /// by which its listeners have room of their own.
@@ -65,13 +48,15 @@ pub(super) fn capture(reader: &mut Reader<'_>) -> Capture {
         // Its ADD is answered when ztunnel listens.
         before_proxy: BeforeProxy::Refuse,
         driver: Driver::Ztunnel,
+        presence: super::capture::Presence::Full,
         warnings: Vec::new(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::decision::{Decision, PassReason, decide};
+    use super::super::decision::{Decision, NodeSettings, PassReason, decide};
+    use super::super::manifest::Pod;
     use super::*;
 
     fn pod(metadata: &str, spec: &str) -> Pod {
@@ -112,16 +97,6 @@ mod tests {
         assert_eq!(passed(LABEL, &init, &with_ztunnel()), PassReason::IstioInitPresent);
         let injected = format!("{LABEL}, annotations: {{sidecar.istio.io/status: '{{}}'}}");
         assert_eq!(passed(&injected, APP, &with_ztunnel()), PassReason::NoProxyContainer);
-    }
-
-    #[test]
-    fn a_namespace_asks_for_its_pods_but_for_those_that_say_none() {
-        let node = with_ztunnel();
-        let plain = pod("labels: {}", APP);
-        assert!(is_by_ztunnel(&plain, Some("ambient"), &node));
-        assert!(!is_by_ztunnel(&plain, None, &node) && !is_by_ztunnel(&plain, Some("none"), &node));
-        let out = pod("labels: {istio.io/dataplane-mode: none}", APP);
-        assert!(!is_by_ztunnel(&out, Some("ambient"), &node));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::fmt;
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
+use super::decision::{DEFAULT_PROXY_ID, NodeSettings};
 use super::values::{InterfaceName, Port};
 
 /// How a pod's traffic is to be captured. Defaults are applied and every list is whole.
@@ -51,6 +52,9 @@ pub struct Capture {
     /// Who drives the proxy.
     #[serde(default)]
     pub driver: Driver,
+    /// Whether the pod is wholly in the mesh.
+    #[serde(default)]
+    pub presence: Presence,
     /// Environment variables of the proxy that were not understood and count as unset.
     #[serde(skip)]
     pub warnings: Vec<EnvironmentWarning>,
@@ -122,8 +126,64 @@ pub enum BeforeProxy {
     Direct,
 }
 
-/// Who drives a pod's proxy.
+/// How far a pod is in the mesh, if it came or goes while it runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Presence {
+    /// It is captured as it says.
+    #[default]
+    Full,
+    /// Nothing is captured, until its proxy listens.
+    Entering,
+    /// Nothing is captured any more, and its proxy ceases to listen.
+    Leaving,
+}
+
+impl Capture {
+    /// The same for a pod that is on its way: nothing is captured, and the proxy's listeners are known as such. What
+    /// decides which backend the pod has stays.
+    #[must_use]
+    pub fn asleep(&self, presence: Presence) -> Self {
+        Self {
+            presence,
+            inbound: InboundPorts::Only(BTreeSet::new()),
+            outbound: OutboundRanges::Only(BTreeSet::new()),
+            included_outbound_ports: BTreeSet::new(),
+            dns_capture: false,
+            ..self.clone()
+        }
+    }
+
+    /// Of a pod that is not in the mesh any more.
+    pub fn of_nothing(driver: Driver, node: &NodeSettings) -> Self {
+        Self {
+            proxy_uid: DEFAULT_PROXY_ID,
+            proxy_gid: DEFAULT_PROXY_ID,
+            ids: IdSpace::Node,
+            mode: InterceptionMode::Redirect,
+            inbound: InboundPorts::Only(BTreeSet::new()),
+            outbound: OutboundRanges::Only(BTreeSet::new()),
+            excluded_ranges: BTreeSet::new(),
+            included_outbound_ports: BTreeSet::new(),
+            excluded_outbound_ports: BTreeSet::new(),
+            excluded_interfaces: BTreeSet::new(),
+            rerouted_interfaces: BTreeSet::new(),
+            dns_capture: false,
+            dual_stack: false,
+            drop_invalid: false,
+            owner_groups: node.owner_groups.clone(),
+            loopback: node.loopback,
+            proxy_identity: node.proxy_identity,
+            before_proxy: BeforeProxy::Refuse,
+            driver,
+            presence: Presence::Leaving,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// Who drives a pod's proxy.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
     /// The pod itself: it has a container `istio-proxy`.
@@ -136,6 +196,9 @@ pub enum Driver {
 }
 
 impl Driver {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sidecar, Self::Node, Self::Ztunnel];
+
     /// The label's word for it.
     pub const fn name(self) -> &'static str {
         match self {

@@ -13,9 +13,10 @@ use thiserror::Error;
 
 use super::ambient;
 use super::annotation::{self, RequestedMode, ValueError, environment, name};
+use super::asked;
 use super::capture::{
     BeforeProxy, Capture, Driver, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode,
-    OutboundRanges, OwnerGroups, ProxyIdentity,
+    OutboundRanges, OwnerGroups, Presence, ProxyIdentity,
 };
 use super::manifest::{Container, Pod};
 use super::quoted::Quoted;
@@ -105,7 +106,8 @@ pub enum PodError {
     },
     /// TPROXY, where the node's proxy serves the pod.
     #[error(
-        "annotation {}: TPROXY needs a sidecar, and label {} asks for the node's proxy: remove one of them",
+        "annotation {}: TPROXY needs a sidecar, and label {} of the pod or its namespace asks for the node's proxy: \
+         remove one of them",
         name::INTERCEPTION_MODE,
         name::PROXY
     )]
@@ -246,13 +248,6 @@ fn within(value: &str, problem: &ValueError) -> String {
     if part == value { String::new() } else { format!(" (in {})", Quoted(value)) }
 }
 
-/// Whether a pod asks for the node's proxy, and so for no sidecar, in whatever words. A sidecar that is there anyway is
-/// the pod's proxy.
-pub(super) fn is_by_the_nodes_proxy(pod: &Pod) -> bool {
-    let driver = pod.metadata.labels.get(name::PROXY);
-    driver.is_some_and(|driver| driver == Driver::Node.name()) && pod.container(PROXY_CONTAINER).is_none()
-}
-
 /// What of a pod's capture the node's proxy says rather than the pod: it serves both families, and does not take
 /// connections as their clients' own.
 fn by_the_nodes_proxy(capture: &mut Capture, errors: &mut Vec<PodError>) {
@@ -283,13 +278,11 @@ fn pass_reason<'a>(pod: &'a Pod, node: &NodeSettings) -> Result<ServedBy<'a>, Pa
     if node.excluded_namespaces.contains(&pod.metadata.namespace) {
         return Err(PassReason::NamespaceExcluded);
     }
-    let by_node = is_by_the_nodes_proxy(pod);
-    // Labels of namespaces are not read.
-    if by_node || ambient::is_by_ztunnel(pod, None, node) {
+    if let Some(asked) = asked::served_by(pod, node) {
         return if pod.container(INIT_CONTAINER).is_some() {
             Err(PassReason::IstioInitPresent)
         } else {
-            Ok(if by_node { ServedBy::Node } else { ServedBy::Ztunnel })
+            Ok(if asked.driver == Driver::Ztunnel { ServedBy::Ztunnel } else { ServedBy::Node })
         };
     }
     let inject = pod.metadata.labels.get(name::INJECT).or_else(|| pod.metadata.annotations.get(name::INJECT));
@@ -353,6 +346,7 @@ fn read_capture(
         proxy_identity: node.proxy_identity,
         before_proxy: node.before_proxy,
         driver: Driver::Sidecar,
+        presence: Presence::Full,
         warnings: warnings(proxy),
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
+use super::asked::NamespaceLabels;
 use super::decision::PROXY_CONTAINER;
 use super::quoted::{Brief, Quoted};
 
@@ -32,6 +33,18 @@ pub struct Pod {
     /// What it is made of.
     #[serde(deserialize_with = "null_as_default")]
     pub spec: Spec,
+    /// What its namespace asks for; no part of its manifest, whoever knows the namespace says it.
+    #[serde(skip)]
+    pub namespace_labels: NamespaceLabels,
+}
+
+/// What is read from a manifest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Manifest {
+    /// A pod.
+    Pod(Box<Pod>),
+    /// A namespace, and what its labels ask for its pods.
+    Namespace(String, NamespaceLabels),
 }
 
 /// Name, labels and annotations of a pod.
@@ -152,22 +165,49 @@ pub enum ManifestError {
     },
 }
 
+impl Manifest {
+    /// Decodes a manifest and checks that it is a pod or a namespace, with a name.
+    ///
+    /// # Errors
+    /// If it is neither, or cannot be read.
+    pub fn read(bytes: &[u8]) -> Result<Self, ManifestError> {
+        // A namespace has nothing that a pod has otherwise.
+        let object = Pod::decode(bytes)?;
+        if object.api_version == "v1" && object.kind == "Namespace" {
+            let Metadata { name, labels, .. } = object.metadata;
+            check_name("metadata.name", &name, MAX_NAMESPACE)?;
+            return Ok(Self::Namespace(name, NamespaceLabels::of(&labels)));
+        }
+        object.checked().map(Box::new).map(Self::Pod)
+    }
+}
+
 impl Pod {
     /// Decodes a manifest and checks that it is a pod with a name.
+    ///
+    /// # Errors
+    /// If it is none, or cannot be read.
     pub fn from_manifest(bytes: &[u8]) -> Result<Self, ManifestError> {
+        Self::decode(bytes)?.checked()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
         if bytes.len() > MAX_MANIFEST_BYTES {
             return Err(ManifestError::TooLong);
         }
-        let mut pod = decode(bytes)?;
-        if pod.api_version != "v1" || pod.kind != "Pod" {
-            return Err(ManifestError::NotAPod { api_version: pod.api_version, kind: pod.kind });
+        decode(bytes)
+    }
+
+    fn checked(mut self) -> Result<Self, ManifestError> {
+        if self.api_version != "v1" || self.kind != "Pod" {
+            return Err(ManifestError::NotAPod { api_version: self.api_version, kind: self.kind });
         }
-        if pod.metadata.namespace.is_empty() {
-            "default".clone_into(&mut pod.metadata.namespace);
+        if self.metadata.namespace.is_empty() {
+            "default".clone_into(&mut self.metadata.namespace);
         }
-        check_name("metadata.name", &pod.metadata.name, MAX_NAME)?;
-        check_name("metadata.namespace", &pod.metadata.namespace, MAX_NAMESPACE)?;
-        Ok(pod)
+        check_name("metadata.name", &self.metadata.name, MAX_NAME)?;
+        check_name("metadata.namespace", &self.metadata.namespace, MAX_NAMESPACE)?;
+        Ok(self)
     }
 
     /// A pod as the API server tells of it, which has checked its fields: what decides, and no more, because an agent

@@ -7,6 +7,7 @@
 
 mod ambient;
 pub mod annotation;
+mod asked;
 mod backend;
 mod capture;
 pub mod decision;
@@ -17,13 +18,14 @@ pub mod quoted;
 mod surprise;
 mod values;
 
+pub use self::asked::NamespaceLabels;
 pub use self::backend::BackendName;
 pub use self::capture::{
     BeforeProxy, Capture, Driver, EnvironmentWarning, IdSpace, InboundPorts, InterceptionMode,
-    OutboundRanges, OwnerGroups, ProxyIdentity,
+    OutboundRanges, OwnerGroups, Presence, ProxyIdentity,
 };
 pub use self::decision::{DEFAULT_PROXY_ID, Decision, NodeSettings, PassReason, PodErrors, decide};
-pub use self::manifest::{ManifestError, Pod, could_name_a_pod};
+pub use self::manifest::{Manifest, ManifestError, Pod, could_name_a_pod};
 pub use self::origin::{Origin, Origins, Setting};
 pub use self::surprise::surprise;
 pub use self::values::{InterfaceName, Port};

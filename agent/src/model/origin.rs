@@ -11,8 +11,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::ambient;
 use super::annotation::{self, environment, name};
+use super::asked::{self, Asked, AskedBy};
 use super::capture::{BeforeProxy, Driver, OwnerGroups, ProxyIdentity};
 use super::decision::{self, DEFAULT_PROXY_ID, NodeSettings, PROXY_CONTAINER};
 use super::manifest::{Container, Pod};
@@ -67,6 +67,8 @@ pub enum Setting {
     BeforeProxy,
     /// Whether the pod's ids are the node's.
     HostUsers,
+    /// Who drives the pod's proxy.
+    Driver,
 }
 
 /// What said so.
@@ -83,6 +85,15 @@ pub enum Origin {
     /// A label of the pod.
     Label {
         /// Its name.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// A label of the pod's namespace.
+    NamespaceLabel {
+        /// The namespace.
+        namespace: String,
+        /// The label's name.
         name: String,
         /// Its value.
         value: String,
@@ -131,7 +142,7 @@ pub struct Origins(BTreeMap<Setting, Origin>);
 
 impl Setting {
     /// All settings.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::ProxyUid,
         Self::ProxyGid,
         Self::Mode,
@@ -150,6 +161,7 @@ impl Setting {
         Self::ProxyIdentity,
         Self::BeforeProxy,
         Self::HostUsers,
+        Self::Driver,
     ];
 
     /// Where it is said: an annotation, a variable or a field of the proxy's container, or a flag.
@@ -173,6 +185,7 @@ impl Setting {
             Self::ProxyIdentity => PROXY_IDENTITY,
             Self::BeforeProxy => BEFORE_PROXY,
             Self::HostUsers => HOST_USERS,
+            Self::Driver => name::PROXY,
         }
     }
 }
@@ -183,34 +196,39 @@ impl Origins {
         let proxy = pod.container(PROXY_CONTAINER);
         let annotations = &pod.metadata.annotations;
         let rerouted = decision::reroute_annotation(annotations);
-        let by_ztunnel = ambient::is_by_ztunnel(pod, None, node);
+        let asked = asked::served_by(pod, node);
+        let by_ztunnel = asked.filter(|asked| asked.driver == Driver::Ztunnel);
         let origin = |setting| match setting {
             Setting::ProxyUid => identity("runAsUser", proxy.and_then(|p| p.security_context.run_as_user)),
             Setting::ProxyGid => identity("runAsGroup", proxy.and_then(|p| p.security_context.run_as_group)),
             Setting::Mode => annotated(annotations, name::INTERCEPTION_MODE, "REDIRECT"),
-            Setting::IncludedInboundPorts if by_ztunnel => {
+            Setting::IncludedInboundPorts if by_ztunnel.is_some() => {
                 annotated(annotations, name::AMBIENT_BYPASS_INBOUND, "false")
             }
-            Setting::DnsCapture if by_ztunnel => annotated(annotations, name::AMBIENT_DNS_CAPTURE, "true"),
-            Setting::IncludedRanges | Setting::DualStack if by_ztunnel => dataplane_mode(pod),
+            Setting::DnsCapture if by_ztunnel.is_some() => {
+                annotated(annotations, name::AMBIENT_DNS_CAPTURE, "true")
+            }
             Setting::IncludedInboundPorts => annotated(annotations, name::INCLUDE_INBOUND_PORTS, "*"),
             Setting::ExcludedInboundPorts => annotated(annotations, name::EXCLUDE_INBOUND_PORTS, "15020"),
-            Setting::IncludedRanges => annotated(annotations, name::INCLUDE_OUTBOUND_RANGES, "*"),
+            Setting::IncludedRanges => by_ztunnel.map_or_else(
+                || annotated(annotations, name::INCLUDE_OUTBOUND_RANGES, "*"),
+                |asked| labelled(pod, asked),
+            ),
             Setting::ExcludedRanges => annotated(annotations, name::EXCLUDE_OUTBOUND_RANGES, ""),
             Setting::IncludedOutboundPorts => annotated(annotations, name::INCLUDE_OUTBOUND_PORTS, ""),
             Setting::ExcludedOutboundPorts => annotated(annotations, name::EXCLUDE_OUTBOUND_PORTS, "15020"),
             Setting::ExcludedInterfaces => annotated(annotations, name::EXCLUDE_INTERFACES, ""),
             Setting::ReroutedInterfaces => annotated(annotations, rerouted, ""),
             Setting::DnsCapture => variable(proxy, environment::DNS_CAPTURE),
-            Setting::DualStack if decision::is_by_the_nodes_proxy(pod) => {
-                Origin::Label { name: name::PROXY.to_owned(), value: Driver::Node.name().to_owned() }
+            Setting::DualStack => {
+                asked.map_or_else(|| variable(proxy, environment::DUAL_STACK), |asked| labelled(pod, asked))
             }
-            Setting::DualStack => variable(proxy, environment::DUAL_STACK),
             Setting::OwnerGroups => owner_groups(&node.owner_groups),
             Setting::Loopback => loopback(node),
             Setting::ProxyIdentity => proxy_identity(node.proxy_identity),
             Setting::BeforeProxy => before_proxy(node.before_proxy),
             Setting::HostUsers => host_users(pod.spec.host_users),
+            Setting::Driver => asked.map_or_else(by_sidecar, |asked| labelled(pod, asked)),
         };
         Self(Setting::ALL.into_iter().map(|setting| (setting, origin(setting))).collect())
     }
@@ -229,13 +247,19 @@ fn annotated(annotations: &BTreeMap<String, String>, name: &str, default: &str) 
     }
 }
 
-/// What asks for ambient mode: the pod's label, else its namespace's.
-fn dataplane_mode(pod: &Pod) -> Origin {
-    let (name, value) = (name::DATAPLANE_MODE.to_owned(), ambient::AMBIENT.to_owned());
-    if pod.metadata.labels.contains_key(name::DATAPLANE_MODE) {
-        Origin::Label { name, value }
-    } else {
-        Origin::Default { name, value }
+fn by_sidecar() -> Origin {
+    Origin::Default { name: name::PROXY.to_owned(), value: Driver::Sidecar.name().to_owned() }
+}
+
+/// What asks for the node's proxy: the pod's label, or its namespace's.
+fn labelled(pod: &Pod, asked: Asked) -> Origin {
+    let (name, value) = asked.label();
+    let (name, value) = (name.to_owned(), value.to_owned());
+    match asked.by {
+        AskedBy::Pod => Origin::Label { name, value },
+        AskedBy::Namespace => {
+            Origin::NamespaceLabel { namespace: pod.metadata.namespace.clone(), name, value }
+        }
     }
 }
 
@@ -312,6 +336,9 @@ impl fmt::Display for Origin {
         match self {
             Self::Annotation { name, value } => write!(f, "annotation {name}={}", Quoted(value)),
             Self::Label { name, value } => write!(f, "label {name}={}", Quoted(value)),
+            Self::NamespaceLabel { namespace, name, value } => {
+                write!(f, "label {name}={} of namespace {namespace}", Quoted(value))
+            }
             Self::Environment { name, value } => {
                 let note =
                     if annotation::go_bool(value).is_none() { ", no boolean, taken as false" } else { "" };

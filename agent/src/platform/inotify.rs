@@ -1,11 +1,11 @@
 //! Whether something has changed in a directory. What, the one who asked looks for himself.
 //!
 //! Owns: the kernel's watches. Never does: read an event; one may stand for many, and many may be lost, so an event means
-//! "look again", and no more. Called by: `installer`.
+//! "look again", and no more. Called by: `installer`, `proxy::supervise`.
 
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::net::unix::pipe::Receiver;
@@ -44,6 +44,14 @@ impl Changes {
             if let Err(error) = self.inotify.add_watch(directory, what) {
                 tracing::debug!(directory = %directory.display(), %error, "not watched");
             }
+        }
+    }
+
+    /// Watches what is written into the files of a directory.
+    pub fn watch_written(&self, directory: &Path) {
+        let what = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_ONLYDIR;
+        if let Err(error) = self.inotify.add_watch(directory, what) {
+            tracing::debug!(directory = %directory.display(), %error, "not watched");
         }
     }
 

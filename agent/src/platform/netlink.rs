@@ -101,6 +101,35 @@ fn interface_address(message: &AddressMessage, interface: String) -> Option<Inte
     Some(InterfaceAddress { interface, address, scope: u8::from(message.header.scope), flags })
 }
 
+/// How many connections wait to be accepted by the sockets that listen on one of the ports.
+///
+/// # Errors
+/// As for [`listeners`].
+pub fn not_accepted(ports: &[Port]) -> io::Result<u32> {
+    let mut waiting = 0_u32;
+    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        for message in dump(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(listening(family, socket_id)))? {
+            if let SockDiagMessage::InetResponse(response) = message
+                && ports.contains(&Port::new(response.header.socket_id.source_port))
+            {
+                // Of a socket that listens: the length of its queue (`tcp_diag_get_info`).
+                waiting = waiting.saturating_add(response.header.recv_queue);
+            }
+        }
+    }
+    Ok(waiting)
+}
+
+const fn listening(family: u8, socket_id: SocketId) -> InetRequest {
+    InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::LISTEN,
+        socket_id,
+    }
+}
+
 /// The sockets that listen on one of the ports.
 ///
 /// # Errors
@@ -108,13 +137,7 @@ fn interface_address(message: &AddressMessage, interface: String) -> Option<Inte
 pub fn listeners(ports: &[Port]) -> io::Result<Vec<Listener>> {
     let mut found = Vec::new();
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-        let request = InetRequest {
-            family,
-            protocol: IPPROTO_TCP,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::LISTEN,
-            socket_id,
-        };
+        let request = listening(family, socket_id);
         for message in dump(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request))? {
             if let SockDiagMessage::InetResponse(response) = message {
                 let port = Port::new(response.header.socket_id.source_port);

@@ -2,7 +2,7 @@
 //!
 //! Owns: the form of libcni's cache (`cachedInfo` in its `libcni/api.go`), which containerd and CRI-O keep in
 //! `/var/lib/cni/results`, and the walk through `/proc`. Never does: choose; that is [`locate`](crate::locate).
-//! Called by: `reconcile`.
+//! Called by: `reconcile`, and `enrol` for who is in a netns.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -100,6 +100,21 @@ pub fn open(located: &Located) -> Option<OwnedFd> {
     is_it.then(|| file.into())
 }
 
+/// Whether no process is in a netns. False where that cannot be told.
+pub fn is_deserted(netns: NetnsId) -> bool {
+    let Ok(pids) = pids() else { return false };
+    // The first one is the node's, and who has less rights than it may not look at it.
+    pids.filter(|pid| *pid != 1).map(|pid| fs::metadata(format!("/proc/{pid}/ns/net"))).all(|found| {
+        match found {
+            Ok(found) => (found.dev(), found.ino()) != (netns.device, netns.inode),
+            // It has ended meanwhile, or has no netns any more because it is about to.
+            Err(error) => {
+                error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+            }
+        }
+    })
+}
+
 /// Whatever is at a path must not be able to hold us up, as a FIFO would.
 fn open_nonblocking(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
@@ -144,9 +159,13 @@ fn named() -> BTreeMap<u64, String> {
     entries.filter_map(of).collect()
 }
 
+fn pids() -> io::Result<impl Iterator<Item = u32>> {
+    let entries = fs::read_dir("/proc")?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
 fn processes() -> io::Result<Vec<Process>> {
-    let pids =
-        fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let pids = pids()?;
     // Any of them may end at any moment.
     let process = |pid: u32| {
         let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
@@ -202,6 +221,14 @@ mod tests {
         assert_eq!(attachment(&YOUNGER.replace("K8S_POD_NAME\"", "OTHER\"")), None);
         assert_eq!(attachment(&YOUNGER.replace("cniCacheV1", "cniCacheV2")), None);
         assert_eq!(attachment("{}"), None);
+    }
+
+    #[test]
+    fn a_netns_is_deserted_when_no_process_is_in_it() {
+        let own =
+            NetnsId::of(File::open(format!("/proc/{}/ns/net", std::process::id())).unwrap().as_fd()).unwrap();
+        assert!(!is_deserted(own));
+        assert!(is_deserted(NetnsId { inode: 1, ..own }));
     }
 
     #[test]

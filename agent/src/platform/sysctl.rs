@@ -2,24 +2,55 @@
 //!
 //! Owns: where they are written. Never does: know what for. Called by: `enrol`, on the netns thread.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-/// Where a sysctl of networking is the netns' of whoever opens it (`net/sysctl_net.c`). A runtime mounts the first one
-/// read-only into every container that is not privileged. The other is the node's own, by way of its first process:
-/// the agent sees the node's processes.
-const PLACES: [&str; 2] = ["/proc/sys", "/proc/1/root/proc/sys"];
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+/// Where a sysctl of networking is the netns' of whoever opens it (`net/sysctl_net.c`).
+const PLACE: &str = "/proc/sys";
 
 /// Sets a sysctl; `name` has slashes: `net/ipv4/ip_forward`.
 ///
+/// A runtime mounts `/proc/sys` read-only into every container that is not privileged, and then it is set by way of a procfs
+/// of our own, which is mounted nowhere.
+///
 /// # Errors
-/// As the system says; ENOENT where the kernel has none of that name. EROFS in a container that does not see the node's
-/// processes.
+/// As the system says; ENOENT where the kernel has none of that name. ENOSYS in such a container before Linux 5.2.
 pub fn set(name: &str, value: &str) -> io::Result<()> {
-    let [ours, nodes] = PLACES.map(|place| Path::new(place).join(name));
-    match fs::write(ours, value) {
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => fs::write(nodes, value),
+    match fs::write(Path::new(PLACE).join(name), value) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            let file = openat(
+                procfs()?,
+                Path::new("sys").join(name),
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            File::from(file).write_all(value.as_bytes())
+        }
         other => other,
+    }
+}
+
+/// A procfs that nobody else sees (`fsopen(2)`, `fsmount(2)`); it goes with its descriptor.
+fn procfs() -> io::Result<OwnedFd> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_procfs_of_our_own_has_the_sysctls() {
+        let name = "sys/net/ipv4/ip_forward";
+        let file = openat(procfs().unwrap(), name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let ours = io::read_to_string(File::from(file)).unwrap();
+        assert_eq!(ours, fs::read_to_string(Path::new("/proc").join(name)).unwrap());
     }
 }

@@ -4,23 +4,28 @@
 //! a pod to be served waits until Envoy has said yes or no.
 //! Never does: decide what is sent, which is `proxy::delta`'s. Called by: `app`, `cni`.
 
+mod health;
 mod server;
 mod trial;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use veer_common::maps::NetnsCookie;
 
+use self::health::Healths;
 use self::trial::Served;
 use super::config::UserConfig;
 use super::delta::{Owner, Request, Response, State, StreamId};
-use super::driver::{DriverError, ProxiedPod, ProxyDriver};
+use super::driver::{Depth, DriverError, ProxiedPod, ProxyDriver, SeenProxy};
+use super::state::ProxyHealth;
+use super::watch::ProxyNews;
 use crate::readiness::Condition;
 
 pub use self::server::serve;
@@ -113,15 +118,19 @@ enum Command {
     Close { stream: StreamId },
     Standing { answer: oneshot::Sender<Standing> },
     State { owner: Owner, answer: oneshot::Sender<State> },
+    Health { of: Vec<(NetnsCookie, Owner)>, answer: oneshot::Sender<Vec<(NetnsCookie, ProxyHealth)>> },
 }
 
 impl Ads {
-    /// The way, and the task, which runs only if it `is_on`. If users add something (`has_config`), nobody is served
-    /// before that is known.
-    pub fn new(is_on: bool, has_config: bool) -> (Self, Task) {
+    /// The way, and the task, which runs only if it `is_on`, and says whose standing has changed. If users add something
+    /// (`has_config`), nobody is served before that is known.
+    pub fn new(is_on: bool, has_config: bool, news: ProxyNews) -> (Self, Task) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (served, streams, waiting) = (Served::new(has_config), HashMap::new(), Vec::new());
-        (Self { commands, is_on }, Task { queue, served, streams, waiting, has_been_connected: false })
+        let healths = Healths::new(news);
+        let away_since = Some(Instant::now());
+        let task = Task { queue, served, streams, waiting, has_been_connected: false, away_since, healths };
+        (Self { commands, is_on }, task)
     }
 
     /// How it stands.
@@ -183,6 +192,13 @@ impl ProxyDriver for Ads {
         // Without the task there is nobody to tell.
         drop(self.commands.blocking_send(Command::Forget { owner: pod.owner() }));
     }
+
+    async fn health(&self, seen: Vec<SeenProxy>, _depth: Depth) -> Vec<(NetnsCookie, ProxyHealth)> {
+        let of = seen.iter().map(|seen| (seen.pod.cookie, seen.pod.owner())).collect();
+        let (answer, answered) = oneshot::channel();
+        drop(self.commands.send(Command::Health { of, answer }).await);
+        answered.await.unwrap_or_default()
+    }
 }
 
 /// The state, and who waits for it.
@@ -194,6 +210,9 @@ pub struct Task {
     streams: HashMap<StreamId, mpsc::UnboundedSender<Response>>,
     waiting: Vec<(Owner, Answer)>,
     has_been_connected: bool,
+    /// Since when no Envoy is.
+    away_since: Option<Instant>,
+    healths: Healths,
 }
 
 impl Task {
@@ -210,12 +229,13 @@ impl Task {
             }
             self.answer();
             // Before the first one there is nothing to miss.
-            match self.served.delta.connected() {
-                0 if self.has_been_connected => connected.fails("no Envoy is connected"),
-                0 => {}
-                _ => {
-                    self.has_been_connected = true;
-                    connected.holds();
+            if self.served.delta.connected() > 0 {
+                (self.has_been_connected, self.away_since) = (true, None);
+                connected.holds();
+            } else {
+                self.away_since.get_or_insert_with(Instant::now);
+                if self.has_been_connected {
+                    connected.fails("no Envoy is connected");
                 }
             }
         }
@@ -224,15 +244,25 @@ impl Task {
     fn perform(&mut self, command: Command) -> Vec<Response> {
         match command {
             Command::Serve { pod, answer } => {
-                self.waiting.push((pod.owner(), answer));
-                self.served.serve(*pod)
+                let owner = pod.owner();
+                let responses = self.served.serve(*pod);
+                self.healths.note(&self.served.delta, &owner);
+                self.waiting.push((owner, answer));
+                responses
             }
-            Command::Configure { config } => self.served.configure(&config),
+            Command::Configure { config } => {
+                let responses = self.served.configure(&config);
+                self.healths.note_all(&self.served.delta);
+                responses
+            }
             Command::Misconfigured { problem } => {
                 self.served.problem = Some(problem);
                 Vec::new()
             }
-            Command::Forget { owner } => self.served.forget(&owner),
+            Command::Forget { owner } => {
+                self.healths.forget(&owner);
+                self.served.forget(&owner)
+            }
             Command::Complete => self.served.complete(),
             Command::Open { opened } => {
                 let (sender, receiver) = mpsc::unbounded_channel();
@@ -243,12 +273,7 @@ impl Task {
                 }
                 Vec::new()
             }
-            Command::Said { stream, request } => {
-                if let Some(words) = &request.refused {
-                    tracing::error!(kind = ?request.kind, %words, "the node's proxy refuses");
-                }
-                self.served.delta.request(stream, request)
-            }
+            Command::Said { stream, request } => self.heard(stream, request),
             Command::Close { stream } => {
                 self.close(stream);
                 Vec::new()
@@ -261,12 +286,32 @@ impl Task {
                 drop(answer.send(self.served.delta.state(&owner)));
                 Vec::new()
             }
+            Command::Health { of, answer } => {
+                let of = of.into_iter().map(|(cookie, owner)| (cookie, self.healths.of(&owner)));
+                drop(answer.send(of.collect()));
+                Vec::new()
+            }
         }
+    }
+
+    fn heard(&mut self, stream: StreamId, request: Request) -> Vec<Response> {
+        if let Some(words) = &request.refused {
+            tracing::error!(kind = ?request.kind, %words, "the node's proxy refuses");
+        }
+        let about = self.served.delta.asked_about(stream, &request.nonce).cloned();
+        let responses = self.served.delta.request(stream, request);
+        match about {
+            Some(owner) => self.healths.note(&self.served.delta, &owner),
+            // What it had before it connected.
+            None => self.healths.note_all(&self.served.delta),
+        }
+        responses
     }
 
     fn close(&mut self, stream: StreamId) {
         self.streams.remove(&stream);
         self.served.delta.close(stream);
+        self.healths.note_all(&self.served.delta);
     }
 
     fn standing(&self) -> Standing {
@@ -289,6 +334,8 @@ impl Task {
 
     /// Tells those whose waiting has come to an end, and forgets those who wait no more.
     fn answer(&mut self) {
+        // Who has been away for so long is not waited for by each pod anew: many may be moved, one after the other.
+        let is_away = self.away_since.is_some_and(|since| since.elapsed() >= PATIENCE);
         let waiting = std::mem::take(&mut self.waiting);
         for (owner, answer) in waiting {
             let result = match self.served.delta.state(&owner) {
@@ -297,6 +344,7 @@ impl Task {
                 }
                 State::Served => Ok(()),
                 State::Refused(words) => Err(ProxyError::Refused(words)),
+                State::NoProxy if is_away => Err(ProxyError::NotConnected),
                 State::NoProxy | State::Pending if answer.is_closed() => continue,
                 State::NoProxy | State::Pending => {
                     self.waiting.push((owner, answer));

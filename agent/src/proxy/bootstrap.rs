@@ -14,7 +14,8 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 
 /// The bootstrap; both are paths of sockets, the agent's and Envoy's own for its admin interface.
 pub(super) fn bootstrap(ads: &Path, admin: &Path) -> Value {
-    let over_ads = json!({"ads": {}, "resource_api_version": "V3"});
+    // One that takes another's place must not do so with nothing, however long the agent is away.
+    let over_ads = json!({"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"});
     json!({
         "node": {"id": "veer", "cluster": "veer"},
         "admin": {"address": {"pipe": {"path": admin, "mode": 0o660}}},

@@ -3,7 +3,9 @@
 //! Owns: the pods that are to be served, and for each stream what its Envoy has. Each pod's resources of a kind are a
 //! response of their own, so an answer is about one pod: one that is refused harms no other, and Envoy's words are kept
 //! with it. Clusters come before the listeners that name them and go after them. An Envoy that was there before this
-//! agent says what it has, and gets what differs.
+//! agent says what it has, and gets what differs. Its first response of a kind has that of all pods at once: an Envoy that
+//! takes another's place has that one stop listening as soon as it has heard of listeners for the first time. If it refuses
+//! any of them, all come again one by one.
 //! Never does: I/O. Called by: `proxy::ads`.
 
 use std::collections::BTreeSet;
@@ -76,8 +78,8 @@ struct Stream {
     has: BTreeMap<Kind, BTreeMap<String, String>>,
     /// Responses that are not answered, by nonce.
     sent: BTreeMap<String, Sent>,
-    /// Who is waiting for an answer.
-    busy: BTreeSet<Owner>,
+    /// About whom responses are not answered, and how many: more than one only while the first of a kind is among them.
+    busy: BTreeMap<Owner, usize>,
     /// Whom it does not take, and why, in its words.
     refused: BTreeMap<Owner, String>,
     next_nonce: u64,
@@ -86,8 +88,8 @@ struct Stream {
 #[derive(Debug)]
 struct Sent {
     kind: Kind,
-    /// `None` for the first response of a kind, which is about nobody.
-    owner: Option<Owner>,
+    /// About whom it is: one pod, or any number in the first response of a kind.
+    owners: BTreeSet<Owner>,
     /// What the Envoy has if it takes it: versions by name, `None` for what it does not have any more.
     changes: Vec<(String, Option<String>)>,
 }
@@ -141,30 +143,36 @@ impl Delta {
         streams.into_iter().flat_map(|stream| self.advance_all(stream)).collect()
     }
 
+    /// Whom a response that is not answered yet is about, if that is one pod alone.
+    pub fn asked_about(&self, stream: StreamId, nonce: &str) -> Option<&Owner> {
+        let owners = &self.streams.get(&stream)?.sent.get(nonce)?.owners;
+        owners.first().filter(|_| owners.len() == 1)
+    }
+
     /// What is sent because of what an Envoy has said.
     pub fn request(&mut self, id: StreamId, request: Request) -> Vec<Response> {
         let Some(stream) = self.streams.get_mut(&id) else { return Vec::new() };
-        let mut responses = Vec::new();
         if let Entry::Vacant(first) = stream.has.entry(request.kind) {
             first.insert(request.has);
-            // Envoy does not go on before it has heard something of each kind.
-            responses.push(stream.send(id, request.kind, None, Vec::new(), Vec::new()));
+            // Envoy does not go on before it has heard something of each kind, and be it nothing.
+            let mut responses = vec![stream.first(id, request.kind, &self.wanted)];
             responses.extend(self.advance_all(id));
             return responses;
         }
         // An answer to what this stream has not sent, or a change of what it subscribes to: everything, always.
-        let Some(sent) = stream.sent.remove(&request.nonce) else { return responses };
-        let Some(owner) = sent.owner.clone() else { return responses };
+        let Some(sent) = stream.sent.remove(&request.nonce) else { return Vec::new() };
         // What is refused may be what was wanted when it was sent; then nothing is known of what is wanted now.
-        let wanted = self.wanted.get(&owner).map(|wanted| wanted.of_kind(sent.kind)).unwrap_or_default();
+        let wanted = &self.wanted;
         let is_wanted = |(name, version): &(String, Option<String>)| {
+            let of_now =
+                wanted.get(owner_of(name)).map(|wanted| wanted.of_kind(sent.kind)).unwrap_or_default();
             version.is_none()
-                || wanted.iter().any(|one| one.name == *name && Some(&one.version) == version.as_ref())
+                || of_now.iter().any(|one| one.name == *name && Some(&one.version) == version.as_ref())
         };
         let is_of_now = sent.changes.iter().all(is_wanted);
+        let owners = sent.owners.clone();
         stream.answered(sent, request.refused, is_of_now);
-        responses.extend(self.advance(id, &owner));
-        responses
+        owners.iter().filter_map(|owner| self.advance(id, owner)).collect()
     }
 
     /// How far a pod is with the Envoy that came last.
@@ -177,7 +185,7 @@ impl Delta {
         let has_all = Kind::ALL
             .into_iter()
             .all(|kind| wanted.of_kind(kind).iter().all(|resource| stream.has_version(kind, resource)));
-        if has_all && !stream.busy.contains(owner) { State::Served } else { State::Pending }
+        if has_all && !stream.busy.contains_key(owner) { State::Served } else { State::Pending }
     }
 
     fn try_again(&mut self, owner: &str) {
@@ -201,7 +209,7 @@ impl Delta {
     /// The next response about a pod, if none is under way.
     fn advance(&mut self, id: StreamId, owner: &str) -> Option<Response> {
         let stream = self.streams.get_mut(&id)?;
-        if stream.busy.contains(owner) || stream.refused.contains_key(owner) {
+        if stream.busy.contains_key(owner) || stream.refused.contains_key(owner) {
             return None;
         }
         let wanted = self.wanted.get(owner);
@@ -216,7 +224,7 @@ impl Delta {
             if !missing.is_empty() {
                 // A kind that is not asked for yet is sent when it is, and no other before it.
                 stream.has.get(&kind)?;
-                return Some(stream.send(id, kind, Some(owner), missing, Vec::new()));
+                return Some(stream.send(id, kind, missing, Vec::new()));
             }
         }
         if wanted.is_none() && !self.is_complete && !self.gone.contains(owner) {
@@ -229,7 +237,7 @@ impl Delta {
             let removed: Vec<String> =
                 has.filter(|name| owner_of(name) == owner && !is_wanted(name)).cloned().collect();
             if !removed.is_empty() {
-                return Some(stream.send(id, kind, Some(owner), Vec::new(), removed));
+                return Some(stream.send(id, kind, Vec::new(), removed));
             }
         }
         None
@@ -241,31 +249,49 @@ impl Stream {
         self.has.get(&kind).and_then(|has| has.get(&resource.name)) == Some(&resource.version)
     }
 
+    /// Everything of a kind that its Envoy does not have.
+    fn first(&mut self, id: StreamId, kind: Kind, wanted: &BTreeMap<Owner, Resources>) -> Response {
+        let taken = wanted.iter().filter(|(owner, _)| !self.refused.contains_key(*owner));
+        let all = taken.flat_map(|(_, resources)| resources.of_kind(kind));
+        let missing = all.filter(|resource| !self.has_version(kind, resource)).cloned().collect();
+        self.send(id, kind, missing, Vec::new())
+    }
+
     fn send(
         &mut self,
         stream: StreamId,
         kind: Kind,
-        owner: Option<&str>,
         resources: Vec<Resource>,
         removed: Vec<String>,
     ) -> Response {
         self.next_nonce += 1;
         let nonce = self.next_nonce.to_string();
         let added = resources.iter().map(|resource| (resource.name.clone(), Some(resource.version.clone())));
-        let changes = added.chain(removed.iter().map(|name| (name.clone(), None))).collect();
-        self.busy.extend(owner.map(str::to_owned));
-        self.sent.insert(nonce.clone(), Sent { kind, owner: owner.map(str::to_owned), changes });
+        let changes: Vec<_> = added.chain(removed.iter().map(|name| (name.clone(), None))).collect();
+        let owners: BTreeSet<Owner> = changes.iter().map(|(name, _)| owner_of(name).to_owned()).collect();
+        for owner in &owners {
+            *self.busy.entry(owner.clone()).or_default() += 1;
+        }
+        self.sent.insert(nonce.clone(), Sent { kind, owners, changes });
         Response { stream, kind, nonce, resources, removed }
     }
 
     fn answered(&mut self, sent: Sent, refused: Option<String>, is_of_now: bool) {
-        let Some(owner) = sent.owner else { return };
-        self.busy.remove(&owner);
+        for owner in &sent.owners {
+            if let Entry::Occupied(mut unanswered) = self.busy.entry(owner.clone()) {
+                *unanswered.get_mut() -= 1;
+                if *unanswered.get() == 0 {
+                    unanswered.remove();
+                }
+            }
+        }
         let has = self.has.entry(sent.kind).or_default();
         if let Some(words) = refused {
             // Of two resources it may have taken one: it may have them all, in no version that is known.
             has.extend(sent.changes.into_iter().map(|(name, _)| (name, String::new())));
-            if is_of_now {
+            // Whom of many it does not take, it says when they come one by one.
+            let owner = if sent.owners.len() == 1 { sent.owners.into_iter().next() } else { None };
+            if let Some(owner) = owner.filter(|_| is_of_now) {
                 self.refused.insert(owner, words);
             }
             return;

@@ -5,15 +5,18 @@
 //! the start.
 
 use std::fmt;
+use std::fs::File;
 
 use thiserror::Error;
 use veer_common::maps::NetnsCookie;
 
 use super::ads::{Ads, ProxyError};
 use super::sidecar::Sidecar;
+use super::state::{ProxyHealth, Readiness, Sighting};
 use super::zds::{Zds, ZdsError};
 use crate::model::Driver;
 use crate::platform::netns::NetnsId;
+use crate::wall_clock;
 
 /// A pod whose proxy is driven.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,6 +43,32 @@ pub struct ProxiedPod {
     pub driver: Driver,
 }
 
+/// What the datapath sees of a pod's proxy. Moments are seconds since the epoch.
+#[derive(Debug)]
+pub struct SeenProxy {
+    /// The pod.
+    pub pod: ProxiedPod,
+    /// When it was enrolled.
+    pub enrolled_at: u64,
+    /// Whether somebody listens on both of the proxy's ports.
+    pub listens: bool,
+    /// When a socket of the proxy's began to listen there, last; `None` if that was before the enrolment, or never.
+    pub began: Option<u64>,
+    /// When one ceased to, last.
+    pub ceased: Option<u64>,
+    /// The pod's netns, if it is there.
+    pub netns: Option<File>,
+}
+
+/// How much is done to learn how proxies stand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Depth {
+    /// They are not asked themselves.
+    Seen,
+    /// Those are asked who say whether they are ready.
+    Asked,
+}
+
 /// Drives the proxies of pods.
 ///
 /// A pod is redirected before it is served and until it is forgotten, so that nothing of it goes past its proxy. None of
@@ -61,6 +90,16 @@ pub trait ProxyDriver {
     /// Takes a pod from its proxy, which lets its connections end; one that is not served is fine. Called on the node's
     /// thread, never on the runtime's: it may wait for room.
     fn forget(&self, pod: &ProxiedPod);
+
+    /// How the proxies of these pods, all of them its own, stand. Without anything better to go by: as their listeners do.
+    fn health(
+        &self,
+        seen: Vec<SeenProxy>,
+        _depth: Depth,
+    ) -> impl Future<Output = Vec<(NetnsCookie, ProxyHealth)>> + Send {
+        let health = seen.iter().map(|seen| (seen.pod.cookie, seen.health(None, None, Readiness::NotAsked)));
+        std::future::ready(health.collect())
+    }
 }
 
 /// Why a pod is not served.
@@ -114,6 +153,43 @@ impl ProxyDriver for Drivers {
             Driver::Node => ProxyDriver::forget(&self.node, pod),
             Driver::Ztunnel => ProxyDriver::forget(&self.ztunnel, pod),
         }
+    }
+
+    async fn health(&self, seen: Vec<SeenProxy>, depth: Depth) -> Vec<(NetnsCookie, ProxyHealth)> {
+        let (mut sidecars, mut of_node, mut of_ztunnel) = (Vec::new(), Vec::new(), Vec::new());
+        for seen in seen {
+            match seen.pod.driver {
+                Driver::Sidecar => sidecars.push(seen),
+                Driver::Node => of_node.push(seen),
+                Driver::Ztunnel => of_ztunnel.push(seen),
+            }
+        }
+        let mut health = self.sidecar.health(sidecars, depth).await;
+        health.extend(self.node.health(of_node, depth).await);
+        health.extend(self.ztunnel.health(of_ztunnel, depth).await);
+        health
+    }
+}
+
+impl SeenProxy {
+    /// How the proxy stands by its listeners, by how it stood before, whether something else of it lives, and by what it
+    /// says itself.
+    pub fn health(
+        &self,
+        before: Option<&ProxyHealth>,
+        lives: Option<bool>,
+        readiness: Readiness,
+    ) -> ProxyHealth {
+        ProxyHealth::of_listeners(&Sighting {
+            enrolled_at: self.enrolled_at,
+            listens: self.listens,
+            began: self.began,
+            ceased: self.ceased,
+            lives,
+            readiness,
+            before,
+            now: wall_clock::seconds(),
+        })
     }
 }
 

@@ -5,8 +5,8 @@
 //! everybody's to connect to, and who does is asked for his uid (`proxy::ads`); and the directory is like `/tmp`, that Envoy can
 //! make its socket, and nobody can take away another's.
 
-use std::fs::{self, DirBuilder, Permissions};
-use std::io;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,11 @@ impl ProxyPlace {
         self.directory.join("admin.sock")
     }
 
+    /// What belongs to the Envoys that the agent starts: their log, their records, and their sockets.
+    pub fn envoy(&self) -> PathBuf {
+        self.directory.join("envoy")
+    }
+
     /// Makes all of it, and listens.
     ///
     /// # Errors
@@ -51,10 +56,40 @@ impl ProxyPlace {
         fs::set_permissions(&self.directory, Permissions::from_mode(0o1777))?;
         let text = serde_json::to_vec_pretty(&bootstrap(&self.ads(), &self.admin()))?;
         let temporary = self.directory.join(".envoy.json");
-        fs::write(&temporary, text)?;
+        write_anew(&temporary, &text)?;
         fs::rename(&temporary, self.bootstrap())?;
         let listener = socket::listen(&self.ads())?;
         fs::set_permissions(self.ads(), Permissions::from_mode(0o666))?;
         Ok(listener)
+    }
+}
+
+/// Writes a file that is nobody else's: in a directory that anybody may write to, one that is there may be a link, or stay
+/// open in another's hands.
+fn write_anew(path: &Path, text: &[u8]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::create_new(path)?.write_all(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_somebody_has_put_in_the_place_of_a_file_is_not_written_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, other] = ["draft", "other"].map(|name| directory.path().join(name));
+        fs::write(&other, "kept").unwrap();
+        symlink(&other, &path).unwrap();
+        write_anew(&path, b"new").unwrap();
+        assert_eq!(
+            (fs::read(&path).unwrap(), fs::read(&other).unwrap()),
+            (b"new".to_vec(), b"kept".to_vec())
+        );
     }
 }

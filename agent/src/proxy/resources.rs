@@ -156,10 +156,16 @@ fn address(pod: &ProxiedPod, ip: &str, port: u16) -> Address {
 fn socket_address(pod: &ProxiedPod, ip: &str, port: u16) -> SocketAddress {
     SocketAddress {
         address: ip.to_owned(),
-        network_namespace_filepath: pod.netns_path.clone(),
+        network_namespace_filepath: for_envoy(&pod.netns_path),
         port_specifier: Some(socket_address::PortSpecifier::PortValue(port.into())),
         ..SocketAddress::default()
     }
+}
+
+/// A path as Envoy has it. Runtimes name a netns by `/var/run`, which is a link to `/run` (FHS 3.0, 3.15), but need not be there
+/// at all in Envoy's image.
+fn for_envoy(path: &str) -> String {
+    path.strip_prefix("/var/run/").map_or_else(|| path.to_owned(), |within| format!("/run/{within}"))
 }
 
 const fn seconds(seconds: i64) -> Duration {

@@ -132,6 +132,7 @@ impl Zds {
             waiting: Vec::new(),
             announced: BTreeMap::new(),
             redirections,
+            away_since: Some(Instant::now()),
         };
         (Self { commands, is_on }, task)
     }
@@ -209,6 +210,8 @@ pub struct Task {
     /// What pods were told of how they stand.
     announced: BTreeMap<Uid, Redirection>,
     redirections: Redirections,
+    /// Since when none is connected.
+    away_since: Option<Instant>,
 }
 
 impl Task {
@@ -231,6 +234,11 @@ impl Task {
                 () = due => self.protocol.tick(Instant::now()),
             };
             self.take(steps);
+            if self.protocol.connected() > 0 {
+                self.away_since = None;
+            } else {
+                self.away_since.get_or_insert_with(Instant::now);
+            }
             self.answer();
             self.announce();
         }
@@ -335,11 +343,14 @@ impl Task {
 
     /// Tells those whose waiting has come to an end, and forgets those who wait no more.
     fn answer(&mut self) {
+        // Who has been away for so long is not waited for by each pod anew: many may be moved, one after the other.
+        let is_away = self.away_since.is_some_and(|since| since.elapsed() >= PATIENCE);
         let waiting = std::mem::take(&mut self.waiting);
         for (uid, answer) in waiting {
             let result = match self.protocol.state(&uid) {
                 State::Served => Ok(()),
                 State::Refused(words) => Err(ZdsError::Refused(words)),
+                State::NoProxy if is_away => Err(ZdsError::NotConnected),
                 State::NoProxy | State::Pending if answer.is_closed() => continue,
                 State::NoProxy | State::Pending => {
                     self.waiting.push((uid, answer));

@@ -1,6 +1,6 @@
 //! When what has failed is tried again: later each time, and not all at once. Pure.
 //!
-//! Never does: wait, or look at a clock. Called by: the reconciler.
+//! Never does: wait, or look at a clock. Called by: the reconciler, `proxy::supervise`.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -9,6 +9,7 @@
 
 pub mod backoff;
 mod heal;
+mod moves;
 mod repair;
 
 use std::collections::BTreeSet;
@@ -27,6 +28,8 @@ use crate::cluster::notice::NoticeKind;
 use crate::cni::answer::Answerer;
 use crate::enrol::Node;
 use crate::platform::netns::NetnsThread;
+use crate::proxy::driver::Depth;
+use crate::proxy::watch::ProxyWatch;
 use crate::readiness::Condition;
 use crate::source::PodSource;
 use crate::wall_clock;
@@ -51,6 +54,8 @@ pub type Report = Arc<Mutex<Look>>;
 pub struct Reconciler<S> {
     /// Who enrols.
     pub answerer: Arc<Answerer<S>>,
+    /// Who knows how their proxies stand.
+    pub proxies: Arc<ProxyWatch<S>>,
     /// The way into a netns.
     pub netns: NetnsThread,
     /// Where the runtime keeps what it knows of attachments.
@@ -109,8 +114,9 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
     /// Looks at these pods alone, whatever they have failed with before.
     async fn look_at(&self, names: &BTreeSet<String>, backoff: &mut Backoff) {
         backoff.keep_only(|name| !names.contains(name));
-        let missing = self.missing().await.into_iter().filter(|pod| names.contains(&repair::name(pod)));
         let mut problems = Vec::new();
+        self.move_all(Some(names), backoff, &mut problems).await;
+        let missing = self.missing().await.into_iter().filter(|pod| names.contains(&repair::name(pod)));
         self.repair_all(&missing.collect::<Vec<_>>(), backoff, &mut problems).await;
         let mut look = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         look.unrepaired.retain(|unrepaired| !names.contains(&unrepaired.pod));
@@ -126,8 +132,10 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
         if let Ok(news) = self.answerer.node.run(Node::past_mesh).await {
             self.answerer.tell_past_mesh(news).await;
         }
+        self.move_all(None, backoff, &mut problems).await;
         let missing = self.missing().await;
         self.repair_all(&missing, backoff, &mut problems).await;
+        self.proxies.look(None, Depth::Asked).await;
         backoff.keep_only(|name| problems.iter().any(|unrepaired| unrepaired.pod == name));
         let ended_at = Some(wall_clock::seconds());
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Look { ended_at, unrepaired: problems };

@@ -11,6 +11,7 @@ use veer_common::cni::{PodReference, Reply};
 
 use super::Reconciler;
 use crate::admin::Repair;
+use crate::cni::answer::Occasion;
 use crate::doctor::redirection::Mesh;
 use crate::locate::{NotLocated, Seen, locate};
 use crate::model::{Decision, Pod, decide};
@@ -83,9 +84,7 @@ impl<S: PodSource + Send + Sync + 'static> Reconciler<S> {
         }
         self.is_untouched(&netns).await?;
         let is_gone = || runtime::open(&located).is_none();
-        let done = "it was running without redirection; its connections go through its proxy from here on, those that are \
-                    open stay what they are";
-        match self.answerer.add(located.attachment.clone(), Some(netns), is_gone, done).await {
+        match self.answerer.add(located.attachment.clone(), Some(netns), is_gone, Occasion::Running).await {
             Reply::Done => {
                 self.metrics.repaired(Repair::Success);
                 tracing::warn!(pod = %name(pod), "was running without redirection, and is redirected from here on");

@@ -1,6 +1,6 @@
 //! Pods from a directory of manifests, as a kubelet's static pods are.
 //!
-//! Every `*.json`, `*.yaml` and `*.yml` is one pod; hidden files are not looked at, so the `..data` of a
+//! Every `*.json`, `*.yaml` and `*.yml` is one pod, or one namespace with the labels that count for its pods; hidden files are not looked at, so the `..data` of a
 //! mounted `ConfigMap` works. The directory may change while the agent runs: a lookup looks at the pod's own file
 //! and at the directory's time stamp, lists the directory if either is new or young, and reads only files that
 //! have changed. Write a file aside and rename it: half of a manifest can be a valid manifest, and a file that is
@@ -19,15 +19,16 @@ use std::time::Duration;
 use tracing::{info, warn};
 use veer_common::cni::PodReference;
 
-use super::{FileError, PodSource, SourceError, SourceHealth, UnreadableManifest};
-use crate::model::Pod;
+use super::{FileError, Namespaces, PodSource, SourceError, SourceHealth, UnreadableManifest};
 use crate::model::manifest::MAX_MANIFEST_BYTES;
+use crate::model::{Manifest, NamespaceLabels, Pod};
 use crate::wall_clock;
 
 /// A directory of pod manifests.
 #[derive(Clone, Debug)]
 pub struct Directory {
     path: Arc<Path>,
+    namespaces: Namespaces,
     known: Arc<Mutex<Known>>,
 }
 
@@ -37,6 +38,8 @@ struct Known {
     files: Files,
     /// The files that each pod is in, by the pod's full name: one, as it should be.
     of_pods: BTreeMap<String, Vec<OsString>>,
+    /// The same of each namespace, by its name.
+    of_namespaces: BTreeMap<String, Vec<OsString>>,
     /// The directory's own stamp at the last listing; `None` if it was so young that it may have changed again
     /// without a change of its stamp.
     directory: Option<Stamp>,
@@ -51,7 +54,7 @@ struct KnownFile {
     stamp: Stamp,
     /// It was so young that it may have changed again without a change of its stamp.
     racy: bool,
-    content: Result<Arc<Pod>, String>,
+    content: Result<Arc<Manifest>, String>,
 }
 
 /// What tells one version of a file from the next.
@@ -69,12 +72,12 @@ const RACY: Duration = Duration::from_secs(2);
 
 impl Directory {
     /// The directory at this path, which must be there.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, SourceError> {
+    pub fn open(path: impl Into<PathBuf>, namespaces: Namespaces) -> Result<Self, SourceError> {
         let path: PathBuf = path.into();
         if let Err(source) = fs::read_dir(&path) {
             return Err(SourceError::Directory { path, source });
         }
-        Ok(Self { path: path.into(), known: Arc::default() })
+        Ok(Self { path: path.into(), namespaces, known: Arc::default() })
     }
 }
 
@@ -84,14 +87,24 @@ impl PodSource for Directory {
     }
 
     async fn pod(&self, reference: &PodReference) -> Result<Option<Pod>, SourceError> {
-        let reference = reference.clone();
-        self.look(move |path, known| known.pod(path, &reference)).await
+        let (reference, namespaces) = (reference.clone(), self.namespaces);
+        self.look(move |path, known| match known.pod(path, &reference)? {
+            Some(pod) if namespaces == Namespaces::Read => known.in_namespace(path, pod).map(Some),
+            found => Ok(found),
+        })
+        .await
     }
 
     async fn pods(&self) -> Result<Vec<Pod>, SourceError> {
-        self.look(|path, known| {
+        let namespaces = self.namespaces;
+        self.look(move |path, known| {
             known.list(path)?;
-            Ok(unambiguous(&known.files))
+            let pods = unambiguous(&known.files);
+            if namespaces == Namespaces::Unread {
+                return Ok(pods);
+            }
+            // Of the others nobody can tell what is to become.
+            Ok(pods.into_iter().filter_map(|pod| known.in_namespace(path, pod).ok()).collect())
         })
         .await
     }
@@ -112,7 +125,7 @@ impl Directory {
         &self,
         at: impl FnOnce(&Path, &mut Known) -> Result<T, SourceError> + Send + 'static,
     ) -> Result<T, SourceError> {
-        let Self { path, known } = self.clone();
+        let Self { path, known, .. } = self.clone();
         let look = move || at(&path, &mut known.lock().unwrap_or_else(PoisonError::into_inner));
         tokio::task::spawn_blocking(look).await.map_err(SourceError::Interrupted)?
     }
@@ -124,15 +137,18 @@ impl Known {
     fn pod(&mut self, path: &Path, reference: &PodReference) -> Result<Option<Pod>, SourceError> {
         let is_listed = self.directory.is_some() && directory_stamp(path)? == self.directory;
         let wanted = format!("{}/{}", reference.namespace, reference.name);
-        if !is_listed || !self.is_current(path, &wanted) {
+        let file = one(&self.of_pods, &wanted);
+        // Most are in no file.
+        let of_namespace = self.of_namespaces.get(&reference.namespace).and_then(|names| names.first());
+        let is_current = |name: &OsString| self.is_current(path, name);
+        if !is_listed || !file.is_some_and(is_current) || !of_namespace.is_none_or(is_current) {
             self.list(path)?;
         }
         self.find(path, wanted, reference)
     }
 
-    /// Whether one file has the pod, and is as it was when it was read.
-    fn is_current(&self, directory: &Path, wanted: &str) -> bool {
-        let Some([name]) = self.of_pods.get(wanted).map(Vec::as_slice) else { return false };
+    /// Whether a file is as it was when it was read.
+    fn is_current(&self, directory: &Path, name: &OsString) -> bool {
         let now = fs::metadata(directory.join(name));
         let is_as_it_was = |known: &KnownFile| now.is_ok_and(|now| Stamp::of(&now) == known.stamp);
         self.files.get(name).is_some_and(|known| !known.racy && is_as_it_was(known))
@@ -146,10 +162,8 @@ impl Known {
         reference: &PodReference,
     ) -> Result<Option<Pod>, SourceError> {
         let names = self.of_pods.get(&wanted).map(Vec::as_slice).unwrap_or_default();
-        let mut found = names.iter().filter_map(|name| {
-            let pod = self.files.get(name)?.content.as_ref().ok()?;
-            Some((directory.join(name), pod))
-        });
+        let mut found =
+            names.iter().filter_map(|name| Some((directory.join(name), self.files.get(name)?.pod()?)));
         match (found.next(), found.next()) {
             (Some((path, pod)), None) => same_uid(wanted, path, pod, reference).map(Some),
             (Some((first, _)), Some((second, _))) => {
@@ -166,6 +180,30 @@ impl Known {
         }
     }
 
+    /// A pod with what its namespace asks for: nothing, where it has no manifest.
+    fn in_namespace(&self, directory: &Path, mut pod: Pod) -> Result<Pod, SourceError> {
+        let namespace = &pod.metadata.namespace;
+        let names = self.of_namespaces.get(namespace).map(Vec::as_slice).unwrap_or_default();
+        pod.namespace_labels = match names {
+            _ if !pod.depends_on_its_namespace() => NamespaceLabels::default(),
+            [] => {
+                let unreadable = unreadable(directory, &self.files);
+                if !unreadable.is_empty() {
+                    let (namespace, pod) = (namespace.clone(), pod.full_name());
+                    return Err(SourceError::UnreadableNamespace { namespace, pod, unreadable });
+                }
+                NamespaceLabels::default()
+            }
+            [name] => self.files.get(name).and_then(KnownFile::namespace).unwrap_or_default(),
+            [first, second, ..] => {
+                let (namespace, [first, second]) =
+                    (namespace.clone(), [first, second].map(|name| directory.join(name)));
+                return Err(SourceError::AmbiguousNamespace { namespace, first, second });
+            }
+        };
+        Ok(pod)
+    }
+
     /// Brings what is known up to date.
     fn list(&mut self, path: &Path) -> Result<(), SourceError> {
         // Taken before the listing: what changes meanwhile is newer.
@@ -174,12 +212,40 @@ impl Known {
             .map_err(|source| SourceError::Directory { path: path.to_path_buf(), source })?;
         notices.iter().for_each(log);
         self.of_pods.clear();
-        for (name, known) in &self.files {
-            if let Ok(pod) = &known.content {
-                self.of_pods.entry(pod.full_name()).or_default().push(name.clone());
-            }
+        self.of_namespaces.clear();
+        for (file, known) in &self.files {
+            let (of, name) = match known.content.as_deref() {
+                Ok(Manifest::Pod(pod)) => (&mut self.of_pods, pod.full_name()),
+                Ok(Manifest::Namespace(name, _)) => (&mut self.of_namespaces, name.clone()),
+                Err(_problem) => continue,
+            };
+            of.entry(name).or_default().push(file.clone());
         }
         Ok(())
+    }
+}
+
+impl KnownFile {
+    fn pod(&self) -> Option<&Pod> {
+        match self.content.as_deref() {
+            Ok(Manifest::Pod(pod)) => Some(pod),
+            Ok(Manifest::Namespace(..)) | Err(_) => None,
+        }
+    }
+
+    fn namespace(&self) -> Option<NamespaceLabels> {
+        match self.content.as_deref() {
+            Ok(Manifest::Namespace(_, labels)) => Some(*labels),
+            Ok(Manifest::Pod(_)) | Err(_) => None,
+        }
+    }
+}
+
+/// The one file that has this.
+fn one<'a>(of: &'a BTreeMap<String, Vec<OsString>>, name: &str) -> Option<&'a OsString> {
+    match of.get(name).map(Vec::as_slice) {
+        Some([one]) => Some(one),
+        _ => None,
     }
 }
 
@@ -204,18 +270,18 @@ enum Notice {
     Readable {
         /// The file.
         path: PathBuf,
-        /// Namespace and name of its pod.
-        pod: String,
+        /// Namespace and name of its pod, or the name of its namespace.
+        of: String,
     },
 }
 
 fn log(notice: &Notice) {
     match notice {
         Notice::Unusable { path, problem } => {
-            warn!(file = %path.display(), %problem, "pod manifest cannot be used, its pod will not be found");
+            warn!(file = %path.display(), %problem, "manifest cannot be used, its pod will not be found");
         }
-        Notice::Readable { path, pod } => {
-            info!(file = %path.display(), %pod, "pod manifest is readable now");
+        Notice::Readable { path, of } => {
+            info!(file = %path.display(), %of, "manifest is readable now");
         }
     }
 }
@@ -263,7 +329,13 @@ fn notice(path: &Path, before: Option<&KnownFile>, now: &KnownFile) -> Option<No
     match (&now.content, was) {
         (Err(problem), Some(same)) if problem == same && before.is_some_and(|b| b.stamp == now.stamp) => None,
         (Err(problem), _) => Some(Notice::Unusable { path: path.to_owned(), problem: problem.clone() }),
-        (Ok(pod), Some(_)) => Some(Notice::Readable { path: path.to_owned(), pod: pod.full_name() }),
+        (Ok(manifest), Some(_)) => {
+            let of = match &**manifest {
+                Manifest::Pod(pod) => pod.full_name(),
+                Manifest::Namespace(name, _) => name.clone(),
+            };
+            Some(Notice::Readable { path: path.to_owned(), of })
+        }
         (Ok(_), None) => None,
     }
 }
@@ -284,10 +356,10 @@ fn open(path: &Path) -> Result<(File, Metadata), FileError> {
     if metadata.is_file() { Ok((file, metadata)) } else { Err(FileError::NotAFile) }
 }
 
-fn parse(file: File) -> Result<Pod, FileError> {
+fn parse(file: File) -> Result<Manifest, FileError> {
     let mut bytes = Vec::new();
     file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(Pod::from_manifest(&bytes)?)
+    Ok(Manifest::read(&bytes)?)
 }
 
 fn is_young(metadata: &Metadata) -> bool {
@@ -298,11 +370,11 @@ fn is_young(metadata: &Metadata) -> bool {
 
 /// All pods but those whose name several files claim.
 fn unambiguous(files: &Files) -> Vec<Pod> {
-    let mut by_name: BTreeMap<String, Vec<&Arc<Pod>>> = BTreeMap::new();
-    for pod in files.values().filter_map(|known| known.content.as_ref().ok()) {
+    let mut by_name: BTreeMap<String, Vec<&Pod>> = BTreeMap::new();
+    for pod in files.values().filter_map(KnownFile::pod) {
         by_name.entry(pod.full_name()).or_default().push(pod);
     }
-    let one = |pods: Vec<&Arc<Pod>>| match pods.as_slice() {
+    let one = |pods: Vec<&Pod>| match pods.as_slice() {
         [pod] => Some(Pod::clone(pod)),
         _ => None,
     };

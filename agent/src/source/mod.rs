@@ -17,7 +17,7 @@ use crate::model::{ManifestError, Pod};
 use crate::wall_clock;
 
 pub use self::directory::Directory;
-pub use self::kube::Kube;
+pub use self::kube::{Current, Kube};
 
 /// Something that knows the node's pods.
 pub trait PodSource {
@@ -36,6 +36,15 @@ pub trait PodSource {
     /// Full names of pods that have started or changed since the last call, and so are worth a look if they are not
     /// enrolled; waits until there are some, for ever if the source hears of no change.
     fn worth_a_look(&self) -> impl Future<Output = BTreeSet<String>> + Send;
+}
+
+/// Whether labels of namespaces count: where the node has a proxy that serves pods because of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Namespaces {
+    /// Each pod comes with what its namespace asks for, or not at all.
+    Read,
+    /// Nobody asks for namespaces.
+    Unread,
 }
 
 /// One of the sources.
@@ -97,14 +106,28 @@ pub struct SourceHealth {
     pub problem: Option<String>,
     /// Pods that it knows.
     pub pods: usize,
+    /// What it knows of namespaces, where they count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<NamespacesHealth>,
     /// How often all pods were listed, since the agent's start.
     pub lists: u64,
-    /// How often an attempt to be current has failed.
+    /// How often an attempt to be current has failed, with pods or with namespaces.
     pub failures: u64,
     /// How often one pod was asked for, because it was to be enrolled and not known.
     pub lookups: u64,
     /// Changes that it has heard of.
     pub changes: SourceChanges,
+}
+
+/// What a source knows of namespaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct NamespacesHealth {
+    /// How many.
+    pub known: usize,
+    /// How often all of them were listed, since the agent's start.
+    pub lists: u64,
+    /// How often one was asked for, because a pod of it was to be enrolled and it was not known.
+    pub lookups: u64,
 }
 
 /// Changes of pods that a source has heard of, since the agent's start.
@@ -186,13 +209,33 @@ pub enum SourceError {
         /// The files and what is wrong with them, at least one.
         unreadable: Vec<UnreadableManifest>,
     },
-    /// The API server has no answer for a pod.
-    #[error("ask the API server {server} for pod {pod}: {problem} ({watch})")]
+    /// Two manifests claim to be the same namespace.
+    #[error("namespace {namespace} is in both {first} and {second}, remove one", first = first.display(), second = second.display())]
+    AmbiguousNamespace {
+        /// Its name.
+        namespace: String,
+        /// A file.
+        first: PathBuf,
+        /// Another.
+        second: PathBuf,
+    },
+    /// What the pod's namespace asks for may be in a file that could not be read.
+    #[error("namespace {namespace} of pod {pod} may be in a manifest that is not readable: {}", listed(.unreadable))]
+    UnreadableNamespace {
+        /// Its name.
+        namespace: String,
+        /// `namespace/name`.
+        pod: String,
+        /// The files and what is wrong with them, at least one.
+        unreadable: Vec<UnreadableManifest>,
+    },
+    /// The API server has no answer for a pod, or for its namespace.
+    #[error("ask the API server {server} for {object}: {problem} ({watch})")]
     Api {
         /// Where it is.
         server: String,
-        /// `namespace/name`.
-        pod: String,
+        /// What was asked for: `pod shop/cart`.
+        object: String,
         /// Why not.
         problem: String,
         /// Why it had to be asked.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use veer::explain::line;
 use veer::install::{self, Directory, Entry, File, Mode, Wish};
 use veer::model::annotation::{self, ValueError};
-use veer::model::{Decision, NodeSettings, Origins, Pod, decide};
+use veer::model::{Decision, Manifest, NodeSettings, Origins, Pod, decide};
 use veer::platform::netns::NetnsId;
 use veer::proxy::zds::message;
 use veer::proxy::zds::protocol::{self, Protocol, State, Step, Workload};
@@ -35,14 +35,24 @@ pub(crate) fn annotations(data: &[u8]) {
 
 /// Manifests, up to what is decided about the pod.
 pub(crate) fn manifest(data: &[u8]) {
-    let pod = match Pod::from_manifest(data) {
-        Ok(pod) => pod,
-        Err(error) => return assert_readable(&error),
-    };
-    let node = NodeSettings::default();
-    match decide(&pod, &node) {
+    match Manifest::read(data) {
+        Ok(Manifest::Pod(mut pod)) => {
+            let ztunnel = NodeSettings { ztunnel: true, ..NodeSettings::default() };
+            decided(&pod, &NodeSettings::default());
+            pod.namespace_labels.ambient = true;
+            decided(&pod, &ztunnel);
+            pod.namespace_labels.node_proxy = true;
+            decided(&pod, &ztunnel);
+        }
+        Ok(Manifest::Namespace(name, _)) => assert!(!name.is_empty()),
+        Err(error) => assert_readable(&error),
+    }
+}
+
+fn decided(pod: &Pod, node: &NodeSettings) {
+    match decide(pod, node) {
         Ok(Decision::Pass(reason)) => assert!(!reason.name().is_empty()),
-        Ok(Decision::Capture(_)) => drop(Origins::of(&pod, &node)),
+        Ok(Decision::Capture(_)) => drop(Origins::of(pod, node)),
         Err(errors) => {
             assert!(!errors.errors.is_empty(), "refused for nothing");
             errors.errors.iter().for_each(assert_readable);

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::node::Node;
 use crate::launch::kit_binary;
+use crate::wait;
 
 /// What was asked once.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -83,13 +84,13 @@ pub fn records(node: &Node) -> Result<Vec<Record>> {
         .collect()
 }
 
-/// Forgets what was asked so far.
+/// Forgets what was asked so far. The runtime may still ask: for the DEL of a pod that the API has forgotten.
 pub fn forget(node: &Node) -> Result<()> {
     let directory = directory(node);
-    match fs::remove_dir_all(&directory) {
+    wait::until_ok("what was asked to be forgotten", wait::LIMIT, || match fs::remove_dir_all(&directory) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         removed => removed.with_context(|| format!("remove {}", directory.display())),
-    }
+    })
 }
 
 fn directory(node: &Node) -> PathBuf {

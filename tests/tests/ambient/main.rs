@@ -9,6 +9,7 @@
 mod dns;
 mod handed_on;
 mod lasting;
+mod namespaces;
 mod probes;
 mod redirected;
 mod told;
@@ -53,6 +54,11 @@ impl Scene {
     }
 
     fn with(change: impl FnOnce(Manifest) -> Manifest, arguments: &[&str]) -> Self {
+        Self::enrolling(|agent, pod| agent.enrol_as(pod, &change(ambient::manifest(pod))).unwrap(), arguments)
+    }
+
+    /// One whose pod is enrolled in some other way.
+    fn enrolling(enrol: impl FnOnce(&Agent, &TestPod), arguments: &[&str]) -> Self {
         let world = World::new().unwrap();
         let cgroup = Cgroup::new().unwrap();
         let directory = scratch::directory().unwrap();
@@ -63,7 +69,7 @@ impl Scene {
         let agent = Agent::start_with(&cgroup, launch, &arguments).unwrap();
         let told = Told::start(&socket);
         let [pod, client] = ["pod", "client"].map(|name| TestPod::new(&world, &cgroup, name).unwrap());
-        agent.enrol_as(&pod, &change(ambient::manifest(&pod))).unwrap();
+        enrol(&agent, &pod);
         let mut ztunnel = Ztunnel::serve(&pod, &cgroup).unwrap();
         let mut listeners = std::mem::take(&mut ztunnel.listeners);
         for (any, remote) in [

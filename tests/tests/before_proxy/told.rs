@@ -76,7 +76,7 @@ fn pods_and_status_name_the_pods_that_are_past_the_mesh() {
     assert_eq!((&counted["awaitingProxy"], &counted["agent"]["beforeProxy"]), (&json!(1), &json!("direct")));
 
     let _proxy = scene.mesh.proxy_listeners().unwrap();
-    assert!(text(&scene.mesh, &["pods"]).contains("  listening  "));
+    assert!(text(&scene.mesh, &["pods"]).contains("  ready  "));
     assert_eq!(scene.mesh.agent.json(&["status"]).unwrap()["awaitingProxy"], 0);
 }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
+use veer_tests::envoy::STATUS;
 use veer_tests::istio_init;
 use veer_tests::manifest::Manifest;
-use veer_tests::mesh::{APP, INBOUND, Listeners, Mesh, OUTBOUND, dual_stack};
+use veer_tests::mesh::{APP, Arrival, INBOUND, Listeners, Mesh, OUTBOUND, dual_stack};
 use veer_tests::netfilter::Netfilter;
 use veer_tests::netns::NetNs;
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6, TestPod};
@@ -25,7 +26,7 @@ const MACHINE: [&str; 2] = ["10.0.2.2", "fd10:0:2::2"];
 /// Outside, besides the kit's own.
 const OTHER: [&str; 2] = ["198.51.100.1", "2002::1"];
 /// Where the app, the machine and the services outside listen.
-const PORTS: [u16; 7] = [53, 80, 443, APP, 15008, 15020, 15021];
+const PORTS: [u16; 7] = [53, 80, 443, APP, 15008, 15020, STATUS];
 
 /// With TPROXY the answers of a machine to what comes from outside are lost, with istio-init's rules as well.
 const LOST_AFTER: Duration = Duration::from_secs(1);
@@ -137,10 +138,18 @@ impl Scene {
         if let Err(error) = socket.connect_timeout(&to.into(), LOST_AFTER) {
             return Ended::Failed(error.kind());
         }
-        let accepted = self.listeners.accept();
-        let (arrival, _accepted) = accepted.unwrap_or_else(|error| {
-            panic!("nobody accepts what {:?} has opened to {to}: {error:#}", socket.local_addr())
-        });
+        // `veer pods` asks what listens on 15021 whether it is ready, from within the pod; here that is the app.
+        let is_veers = |arrival: &Arrival| {
+            (arrival.at, arrival.local.port()) == ("app", STATUS) && arrival.peer.ip().is_loopback()
+        };
+        let (arrival, _accepted) = loop {
+            let accepted = self.listeners.accept().unwrap_or_else(|error| {
+                panic!("nobody accepts what {:?} has opened to {to}: {error:#}", socket.local_addr())
+            });
+            if !is_veers(&accepted.0) {
+                break accepted;
+            }
+        };
         let original = arrival.original.filter(|_| ["outbound", "inbound"].contains(&arrival.at));
         Ended::At { at: arrival.at, original, local: arrival.local, client: arrival.peer.ip() }
     }

@@ -191,6 +191,8 @@ fn refused_connections_failed_adds_and_map_entries_are_told() {
         ("veer_map_capacity{map=\"PODS\"}", "4096"),
         ("veer_map_entries{map=\"HAND_OFFS\"}", "0"),
         ("veer_pods_proxy{state=\"not-listening\"}", "1"),
+        ("veer_pods_proxy_state{driver=\"sidecar\",state=\"waiting\"}", "1"),
+        ("veer_pods_proxy_state{driver=\"node\",state=\"dead\"}", "0"),
         ("veer_datapath_faults_total{fault=\"hand-off\"}", "0"),
         ("veer_pods_unrepaired", "0"),
         ("veer_source_state{state=\"synced\"}", "1"),

@@ -25,9 +25,10 @@ const CPU: &str = "max,-erms,-fsrm";
 /// All that a kernel says is kept: the segmentation fault of a program is one line of it.
 /// The machine's time stamp counters are one and the same, which a kernel cannot know of an AMD processor without being
 /// told: it would ask an emulated HPET for the time, as often as it sends a packet. Namespaces come and go by
-/// the hundred here, and each waits for RCU.
-const PARAMETERS: &str =
-    "console=ttyS1 loglevel=7 panic=-1 oops=panic tsc=reliable clocksource=tsc rcupdate.rcu_expedited=1";
+/// the hundred here, and each waits for RCU. What guards against faults of processors guards nothing here, and is a
+/// quarter of all the time.
+const PARAMETERS: &str = "console=ttyS1 loglevel=7 panic=-1 oops=panic tsc=reliable clocksource=tsc \
+                          rcupdate.rcu_expedited=1 mitigations=off";
 /// A kernel that says one of these is not well, whatever the tests say.
 const SPLATS: [&str; 6] =
     ["BUG: ", "WARNING: ", "Call Trace:", "Kernel panic", "Oops: ", "general protection fault"];

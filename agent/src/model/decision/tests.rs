@@ -106,6 +106,7 @@ fn a_pod_that_says_nothing_has_istios_defaults() {
         proxy_identity: ProxyIdentity::Uid,
         before_proxy: BeforeProxy::Refuse,
         driver: Driver::Sidecar,
+        presence: Presence::Full,
         warnings: vec![],
     };
     assert_eq!(capture, expected);
@@ -430,6 +431,6 @@ fn the_nodes_proxy_does_not_do_tproxy_and_says_so() {
     assert_eq!(
         by_the_node(mode, "").unwrap_err().to_string(),
         "pod default/cart: annotation sidecar.istio.io/interceptionMode: TPROXY needs a sidecar, and label \
-         veer.dev/proxy asks for the node's proxy: remove one of them"
+         veer.dev/proxy of the pod or its namespace asks for the node's proxy: remove one of them"
     );
 }

@@ -263,3 +263,26 @@ fn what_cannot_name_a_pod_becomes_no_part_of_a_path() {
         assert!(!could_name_a_pod(namespace, name), "{namespace} {name}");
     }
 }
+
+#[test]
+fn a_namespaces_manifest_is_its_name_and_what_it_asks_for() {
+    let read = |text: &str| Manifest::read(text.as_bytes()).map_err(|error| error.to_string());
+    let labels = NamespaceLabels { node_proxy: true, ambient: false };
+    let text = "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {veer.dev/proxy: node, a: b}}, \
+                spec: {finalizers: [kubernetes]}, status: {phase: Active}}";
+    assert_eq!(read(text), Ok(Manifest::Namespace("shop".to_owned(), labels)));
+    let none = read("{apiVersion: v1, kind: Namespace, metadata: {name: shop}}");
+    assert_eq!(none, Ok(Manifest::Namespace("shop".to_owned(), NamespaceLabels::default())));
+    for (text, problem) in [
+        ("{apiVersion: v1, kind: Namespace}", "metadata.name \"\" is not 1 to 63"),
+        ("{apiVersion: v2, kind: Namespace, metadata: {name: a}}", "manifest has apiVersion \"v2\""),
+        (
+            "{apiVersion: v1, kind: Node, metadata: {name: a}}",
+            "manifest has apiVersion \"v1\" and kind \"Node\"",
+        ),
+    ] {
+        let error = read(text).unwrap_err();
+        assert!(error.starts_with(problem), "{error}");
+    }
+    assert!(matches!(read("{apiVersion: v1, kind: Pod, metadata: {name: a}}"), Ok(Manifest::Pod(_))));
+}

@@ -189,6 +189,44 @@ fn an_envoy_that_was_there_before_gets_what_differs_and_loses_nothing_too_early(
     assert_eq!(envoy.names(), BTreeSet::from([owner(1), owner(2)]));
 }
 
+#[test]
+fn an_envoy_hears_of_all_pods_at_once_and_again_one_by_one_if_it_refuses_any() {
+    let mut delta = Delta::default();
+    for number in 1..=3 {
+        want(&mut delta, number);
+    }
+    let stream = delta.open();
+    let first = |kind| Request { kind, nonce: String::new(), refused: None, has: BTreeMap::new() };
+    let mut envoy = Envoy { refuses: Some(owner(2)), ..Envoy::default() };
+    let sent = delta.request(stream, first(Kind::Cluster));
+    assert_eq!(sent.iter().map(|one| one.resources.len()).collect::<Vec<_>>(), [6]);
+    let again: Vec<Response> = sent.iter().flat_map(|one| delta.request(stream, envoy.take(one))).collect();
+    assert_eq!(again.iter().map(|one| one.resources.len()).collect::<Vec<_>>(), [2, 2, 2]);
+    envoy.converse(&mut delta, again);
+    // Of a pod that it has refused, it does not hear again.
+    let sent = delta.request(stream, first(Kind::Listener));
+    assert_eq!(sent.iter().map(|one| one.resources.len()).collect::<Vec<_>>(), [4]);
+    envoy.converse(&mut delta, sent);
+    assert_eq!(delta.state(&owner(1)), State::Served);
+    assert_eq!(delta.state(&owner(2)), State::Refused("no, thank you".to_owned()));
+    assert_eq!(delta.state(&owner(3)), State::Served);
+}
+
+#[test]
+fn a_pod_is_busy_until_all_that_was_sent_about_it_is_answered() {
+    let (mut delta, mut envoy) = (Delta::default(), Envoy::default());
+    want(&mut delta, 1);
+    let stream = delta.open();
+    let first = |kind| Request { kind, nonce: String::new(), refused: None, has: BTreeMap::new() };
+    // It asks for listeners before it answers of clusters, as Envoy does.
+    let clusters = delta.request(stream, first(Kind::Cluster));
+    let listeners = delta.request(stream, first(Kind::Listener));
+    envoy.converse(&mut delta, clusters);
+    assert_eq!(delta.state(&owner(1)), State::Pending);
+    envoy.converse(&mut delta, listeners);
+    assert_eq!(delta.state(&owner(1)), State::Served);
+}
+
 /// What happens to a node.
 #[derive(Clone, Debug)]
 enum Event {

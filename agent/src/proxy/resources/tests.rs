@@ -33,3 +33,11 @@ fn versions_are_the_same_each_time_and_others_where_the_pod_is_another() {
         assert_ne!(*version, other);
     }
 }
+
+#[test]
+fn a_netns_is_named_as_it_is_found_without_the_link_of_var_run() {
+    let by_the_link = ProxiedPod { netns_path: "/var/run/netns/cni-1".to_owned(), ..pod("cart-1", true) };
+    assert_eq!(address(&by_the_link, "0.0.0.0", 15001), address(&pod("cart-1", true), "0.0.0.0", 15001));
+    let elsewhere = ProxiedPod { netns_path: "/srv/netns/cni-1".to_owned(), ..by_the_link };
+    assert_eq!(socket_address(&elsewhere, "::", 15001).network_namespace_filepath, "/srv/netns/cni-1");
+}

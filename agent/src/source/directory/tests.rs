@@ -22,8 +22,12 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
+        Self::with(Namespaces::Unread)
+    }
+
+    fn with(namespaces: Namespaces) -> Self {
         let directory = TempDir::new().unwrap();
-        let source = Directory::open(directory.path()).unwrap();
+        let source = Directory::open(directory.path(), namespaces).unwrap();
         Self { directory, source }
     }
 
@@ -208,14 +212,14 @@ async fn a_config_maps_volume_is_followed_when_it_is_swapped() {
 async fn a_directory_that_is_missing_is_an_error() {
     let scene = Scene::new();
     let missing = scene.path("missing");
-    let error = Directory::open(&missing).unwrap_err().to_string();
+    let error = Directory::open(&missing, Namespaces::Unread).unwrap_err().to_string();
     assert!(
         error.starts_with(&format!("list pod manifests in {}: No such file", missing.display())),
         "{error}"
     );
 
     fs::create_dir(&missing).unwrap();
-    let source = Directory::open(&missing).unwrap();
+    let source = Directory::open(&missing, Namespaces::Unread).unwrap();
     fs::remove_dir(&missing).unwrap();
     let error = source.pod(&reference("shop", "a")).await.unwrap_err();
     assert!(matches!(error, SourceError::Directory { path, .. } if path == missing));
@@ -245,7 +249,7 @@ fn a_broken_file_is_reported_once_for_each_change() {
     let changed = look();
     assert!(matches!(changed.as_slice(), [one] if unusable(one, "broken.yaml")), "{changed:?}");
     scene.write("broken.yaml", &manifest("shop", "b", "1"));
-    let mended = Notice::Readable { path: scene.path("broken.yaml"), pod: "shop/b".to_owned() };
+    let mended = Notice::Readable { path: scene.path("broken.yaml"), of: "shop/b".to_owned() };
     assert_eq!(look(), [mended]);
     assert_eq!(look(), []);
 }
@@ -265,4 +269,83 @@ async fn a_settled_directory_is_not_listed_for_a_pod_whose_file_is_as_it_was() {
     assert_eq!(scene.label("shop", "a").await.unwrap(), "1");
     assert_eq!(scene.label("shop", "b").await, None);
     assert!(scene.error("shop", "a").await.contains("b.yaml"));
+}
+
+fn namespace(name: &str, label: &str) -> String {
+    format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {{{label}}}}}}}")
+}
+
+const NODE: &str = "veer.dev/proxy: node";
+
+impl Scene {
+    async fn is_asked_for(&self, name: &str) -> bool {
+        let pod = self.source.pod(&reference("shop", name)).await.unwrap().unwrap();
+        let among_all = self.source.pods().await.unwrap();
+        let same = among_all.iter().find(|other| other.metadata.name == name).unwrap();
+        assert_eq!(same, &pod);
+        pod.namespace_labels.node_proxy
+    }
+}
+
+#[tokio::test]
+async fn a_pod_comes_with_what_its_namespace_asks_for() {
+    let scene = Scene::with(Namespaces::Read);
+    scene.write("a.yaml", &manifest("shop", "a", "1"));
+    scene.write("other.yaml", &namespace("other", NODE));
+    assert!(!scene.is_asked_for("a").await);
+    scene.write("shop.yaml", &namespace("shop", NODE));
+    assert!(scene.is_asked_for("a").await);
+    scene.write("shop.yaml", &namespace("shop", "veer.dev/proxy: none"));
+    assert!(!scene.is_asked_for("a").await);
+    fs::remove_file(scene.path("shop.yaml")).unwrap();
+    assert!(!scene.is_asked_for("a").await);
+}
+
+#[tokio::test]
+async fn where_namespaces_do_not_count_their_manifests_are_no_errors() {
+    let scene = Scene::new();
+    scene.write("a.yaml", &manifest("shop", "a", "1"));
+    scene.write("shop.yaml", &namespace("shop", NODE));
+    assert!(!scene.is_asked_for("a").await);
+    assert_eq!(scene.label("shop", "b").await, None, "nothing is unreadable");
+}
+
+#[tokio::test]
+async fn a_namespace_that_changes_in_a_settled_directory_is_noticed() {
+    let scene = Scene::with(Namespaces::Read);
+    scene.write("a.yaml", &manifest("shop", "a", "1"));
+    scene.write("shop.yaml", &namespace("shop", NODE));
+    let settle = || {
+        scene.age("a.yaml");
+        scene.age("shop.yaml");
+        let long_ago = SystemTime::now() - Duration::from_mins(1);
+        File::open(scene.directory.path()).unwrap().set_modified(long_ago).unwrap();
+    };
+    settle();
+    assert!(scene.source.pod(&reference("shop", "a")).await.unwrap().unwrap().namespace_labels.node_proxy);
+    scene.write("shop.yaml", &namespace("shop", "a: b"));
+    settle();
+    assert!(!scene.source.pod(&reference("shop", "a")).await.unwrap().unwrap().namespace_labels.node_proxy);
+}
+
+#[tokio::test]
+async fn who_depends_on_a_namespace_that_cannot_be_told_is_not_guessed_about() {
+    let scene = Scene::with(Namespaces::Read);
+    scene.write("a.yaml", &manifest("shop", "a", "1"));
+    let own = "{apiVersion: v1, kind: Pod, metadata: {name: own, namespace: shop, labels: {v: 1, veer.dev/proxy: node}}}";
+    scene.write("own.yaml", own);
+    scene.write("shop.yaml", "[");
+    let error = scene.error("shop", "a").await;
+    let file = scene.path("shop.yaml").display().to_string();
+    assert!(error.starts_with("namespace shop of pod shop/a may be in") && error.contains(&file), "{error}");
+    let names = |pods: Vec<Pod>| pods.into_iter().map(|pod| pod.metadata.name).collect::<Vec<_>>();
+    assert_eq!(names(scene.source.pods().await.unwrap()), ["own"]);
+    assert_eq!(scene.label("shop", "own").await.unwrap(), "1", "its own label says it");
+
+    scene.write("shop.yaml", &namespace("shop", NODE));
+    scene.write("again.yaml", &namespace("shop", ""));
+    let error = scene.error("shop", "a").await;
+    assert!(error.starts_with("namespace shop is in both ") && error.ends_with("remove one"), "{error}");
+    fs::remove_file(scene.path("again.yaml")).unwrap();
+    assert!(scene.is_asked_for("a").await);
 }

@@ -50,6 +50,17 @@ impl Standing {
         &self.state
     }
 
+    /// Of two watches the one that is further from being current; of two that stand alike, the later.
+    pub(super) fn worse(self, other: Self) -> Self {
+        let rank = |standing: &Self| match standing.state {
+            State::Starting(_) => 0,
+            State::Degraded(_) => 1,
+            State::Synced => 2,
+        };
+        let key = |standing: &Self| (rank(standing), std::cmp::Reverse(standing.since));
+        if key(&other) < key(&self) { other } else { self }
+    }
+
     /// Since when.
     pub(super) const fn since(&self) -> SystemTime {
         self.since
@@ -148,6 +159,26 @@ mod tests {
         standing.succeeded(at(1));
         standing.failed(at(2), "x".to_owned());
         assert_eq!(standing.delay(1.0), FIRST);
+    }
+
+    #[test]
+    fn two_watches_stand_as_the_worse_of_them() {
+        let starting = Standing::new(at(9));
+        let mut synced = Standing::new(at(0));
+        synced.succeeded(at(1));
+        let mut later = Standing::new(at(0));
+        later.succeeded(at(5));
+        let mut degraded = synced.clone();
+        degraded.failed(at(2), "refused".to_owned());
+        for (one, other, worse) in [
+            (&synced, &starting, &starting),
+            (&degraded, &starting, &starting),
+            (&synced, &degraded, &degraded),
+            (&synced, &later, &later),
+        ] {
+            assert_eq!(&one.clone().worse(other.clone()), worse);
+            assert_eq!(&other.clone().worse(one.clone()), worse);
+        }
     }
 
     #[test]

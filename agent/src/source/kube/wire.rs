@@ -1,14 +1,14 @@
-//! What the API server says of pods, and what is kept of it.
+//! What the API server says of pods and namespaces, and what is kept of it.
 //!
 //! Owns: the fields that are read from the wire. `managedFields`, volumes, probes and the status, which are most of a
-//! pod, are passed over while it is parsed and never held. Never does: judge a pod. Called by: the watch and the lookup.
+//! pod, are passed over while it is parsed and never held. Never does: judge a pod. Called by: the watches and the lookup.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::model::Pod;
 use crate::model::manifest::{Metadata, Spec};
+use crate::model::{NamespaceLabels, Pod};
 
 /// The kubelet writes the pods of its own files to the API server as mirrors, with uids of their own; the uid that the
 /// runtime has is in this annotation (`pkg/kubelet/types/pod_update.go`).
@@ -48,14 +48,36 @@ struct WireStatus {
     pod_ip: String,
 }
 
-/// A list of pods.
+/// A namespace as it comes: its metadata alone (`PartialObjectMetadata`).
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct WireNamespace {
+    metadata: NamespaceMetadata,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NamespaceMetadata {
+    name: String,
+    resource_version: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+/// What has a place in the API server's history.
+pub(super) trait Versioned {
+    /// Its version.
+    fn version(&self) -> &str;
+}
+
+/// A list.
 #[derive(Debug, Deserialize)]
-pub(super) struct WireList {
+#[serde(bound = "T: Deserialize<'de>")]
+pub(super) struct WireList<T> {
     /// Its version.
     pub(super) metadata: ListMetadata,
-    /// The pods; absent when there are none.
-    #[serde(default)]
-    pub(super) items: Vec<Wire>,
+    /// What is in it; absent when there is nothing.
+    #[serde(default = "Vec::new")]
+    pub(super) items: Vec<T>,
 }
 
 /// What a list says of itself.
@@ -75,12 +97,27 @@ pub(super) struct Seen {
     pub(super) has_started: bool,
 }
 
-impl Wire {
-    /// Its version.
-    pub(super) fn version(&self) -> &str {
+impl Versioned for Wire {
+    fn version(&self) -> &str {
         &self.metadata.resource_version
     }
+}
 
+impl Versioned for WireNamespace {
+    fn version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+impl WireNamespace {
+    /// What is kept of it: its name, and what it asks for its pods.
+    pub(super) fn reduce(self) -> (String, NamespaceLabels) {
+        let NamespaceMetadata { name, labels, .. } = self.metadata;
+        (name, NamespaceLabels::of(&labels))
+    }
+}
+
+impl Wire {
     /// What is kept of it.
     pub(super) fn reduce(self) -> Seen {
         let WireMetadata { name, namespace, uid, labels, mut annotations, .. } = self.metadata;
@@ -162,9 +199,23 @@ mod tests {
 
     #[test]
     fn an_empty_list_is_a_list() {
-        let list: WireList =
+        let list: WireList<Wire> =
             serde_json::from_str(r#"{"kind":"PodList","metadata":{"resourceVersion":"9"},"items":[]}"#)
                 .unwrap();
         assert_eq!((list.metadata.resource_version.as_str(), list.items.len()), ("9", 0));
+    }
+
+    #[test]
+    fn of_a_namespace_its_name_and_what_it_asks_for_are_kept() {
+        let list = r#"{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"40"},
+            "items":[{"metadata":{"name":"shop","uid":"u","resourceVersion":"7","creationTimestamp":"2026-01-01T00:00:00Z",
+            "labels":{"istio.io/dataplane-mode":"ambient","team":"a"},"managedFields":[{"manager":"m"}]}},
+            {"metadata":{"name":"plain","resourceVersion":"8"}}]}"#;
+        let list: WireList<WireNamespace> = serde_json::from_str(list).unwrap();
+        assert_eq!(list.items[0].version(), "7");
+        let reduced: Vec<_> = list.items.into_iter().map(WireNamespace::reduce).collect();
+        let ambient = NamespaceLabels { ambient: true, node_proxy: false };
+        let plain = ("plain".to_owned(), NamespaceLabels::default());
+        assert_eq!(reduced, [("shop".to_owned(), ambient), plain]);
     }
 }

@@ -18,6 +18,12 @@
 {{- with $v.agent.beforeProxy }}
 - --before-proxy={{ . }}
 {{- end }}
+{{- if ne $v.proxy.mode "none" }}
+- --proxy-dir={{ $v.proxy.dir }}
+{{- if $v.proxy.config }}
+- --proxy-config=/etc/veer/proxy-config
+{{- end }}
+{{- end }}
 {{- if $v.nodeTaint.enabled }}
 - --node-taint
 {{- end }}
@@ -82,4 +88,55 @@ capabilities:
 {{- if ne .cni.install "off" }}
     - DAC_OVERRIDE # the runtime's directories, where they belong to another user
 {{- end }}
+{{- end -}}
+
+{{/* The node's Envoy. A container that is not root's has no capability at all, whatever it asks for (Kubernetes knows no
+ambient ones), so it is root's, without any of root's rights but the one that network namespaces are entered with, and is
+known as the proxy by its group. */}}
+{{- define "veer.proxy" -}}
+{{- $v := . -}}
+- name: proxy
+  image: {{ $v.proxy.image.repository }}:{{ $v.proxy.image.tag }}{{ with $v.proxy.image.digest }}@{{ . }}{{ end }}
+  imagePullPolicy: {{ $v.proxy.image.pullPolicy }}
+  command: [{{ $v.proxy.command | quote }}]
+  args:
+    # The agent writes it; before it has, on a node that has just booted, Envoy ends and is started again.
+    - --config-path
+    - {{ $v.proxy.dir }}/envoy.json
+    - --concurrency
+    - {{ $v.proxy.concurrency | quote }}
+    - --log-level
+    - {{ $v.proxy.logLevel }}
+    - --drain-strategy
+    - immediate
+    - --drain-time-s
+    - "45"
+    # Another one is never beside it.
+    - --disable-hot-restart
+    {{- with $v.proxy.extraArgs }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  securityContext:
+    privileged: false
+    allowPrivilegeEscalation: false
+    readOnlyRootFilesystem: true
+    runAsUser: 0
+    runAsGroup: 1337
+    runAsNonRoot: false
+    seccompProfile: { type: RuntimeDefault }
+    {{- if eq $v.securityContext.appArmor "field" }}
+    appArmorProfile: { type: Unconfined }
+    {{- end }}
+    {{- with $v.securityContext.seLinuxType }}
+    seLinuxOptions: { type: {{ . }} }
+    {{- end }}
+    capabilities:
+      drop: [ALL]
+      add: [SYS_ADMIN] # setns(2), into the network namespaces of pods
+  resources:
+    {{- toYaml $v.proxy.resources | nindent 4 }}
+  terminationMessagePolicy: FallbackToLogsOnError
+  volumeMounts:
+    - { name: proxy, mountPath: {{ $v.proxy.dir }} }
+    - { name: netns, mountPath: {{ $v.cni.netnsDir }}, readOnly: true, mountPropagation: HostToContainer }
 {{- end -}}

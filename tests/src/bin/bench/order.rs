@@ -62,9 +62,6 @@ pub(crate) struct Slice {
 }
 
 impl Workload {
-    /// Those of connections that no proxy is on the way of.
-    pub(crate) const ALL: [Self; 4] = [Self::Connect, Self::Life, Self::Request, Self::Bulk];
-
     /// What a reader calls it.
     pub(crate) const fn name(self) -> &'static str {
         match self {

@@ -10,6 +10,10 @@ use crate::order::{BLOCK, Cpus, Slice, Workload};
 use crate::scene::Direction;
 use crate::statistics::Spread;
 
+/// How much longer than direct a workload may take; of others nothing was promised.
+const PROMISED: [(Workload, f64); 3] =
+    [(Workload::Connect, 1.10), (Workload::Request, 1.05), (Workload::Bulk, 1.05)];
+
 /// Everything that is told. What `bench.json` holds.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
@@ -152,12 +156,7 @@ impl Target {
 
     /// How much longer than direct the same work may take.
     fn of_path(path: &PathResult) -> Option<Self> {
-        let limit = match path.workload {
-            Workload::Connect => 1.10,
-            Workload::Request | Workload::Bulk => 1.05,
-            // Nothing was promised of it.
-            Workload::Life | Workload::HttpRequest | Workload::HttpConnect => return None,
-        };
+        let (_, limit) = PROMISED.into_iter().find(|(workload, _)| *workload == path.workload)?;
         let what = format!("{} {}, time to direct's", path.direction.name(), path.workload.name());
         Some(Self::new(what, "x", limit, path.veer.ratio.median))
     }
@@ -182,14 +181,13 @@ pub(crate) mod tests {
 
     /// A report with plausible numbers, for whoever renders one.
     pub(crate) fn report() -> Report {
-        let path = |direction, workload| {
-            let ns = match workload {
-                Workload::Connect => 21_000.0,
-                Workload::Life => 30_000.0,
-                Workload::Request => 6_000.0,
-                Workload::Bulk => 1_300_000.0,
-                Workload::HttpRequest | Workload::HttpConnect => 100_000.0,
-            };
+        let workloads = [
+            (Workload::Connect, 21_000.0),
+            (Workload::Life, 30_000.0),
+            (Workload::Request, 6_000.0),
+            (Workload::Bulk, 1_300_000.0),
+        ];
+        let path = |direction, (workload, ns)| {
             let rounds = (0..10).map(|n| {
                 let drift = 1.0 + 0.01 * f64::from(n);
                 round(ns * drift, ns * 1.34, ns * 1.03)
@@ -198,7 +196,7 @@ pub(crate) mod tests {
         };
         let paths = Direction::ALL
             .iter()
-            .flat_map(|direction| Workload::ALL.map(|workload| path(*direction, workload)))
+            .flat_map(|direction| workloads.map(|workload| path(*direction, workload)))
             .collect();
         let joining = Joining {
             agent_add: timing(1.2),

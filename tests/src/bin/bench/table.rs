@@ -56,25 +56,16 @@ fn paths(text: &mut String, results: &[PathResult]) -> std::fmt::Result {
 }
 
 fn compared(workload: Workload, case: &Compared) -> String {
-    let Spread { p25, median, p75 } = match workload {
-        Workload::Connect
-        | Workload::Life
-        | Workload::HttpRequest
-        | Workload::HttpConnect
-        | Workload::Request => case.ratio,
-        Workload::Bulk => case.ratio.inverse(),
-    };
+    let is_throughput = workload == Workload::Bulk;
+    let Spread { p25, median, p75 } = if is_throughput { case.ratio.inverse() } else { case.ratio };
     format!("{}  {median:.2} ({p25:.2}–{p75:.2})", value(workload, case.ns.median))
 }
 
 fn value(workload: Workload, ns: f64) -> String {
-    match workload {
-        Workload::Connect
-        | Workload::Life
-        | Workload::HttpRequest
-        | Workload::HttpConnect
-        | Workload::Request => format!("{:.1} µs", ns / 1e3),
-        Workload::Bulk => format!("{:.1} Gbit/s", bits_per_second(ns) / 1e9),
+    if workload == Workload::Bulk {
+        format!("{:.1} Gbit/s", bits_per_second(ns) / 1e9)
+    } else {
+        format!("{:.1} µs", ns / 1e3)
     }
 }
 

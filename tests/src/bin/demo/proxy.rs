@@ -7,7 +7,7 @@ use std::fmt;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use veer_tests::envoy::{self, Direction, Entry};
-use veer_tests::node_proxy;
+use veer_tests::{node_proxy, prometheus};
 
 use crate::node::Node;
 use crate::pod::{APP_PORT, NAMESPACE, Pod};
@@ -107,7 +107,7 @@ impl Pod {
     pub(crate) fn connections(&self, node: &Node) -> Result<Connections> {
         let Some(shared) = &node.proxy else { return of_sidecar(self) };
         let counted = shared.envoy.counted()?;
-        let of = |direction, name| counted.of(NAMESPACE, self.name, direction, name);
+        let of = |direction: Direction, name| prometheus::count(&counted, name, &self.labels(direction));
         Ok(Connections {
             from_app: of(Direction::Outbound, "envoy_listener_downstream_cx_total"),
             to_world: of(Direction::Outbound, "envoy_cluster_upstream_cx_total"),
@@ -116,18 +116,28 @@ impl Pod {
         })
     }
 
+    /// By which the node's Envoy tells what it counts of it.
+    const fn labels(&self, direction: Direction) -> [(&'static str, &'static str); 3] {
+        [("veer_namespace", NAMESPACE), ("veer_pod", self.name), ("veer_direction", direction.name())]
+    }
+
     /// The requests that the node's Envoy has counted, where `sent` is what there were.
     pub(crate) fn requests(&self, node: &Node, direction: Direction, sent: u64) -> Result<Requests> {
         let shared = node.proxy.as_ref().context("the pods have sidecars")?;
         let counted = shared.envoy.counted()?;
-        let of = |name| counted.of(NAMESPACE, self.name, direction, name);
+        let of = |name| prometheus::count(&counted, name, &self.labels(direction));
+        let answered = |class| {
+            let of_class =
+                [self.labels(direction).as_slice(), &[("envoy_response_code_class", class)]].concat();
+            prometheus::count(&counted, "envoy_http_downstream_rq_xx", &of_class)
+        };
         Ok(Requests {
             pod: self.name.to_owned(),
             direction,
             sent,
             received: of("envoy_http_downstream_rq_total"),
-            answered_2xx: of("envoy_http_downstream_rq_xx_2xx"),
-            answered_5xx: of("envoy_http_downstream_rq_xx_5xx"),
+            answered_2xx: answered("2"),
+            answered_5xx: answered("5"),
             passed_on: of("envoy_cluster_upstream_rq_total"),
         })
     }

@@ -8,6 +8,7 @@ mod api;
 mod bookinfo;
 mod deployed;
 mod mesh;
+mod namespaces;
 mod node;
 mod runtimes;
 mod source;
@@ -24,7 +25,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail};
 
 use bookinfo::{Bookinfo, apart, asked, lasting, traffic};
-use deployed::{Deployed, commands, installed, removed, trouble as outages};
+use deployed::{Deployed, commands, installed, removed, shared, trouble as outages};
 use stage::Stage;
 use table::Row;
 
@@ -60,7 +61,7 @@ struct Scene {
     deployed: Option<Deployed>,
 }
 
-const CHECKS: [Check; 51] = [
+const CHECKS: [Check; 58] = [
     Check { name: "an outage of the API server loses nothing", how: How::Alone(api::outage) },
     Check { name: "a client has the rights that RBAC gives it", how: How::Alone(api::rights) },
     Check { name: "controllers and scheduler work in a node's netns", how: How::Alone(api::controllers) },
@@ -84,6 +85,23 @@ const CHECKS: [Check; 51] = [
         how: How::Alone(source::missed),
     },
     Check { name: "a full node's pods take little memory", how: How::Alone(source::full_node) },
+    Check {
+        name: "namespaces: the first pod of a new one is enrolled by its label at once",
+        how: How::Alone(namespaces::first_pods),
+    },
+    Check {
+        name: "namespaces: a pod moves with the label while it runs",
+        how: How::Alone(namespaces::labelled_later),
+    },
+    Check {
+        name: "namespaces: one that is not known is asked for once, or its pods are refused",
+        how: How::Alone(namespaces::unknown),
+    },
+    Check { name: "namespaces: in an outage what is known stays known", how: How::Alone(namespaces::outage) },
+    Check {
+        name: "namespaces: a watch whose position has expired lists anew",
+        how: How::Alone(namespaces::expiry),
+    },
     Check { name: "a pod is told once what has become of it", how: How::Alone(told::events) },
     Check { name: "an event of an outage is written after it", how: How::Alone(told::events_of_an_outage) },
     Check { name: "what went past the mesh is told of once", how: How::Alone(told::before_proxy) },
@@ -155,6 +173,14 @@ const CHECKS: [Check; 51] = [
     Check {
         name: "DaemonSet: pods that started without it are repaired",
         how: How::Deployed(outages::repaired),
+    },
+    Check {
+        name: "DaemonSet: pods without a sidecar go through the node's Envoy",
+        how: How::Deployed(shared::by_the_nodes_envoy),
+    },
+    Check {
+        name: "DaemonSet: pods of ambient mode are told to ztunnel",
+        how: How::Deployed(shared::by_ztunnel),
     },
     Check {
         name: "DaemonSet: uninstalled as documented under pods that run",

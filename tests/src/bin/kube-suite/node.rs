@@ -27,6 +27,8 @@ pub(crate) const NODE: &str = "node-1";
 pub(crate) const USER: &str = "system:serviceaccount:veer-system:veer";
 /// Where pods of tests are.
 pub(crate) const PODS: &str = "/api/v1/namespaces/test/pods";
+/// Their namespace.
+pub(crate) const NAMESPACE: &str = "test";
 const ACCOUNT: &str = "/api/v1/namespaces/veer-system/serviceaccounts/veer";
 const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 
@@ -43,6 +45,8 @@ pub(crate) struct Node {
 pub(crate) struct Pod {
     pub(crate) on_node: TestPod,
     pub(crate) uid: String,
+    /// Its Kubernetes namespace.
+    pub(crate) namespace: String,
     listeners: Listeners,
 }
 
@@ -65,7 +69,7 @@ impl Node {
         )?;
         client.create(
             &format!("{RBAC}/clusterroles"),
-            &json!({"metadata": {"name": "veer"}, "rules": rules()}),
+            &json!({"metadata": {"name": "veer"}, "rules": rules(further)}),
         )?;
         client.create(
             &format!("{RBAC}/clusterrolebindings"),
@@ -111,7 +115,8 @@ impl Node {
     /// The same without listeners.
     pub(crate) fn silent_sandbox(&self, name: &str) -> Result<Pod> {
         let on_node = TestPod::new(&self.world, &self.cgroup, name)?;
-        Ok(Pod { on_node, uid: String::new(), listeners: Listeners::default() })
+        let namespace = NAMESPACE.to_owned();
+        Ok(Pod { on_node, uid: String::new(), namespace, listeners: Listeners::default() })
     }
 
     /// Makes a pod at the API server, on this node.
@@ -123,7 +128,8 @@ impl Node {
     pub(crate) fn create_on(&self, node: Option<&str>, manifest: &Manifest) -> Result<String> {
         let mut pod = manifest.to_json();
         pod["spec"]["nodeName"] = json!(node);
-        let created = self.control_plane.client().create(PODS, &pod)?;
+        let pods = format!("/api/v1/namespaces/{}/pods", manifest.namespace);
+        let created = self.control_plane.client().create(&pods, &pod)?;
         let uid = created.pointer("/metadata/uid").and_then(Value::as_str);
         Ok(uid.context("a pod without a uid")?.to_owned())
     }
@@ -202,21 +208,29 @@ impl Pod {
     /// How a runtime names its attachment.
     pub(crate) fn attachment(&self) -> Attachment {
         let mut attachment = self.on_node.attachment();
-        if let Some(pod) = attachment.pod.as_mut().filter(|_| !self.uid.is_empty()) {
-            pod.uid = Some(self.uid.clone());
+        if let Some(pod) = &mut attachment.pod {
+            pod.namespace.clone_from(&self.namespace);
+            pod.uid = (!self.uid.is_empty()).then(|| self.uid.clone()).or(pod.uid.take());
         }
         attachment
     }
 }
 
-/// All that an agent with `--node-taint` needs.
-fn rules() -> Value {
-    json!([
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
-        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
-        {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
-        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]},
-    ])
+/// All that an agent with `--node-taint` needs, and one with these flags.
+fn rules(further: &[&str]) -> Value {
+    let mut rules = vec![
+        json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}),
+        json!({"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]}),
+        json!({"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}),
+        json!({"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}),
+    ];
+    // As in the chart: who has sidecars alone has no right to them.
+    if further.iter().any(|flag| flag.starts_with("--ztunnel-socket=")) {
+        rules.push(json!({"apiGroups": [""], "resources": ["pods/status"], "verbs": ["patch"]}));
+        rules
+            .push(json!({"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get", "list", "watch"]}));
+    }
+    Value::Array(rules)
 }
 
 fn token_file(scratch: &TempDir) -> PathBuf {

@@ -35,6 +35,8 @@ pub(crate) fn enrolment() -> Result<String> {
     node.wait_health("pods", &json!(3))?;
     let (asked, lists) = (node.requests("get pods")?, node.requests("list pods")?);
     ensure!((asked, lists) == (0, 1), "{asked} requests for a pod, {lists} lists");
+    let of_namespaces = node.requests("list namespaces")? + node.requests("watch namespaces")?;
+    ensure!(of_namespaces == 0, "an agent without a node's proxy asks for namespaces");
     Ok(format!("3 pods: 1 list, 1 watch, no request for a pod; ADD {} ms at most", took.as_millis()))
 }
 

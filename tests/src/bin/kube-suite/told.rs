@@ -248,7 +248,7 @@ fn condition(node: &Node, status: &str) -> Result<Value> {
 }
 
 /// The same, once its message says this, too: what comes before it may be said first.
-fn condition_saying(node: &Node, status: &str, text: &str) -> Result<Value> {
+pub(crate) fn condition_saying(node: &Node, status: &str, text: &str) -> Result<Value> {
     let what = format!("the condition to be {status}, and to say {text:?}");
     let found = node.control_plane.client().wait(&what, &path(), |object| {
         let conditions = object.pointer("/status/conditions")?.as_array()?;

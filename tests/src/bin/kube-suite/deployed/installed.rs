@@ -60,7 +60,8 @@ pub(crate) fn privileges(deployed: &mut Deployed) -> Result<String> {
         unprivileged(pod)?;
     }
     let section = DOCUMENTED.split("## Privileges").nth(1).context("SECURITY.md tells of privileges")?;
-    let section = section.split("\n## ").next().unwrap_or_default();
+    // What is said of other processes has headings of its own.
+    let section = section.split("\n#").next().unwrap_or_default();
     let mut documented: Vec<&str> = section
         .split(|c: char| !c.is_ascii_uppercase() && c != '_')
         .filter(|word| word.starts_with("CAP_"))
@@ -74,16 +75,7 @@ pub(crate) fn privileges(deployed: &mut Deployed) -> Result<String> {
     let expected = expected.sum::<Result<u64>>()?;
     let agent = deployed.agent()?;
     let process = deployed.stage.node.process_of(&agent.container)?;
-    let status = fs::read_to_string(format!("/proc/{process}/status")).context("read the agent's status")?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.map(str::trim).with_context(|| format!("the status has no {name}"))
-    };
-    for set in ["CapEff", "CapPrm", "CapBnd"] {
-        let has = u64::from_str_radix(field(set)?, 16).with_context(|| format!("parse {set}"))?;
-        ensure!(has == expected, "{set} is {has:x}, and {expected:x} are documented: {documented:?}");
-    }
-    ensure!(field("NoNewPrivs")? == "1" && field("Seccomp")? == "2", "{status}");
+    may_only(process, expected)?;
     let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).context("read its mounts")?;
     let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/")).context("it has a root")?;
     ensure!(
@@ -91,6 +83,21 @@ pub(crate) fn privileges(deployed: &mut Deployed) -> Result<String> {
         "{root}"
     );
     Ok(format!("{} capabilities, seccomp's filter, a root that is read-only", documented.len()))
+}
+
+/// That a process has these capabilities and no way to others, and a filter of seccomp's.
+pub(super) fn may_only(process: u32, capabilities: u64) -> Result<()> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).context("read a process's status")?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.map(str::trim).with_context(|| format!("the status has no {name}"))
+    };
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        let has = u64::from_str_radix(field(set)?, 16).with_context(|| format!("parse {set}"))?;
+        ensure!(has == capabilities, "{set} is {has:x}, and {capabilities:x} are documented");
+    }
+    ensure!(field("NoNewPrivs")? == "1" && field("Seccomp")? == "2", "{status}");
+    Ok(())
 }
 
 fn unprivileged(pod: &Value) -> Result<()> {

@@ -7,6 +7,7 @@ pub(crate) mod commands;
 pub(crate) mod installed;
 pub(crate) mod load;
 pub(crate) mod removed;
+pub(crate) mod shared;
 pub(crate) mod trouble;
 
 use std::env;
