@@ -92,8 +92,11 @@ fn descriptors() -> Result<(), String> {
     let out = PathBuf::from(variable("OUT_DIR")?);
     let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("Cargo.toml");
     let mut command = Command::new(variable("CARGO")?);
+    // For one platform, and not `--offline`: a build fetches no crates of other platforms, and without them cargo has no
+    // metadata of all; the few that even this platform's build left out are fetched here.
     command
-        .args(["metadata", "--format-version=1", "--locked", "--offline", "--manifest-path"])
+        .args(["metadata", "--format-version=1", "--locked", "--filter-platform", &variable("TARGET")?])
+        .arg("--manifest-path")
         .arg(manifest);
     let output = command.output().map_err(|error| format!("start {command:?}: {error}"))?;
     if !output.status.success() {
