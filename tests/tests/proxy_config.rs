@@ -19,7 +19,9 @@ use veer_tests::load;
 use veer_tests::mesh::APP;
 use veer_tests::pod::{ROUTER_V4, TestPod};
 use veer_tests::process::Process;
+use veer_tests::prometheus;
 use veer_tests::proxied_node::ProxiedNode;
+use veer_tests::streams::{self, Stream};
 use veer_tests::{scratch, wait};
 
 const HTTP_FILTER: &str =
@@ -195,6 +197,36 @@ fn a_change_is_picked_up_and_no_request_is_lost() {
     // Taken away, they are gone.
     fs::remove_file(node.directory.path().join("filter.yaml")).unwrap();
     wait::until("the filter to go", wait::LIMIT, || !node.headers().contains_key("x-generation")).unwrap();
+}
+
+/// `a`'s Envoy gives up on first bytes after a moment; `b`'s may not, as a filter is to see them.
+#[test]
+fn a_client_that_is_quiet_at_first_does_not_come_past_a_filter() {
+    let node = Node::start(&[("filter.yaml", generation(1))]);
+    let client = node.a.maker(Identity::app()).unwrap();
+    let of_a = [("veer_pod", "a"), ("veer_direction", "outbound")];
+    // Each is with `b` for at least as long as those behind it wait in `a`.
+    let mut quiet = [1, 2, 3].map(|number| {
+        let stream = client.tcp4().unwrap();
+        stream.set_read_timeout(Some(wait::LIMIT)).unwrap();
+        stream.connect(&SocketAddr::from((node.b.v4(), APP)).into()).unwrap();
+        wait::until("the connection to go on without a byte", wait::LIMIT, || {
+            let samples = node.proxied.proxy.counted().unwrap();
+            prometheus::count(&samples, "envoy_listener_downstream_pre_cx_timeout", &of_a) == number
+        })
+        .unwrap();
+        stream
+    });
+    let response = http::get(&mut quiet[0], "b", "/", &Headers::new()).unwrap();
+    let echo: Echo = serde_json::from_slice(&response.body).unwrap();
+    assert_eq!(echo.headers.get("x-generation").map(String::as_str), Some("1"));
+
+    // Where the server is known to speak first, nobody waits for the client.
+    for port in [25, 3306] {
+        let to = SocketAddr::from((node.b.v4(), port));
+        let listener = streams::listen(&node.b, port).unwrap();
+        Stream::open(&node.a, &listener, to).unwrap().answer().unwrap();
+    }
 }
 
 #[test]

@@ -92,6 +92,12 @@ impl UserConfig {
         })
     }
 
+    /// Whether something of it is done with each request of a direction.
+    pub(super) fn sees_requests(&self, way: Direction) -> bool {
+        let of_requests = |place| matches!(place, Place::HttpFilter | Place::Route | Place::VirtualHost);
+        self.additions.iter().any(|one| of_requests(one.place) && one.way.is_none_or(|only| only == way))
+    }
+
     /// The same bytes for the same files, whatever order fields of a map come in when they are sent.
     pub(super) fn seed(&self, way: Direction, pod: &ProxiedPod) -> Vec<u8> {
         self.filled(way, pod)

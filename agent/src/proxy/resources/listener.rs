@@ -2,11 +2,12 @@
 
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
 use envoy_types::pb::envoy::config::listener::v3::{
-    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter,
-    listener_filter,
+    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
+    ListenerFilterChainMatchPredicate, filter, listener_filter, listener_filter_chain_match_predicate,
 };
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, UInt32Value};
 
 use super::super::config::{Place, UserConfig};
@@ -19,6 +20,11 @@ const INBOUND: u16 = 15006;
 /// How long a client's first bytes are awaited, by which HTTP is known. A protocol in which the server speaks first
 /// waits as long with each connection, and is passed as bytes then.
 const DETECTION: Duration = Duration { seconds: 0, nanos: 100_000_000 };
+/// Envoy's word for without end.
+const NO_LIMIT: Duration = Duration { seconds: 0, nanos: 0 };
+/// Where no first bytes are awaited, as Istio does for a port whose protocol is not declared: SMTP, DNS, MySQL and MongoDB
+/// (istio.io, ops/configuration/traffic-management/protocol-selection).
+const SERVER_FIRST: [u16; 4] = [25, 53, 3306, 27017];
 /// What an Envoy that is spoken to with HTTP/1.0, 1.1 or 2 without TLS finds out.
 const HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 
@@ -61,14 +67,35 @@ pub(super) fn listener(way: Direction, pod: &ProxiedPod, config: &UserConfig) ->
         }),
         listener_filters: vec![
             listener_filter("envoy.filters.listener.original_dst", any(&OriginalDst::default())),
-            listener_filter("envoy.filters.listener.http_inspector", any(&HttpInspector::default())),
+            ListenerFilter {
+                filter_disabled: Some(any_of(&SERVER_FIRST)),
+                ..listener_filter("envoy.filters.listener.http_inspector", any(&HttpInspector::default()))
+            },
         ],
-        listener_filters_timeout: Some(DETECTION),
+        listener_filters_timeout: Some(detection(way, config)),
         continue_on_listener_filters_timeout: true,
         traffic_direction: direction.into(),
         enable_reuse_port: Some(BoolValue { value: true }),
         ..Listener::default()
     }
+}
+
+/// A user's filter may be what guards the pod, and a client that waits before it asks, or a proxy that connects before it
+/// has a request, must not come past it as bytes: all first bytes are awaited then, as Istio awaits them.
+fn detection(way: Direction, config: &UserConfig) -> Duration {
+    if config.sees_requests(way) { NO_LIMIT } else { DETECTION }
+}
+
+/// True where the destination's port is one of these: the original one, behind the filter that asks for it.
+fn any_of(ports: &[u16]) -> ListenerFilterChainMatchPredicate {
+    use listener_filter_chain_match_predicate::{MatchSet, Rule};
+    let one = |port: &u16| {
+        let port = i32::from(*port);
+        let range = Int32Range { start: port, end: port.saturating_add(1) };
+        ListenerFilterChainMatchPredicate { rule: Some(Rule::DestinationPortRange(range)) }
+    };
+    let rules = ports.iter().map(one).collect();
+    ListenerFilterChainMatchPredicate { rule: Some(Rule::OrMatch(MatchSet { rules })) }
 }
 
 /// What users add comes first; this one is the last.
