@@ -452,7 +452,8 @@ pub struct ExplainFlags {
         failure and names all of them, and may be run any number of times.\n\n\
         It does not touch the runtime's CNI configuration or the plugin: as long as veer-cni is in there, new pods\n\
         cannot start without an agent. `veer uninstall-cni` takes it out, and comes first. Nor does it touch pods: a\n\
-        sidecar goes with its pod.",
+        sidecar goes with its pod. The node's proxy, if an agent has started it, ends unless connections go through\n\
+        it: the output tells of it then.",
     after_help = "Exit codes: 0 all is gone, or nothing was there; 64 usage; 70 something could not be removed \
         (stderr names it; run it again); 75 an agent runs, and nothing was done."
 )]
@@ -460,6 +461,9 @@ pub struct UninstallFlags {
     /// Where things are.
     #[command(flatten)]
     pub place: PlaceFlags,
+    /// The agent's --proxy-dir, if it had one: the proxy that it has started there, and its files, go as well
+    #[arg(long, env = "VEER_PROXY_DIR", value_name = "DIR")]
+    pub proxy_dir: Option<String>,
     /// Only tell what would be removed
     #[arg(long)]
     pub dry_run: bool,

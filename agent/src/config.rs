@@ -26,6 +26,7 @@ pub use cni::{CniConfig, InstallCniConfig, UninstallCniConfig};
 pub use doctor::DoctorConfig;
 pub use heal::HealConfig;
 pub use kube::{KubeConfig, PodsFrom};
+pub use proxy::proxy_dir;
 
 /// Where things are.
 #[derive(Clone, PartialEq, Eq, Debug)]

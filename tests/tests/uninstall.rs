@@ -25,7 +25,9 @@ use veer_tests::launch::{Identity, Launch};
 use veer_tests::mesh::{self, APP, Listeners, Mesh, OUTBOUND, dial, dial_from_world, proxy_listeners};
 use veer_tests::netfilter::Netfilter;
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6, TestPod, World};
-use veer_tests::{load, scratch, veth};
+use veer_tests::streams::{self, Stream};
+use veer_tests::supervised::Supervised;
+use veer_tests::{load, scratch, veth, wait};
 
 const REMOTE: SocketAddr = SocketAddr::new(IpAddr::V4(REMOTE_V4), 80);
 const REMOTE_SIX: SocketAddr = SocketAddr::new(IpAddr::V6(REMOTE_V6), 80);
@@ -437,4 +439,37 @@ fn a_node_is_installed_again_after_it() {
     veth::ip(mesh.pod.netns(), ["address add ::6/128 dev lo nodad"]).unwrap();
     mesh.agent.enrol_as(&mesh.pod, &mesh::dual_stack(&mesh.pod)).unwrap();
     assert_eq!(mesh.agent.check(&mesh.pod).unwrap(), Reply::Done);
+}
+
+#[test]
+fn the_nodes_envoy_ends_once_nobodys_connection_goes_through_it() {
+    let mut node = Supervised::start(&[]).unwrap();
+    let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
+    let listener = streams::listen(&b, STREAM).unwrap();
+    let mut stream = Stream::open(&a, &listener, (b.v4(), STREAM).into()).unwrap();
+    stream.exchange().unwrap();
+    let pid = node.wait_live(|_pid| true).unwrap();
+    let (place, cgroup) = (node.envoys().parent().unwrap().to_owned(), node.proxys_cgroup());
+    let flag = format!("--proxy-dir={}", place.display());
+    node.agent.kill().unwrap();
+
+    let report = uninstall(&node.agent, &[&flag]);
+    let left = report["left"].to_string();
+    assert!(left.contains(&format!("pid {pid}: 2 connections of pods go through it")), "{left}");
+    assert_eq!((names(&report, "proxy"), names(&report, "proxy-file")), (vec![], vec![]));
+    stream.exchange().unwrap();
+
+    drop(stream);
+    let proxy = [format!("pid {pid}")];
+    wait::until("Envoy to hear of the end", wait::LIMIT, || {
+        names(&uninstall(&node.agent, &[&flag, "--dry-run"]), "proxy") == proxy
+    })
+    .unwrap();
+    assert!(Path::new(&format!("/proc/{pid}")).exists() && place.join("envoy.json").exists());
+    let report = uninstall(&node.agent, &[&flag]);
+    assert_eq!((names(&report, "proxy").as_slice(), &report["left"]), (proxy.as_slice(), &json!([])));
+    for path in [Path::new(&format!("/proc/{pid}")), &place, &cgroup] {
+        assert!(!path.exists(), "{}", path.display());
+    }
+    assert_eq!(uninstall(&node.agent, &[&flag])["removed"], json!([]));
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Failure, ask, place, print_json};
 use crate::cli::UninstallFlags;
-use crate::config::Place;
+use crate::config::{Place, proxy_dir};
 use crate::control::Question;
 use crate::uninstall::{self, Kind, Refusal, Report};
 
@@ -16,16 +16,20 @@ use crate::uninstall::{self, Kind, Refusal, Report};
 /// If an agent runs, or something could not be removed.
 pub fn run(flags: &UninstallFlags) -> Result<(), Failure> {
     let place = place(&flags.place)?;
+    let proxy_dir =
+        proxy_dir(flags.proxy_dir.as_deref()).map_err(|errors| Failure::Usage(errors.to_string()))?;
     if !nix::unistd::geteuid().is_root() {
         return Err(Failure::Failed("only root can take veer off a node".to_owned()));
     }
-    let report = uninstall::uninstall(&place, flags.dry_run, || pid_of_agent(&place)).map_err(|refusal| {
-        let text = refusal.to_string();
-        match refusal {
-            Refusal::Running { .. } => Failure::Busy(text),
-            Refusal::Failed(_) => Failure::Failed(text),
-        }
-    })?;
+    let ask_pid = || pid_of_agent(&place);
+    let report =
+        uninstall::uninstall(&place, proxy_dir.as_deref(), flags.dry_run, ask_pid).map_err(|refusal| {
+            let text = refusal.to_string();
+            match refusal {
+                Refusal::Running { .. } => Failure::Busy(text),
+                Refusal::Failed(_) => Failure::Failed(text),
+            }
+        })?;
     if flags.json {
         print_json(&report)?;
     } else {

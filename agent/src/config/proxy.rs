@@ -4,12 +4,22 @@
 
 use std::path::PathBuf;
 
-use super::{ABSOLUTE, ConfigError, Setting, absolute};
+use super::{ABSOLUTE, ConfigError, ConfigErrors, Setting, absolute};
 use crate::cli::AgentFlags;
 use crate::proxy::command::{self, ProxyCommand};
 
 const DIRECTORY: Setting = Setting("--proxy-dir", "VEER_PROXY_DIR", ABSOLUTE);
 const COMMAND: Setting = Setting("--proxy-command", "VEER_PROXY_COMMAND", command::ACCEPTED);
+
+/// Where they have met, for who takes it away.
+///
+/// # Errors
+/// If that is no absolute path.
+pub fn proxy_dir(text: Option<&str>) -> Result<Option<PathBuf>, ConfigErrors> {
+    let mut errors = Vec::new();
+    let path = text.map(|path| absolute(&DIRECTORY, path, &mut errors));
+    if errors.is_empty() { Ok(path) } else { Err(ConfigErrors(errors)) }
+}
 
 /// Where they meet.
 pub(super) fn directory(flags: &AgentFlags, errors: &mut Vec<ConfigError>) -> Option<PathBuf> {

@@ -131,7 +131,8 @@ fn above_pod(groups: &str) -> Option<PathBuf> {
     None
 }
 
-fn path_in_v2(groups: &str) -> Option<&str> {
+/// The path in v2 that is in the lines of `/proc/PID/cgroup`.
+pub fn path_in_v2(groups: &str) -> Option<&str> {
     groups.lines().find_map(|line| line.strip_prefix("0::"))
 }
 

@@ -30,6 +30,12 @@ pub enum Kind {
     RunFile,
     /// The run directory.
     RunDirectory,
+    /// The node's proxy, which an agent has started.
+    Proxy,
+    /// What agent and proxy have left where they met.
+    ProxyFile,
+    /// Where they met.
+    ProxyDirectory,
 }
 
 impl Kind {
@@ -83,6 +89,12 @@ impl Kind {
             Self::RunFile => "files in the run directory",
             Self::RunDirectory if one => "directory below or at --run-dir",
             Self::RunDirectory => "directories below and at --run-dir",
+            Self::Proxy if one => "proxy of the node, which an agent had started",
+            Self::Proxy => "proxies of the node, which an agent had started",
+            Self::ProxyFile if one => "file of the node's proxy",
+            Self::ProxyFile => "files of the node's proxy",
+            Self::ProxyDirectory if one => "directory below or at --proxy-dir",
+            Self::ProxyDirectory => "directories below and at --proxy-dir",
         }
     }
 }

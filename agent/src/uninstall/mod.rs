@@ -1,19 +1,21 @@
 //! Everything of veer off this node, in an order that strands nobody.
 //!
 //! Owns: the order, the two waits in it, and the report. Never does: touch the runtime's CNI configuration or a
-//! binary, end a process, or stop at a failure. Called by: `commands::uninstall`.
+//! binary, end a process but the node's proxy that an agent has started and nobody uses, or stop at a failure.
+//! Called by: `commands::uninstall`.
 //!
 //! First nothing new is redirected, then what is on its way to a proxy arrives, then the proxy gets the time to ask
 //! where it was dialled; what answers that goes last. Open connections are the kernel's own and stay.
 
 mod found;
 mod kind;
+mod proxy;
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -93,12 +95,13 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Takes everything away. `ask_pid` asks a running agent who it is.
+/// Takes everything away, and what is in `proxy_dir`, if there is one. `ask_pid` asks a running agent who it is.
 ///
 /// # Errors
 /// If an agent runs, or nothing can be looked at; then nothing has changed.
 pub fn uninstall(
     place: &Place,
+    proxy_dir: Option<&Path>,
     dry_run: bool,
     ask_pid: impl FnOnce() -> Option<u32>,
 ) -> Result<Report, Refusal> {
@@ -115,6 +118,7 @@ pub fn uninstall(
     let mut report = Report { dry_run, problems, ..Report::default() };
     if dry_run {
         report.removed = items.iter().map(Item::removed).collect();
+        proxy_dir.into_iter().for_each(|directory| proxy::take(directory, &mut report));
         return Ok(report);
     }
     let mut taker = Taker { netns, nftables, report };
@@ -128,6 +132,7 @@ pub fn uninstall(
         pause(ANSWER);
     }
     taker.take_while(&mut rest, |_rest| true);
+    proxy_dir.into_iter().for_each(|directory| proxy::take(directory, &mut taker.report));
     Ok(taker.report)
 }
 

@@ -17,6 +17,7 @@ use futures_util::FutureExt;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::unix::pipe::Receiver;
 
+use crate::platform::cgroup::{mount_point, path_in_v2};
 use crate::proxy::instance::{Charge, End, Ended, FileMark, ProcessMark, Record, number_in};
 use crate::wall_clock;
 
@@ -152,6 +153,13 @@ impl Running {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// The cgroup that was made for it, if it is in that.
+    pub fn cgroup(&self) -> Option<PathBuf> {
+        let groups = fs::read_to_string(format!("/proc/{}/cgroup", self.pid())).ok()?;
+        let path = mount_point()?.join(path_in_v2(&groups)?.trim_start_matches('/'));
+        path.ends_with(CGROUP).then_some(path)
     }
 
     /// Its process id.
