@@ -75,11 +75,11 @@ pub(crate) fn committed(root: &Path, platform: &str) -> PathBuf {
     root.join(MANIFESTS).join(platform).with_extension("yaml")
 }
 
-/// The manifests of these values, in the words of `helm --set`, in a file.
-pub(crate) fn render_to(file: &Path, root: &Path, values: &[&str], texts: &[&str]) -> Result<()> {
-    let texts = texts.iter().flat_map(|text| ["--set-string", text]);
-    let values = values.iter().flat_map(|value| ["--set", value]);
-    let arguments = values.chain(texts).map(str::to_owned).collect();
+/// The manifests of these values, in the words of `helm --set`, and of those in a further file, in a file.
+pub(crate) fn render_to(file: &Path, root: &Path, values: &[&str], further: Option<&Path>) -> Result<()> {
+    let values = values.iter().flat_map(|value| ["--set".to_owned(), (*value).to_owned()]);
+    let further = further.into_iter().flat_map(|path| ["--values".to_owned(), path.display().to_string()]);
+    let arguments = values.chain(further).collect();
     let rendering = Rendering { name: String::new(), arguments };
     let rendered = render(&setup::chart_tools()?, root, &rendering)?;
     fs::write(file, rendered).with_context(|| format!("write {}", file.display()))

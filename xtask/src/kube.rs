@@ -18,15 +18,8 @@ const NEXT: &str = concat!(env!("CARGO_PKG_VERSION"), "-next");
 /// The platform whose directories are upstream's.
 const PLATFORM: &str = "kind";
 
-/// The same with Envoy beside the agent, from the image that the suite has, and with a socket for ztunnel where it reaches it.
-const SHARED: [&str; 6] = [
-    "proxy.mode=container",
-    "proxy.image.repository=localhost/proxy",
-    "proxy.image.tag=1",
-    "proxy.image.pullPolicy=Never",
-    "proxy.command=/envoy",
-    "ztunnel.socketDir=/run/veer/ztunnel",
-];
+/// The same with shared proxies, below the repository's root.
+const SHARED: &str = "tests/src/bin/kube-suite/deployed/shared-values.yaml";
 
 /// One program makes the cluster and all checks in it; what it prints is for whoever started us.
 pub(crate) fn run(name: Option<&str>) -> Result<ExitCode> {
@@ -63,9 +56,8 @@ fn deployment(root: &Path, binaries: &Binaries, other: &Path) -> Result<PathBuf>
         .with_context(|| format!("copy {}", committed.display()))?;
     let (platform, tag) = (format!("platform={PLATFORM}"), format!("image.tag={NEXT}"));
     let values = [platform.as_str(), &tag, "nodeTaint.enabled=true", "networkPolicy.enabled=true"];
-    chart::render_to(&directory.join("veer-next.yaml"), root, &values, &[])?;
-    let shared = [&values[..], &["ztunnel.enabled=true"]].concat();
-    chart::render_to(&directory.join("veer-shared.yaml"), root, &shared, &SHARED)?;
+    chart::render_to(&directory.join("veer-next.yaml"), root, &values, None)?;
+    chart::render_to(&directory.join("veer-shared.yaml"), root, &values, Some(&root.join(SHARED)))?;
     Ok(directory)
 }
 

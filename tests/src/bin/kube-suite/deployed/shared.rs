@@ -49,7 +49,8 @@ pub(crate) fn by_the_nodes_envoy(deployed: &mut Deployed) -> Result<String> {
     }
     deployed.stage.wait_nobody_enrolled()?;
     Ok(format!(
-        "both directions, counted by pod; Envoy has CAP_SYS_ADMIN alone, and is back {again} ms after SIGKILL"
+        "both directions, counted by pod and with a filter of `proxy.config`; Envoy has CAP_SYS_ADMIN alone, and is back \
+         {again} ms after SIGKILL"
     ))
 }
 
@@ -65,6 +66,9 @@ fn through_envoy(deployed: &mut Deployed, one: &Running, other: &Running) -> Res
     let mark = deployed.stage.mark();
     let echo = deployed.stage.ask_through(one, other.address, PORT, &mark)?;
     ensure!(echo.app == "other" && echo.headers.contains_key("x-forwarded-proto"), "{echo:?}");
+    // The filter of the chart's `proxy.config`, which is in front of the second one.
+    let filtered = echo.headers.get("x-served-for");
+    ensure!(filtered.is_some_and(|pod| pod == "default/other"), "{echo:?}");
     // As Istio's inbound passthrough has it.
     ensure!(echo.peer.ip().to_string() == "127.0.0.6", "the app was reached by {}", echo.peer);
     Ok(())
