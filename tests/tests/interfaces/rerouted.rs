@@ -42,6 +42,8 @@ const PLAIN: Policy = Policy { annotations: &[], arguments: &[], tproxy: false }
 
 /// A pod with a machine in it.
 struct Scene {
+    /// Who redirects.
+    by: &'static str,
     mesh: Mesh,
     machine: NetNs,
     listeners: Listeners,
@@ -67,7 +69,7 @@ impl fmt::Debug for Ended {
 
 impl Scene {
     /// Nobody redirects yet.
-    fn new(tproxy: bool) -> Self {
+    fn new(by: &'static str, tproxy: bool) -> Self {
         let mesh = Mesh::not_enrolled().unwrap();
         let machine = NetNs::new().unwrap();
         add_machine(&mesh.pod, &machine);
@@ -78,18 +80,18 @@ impl Scene {
         let routes = MACHINE.into_iter().zip(back).map(|(to, via)| format!("route add {to} via {via}"));
         ip(mesh.world.netns(), routes).unwrap();
         let listeners = all_listeners(&mesh, &machine, tproxy);
-        Self { mesh, machine, listeners }
+        Self { by, mesh, machine, listeners }
     }
 
     fn by_istio(policy: &Policy) -> Self {
-        let scene = Self::new(policy.tproxy);
+        let scene = Self::new("istio", policy.tproxy);
         let arguments = ["--dual-stack", "-k", BRIDGE].into_iter().chain(policy.arguments.iter().copied());
         istio_init::apply_with(scene.mesh.pod.netns(), arguments).unwrap();
         scene
     }
 
     fn by_veer(policy: &Policy) -> Self {
-        let scene = Self::new(policy.tproxy);
+        let scene = Self::new("veer", policy.tproxy);
         let manifest = policy
             .annotations
             .iter()
@@ -144,7 +146,8 @@ impl Scene {
         };
         let (arrival, _accepted) = loop {
             let accepted = self.listeners.accept().unwrap_or_else(|error| {
-                panic!("nobody accepts what {:?} has opened to {to}: {error:#}", socket.local_addr())
+                let from = socket.local_addr().ok().and_then(|local| local.as_socket());
+                panic!("nobody accepts what {from:?} has opened to {to}, by {}: {error:#}", self.by)
             });
             if !is_veers(&accepted.0) {
                 break accepted;
@@ -334,7 +337,7 @@ fn a_machine_that_moves_in_later_is_one_from_then_on() {
 
 #[test]
 fn a_pod_that_ebpf_redirects_cannot_ask_for_it_later() {
-    let scene = Scene::new(false);
+    let scene = Scene::new("veer", false);
     let pod = &scene.mesh.pod;
     scene.mesh.agent.enrol_as(pod, &dual_stack(pod)).unwrap();
     let refused = scene.mesh.agent.enrol_as(pod, &manifest(pod)).unwrap_err();
