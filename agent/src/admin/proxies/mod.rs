@@ -1,8 +1,9 @@
 //! Metrics of the proxies that the agent drives, in one answer for the node: `/stats/prometheus`, as Envoy's users know it.
 //!
 //! Owns: who is asked, the limits of that, and the order of what is said. The node's Envoy is asked over its own socket; a
-//! sidecar in its pod's netns, on the port where Envoy tells of itself alone; a ztunnel in the netns that it has dialled the agent from. Everything goes by in pieces, and nobody is
-//! asked faster than whoever wants to know reads. When he has gone, so have the questions.
+//! sidecar in its pod's netns, on the port where Envoy tells of itself alone; a ztunnel in the netns that it has dialled the
+//! agent from. Everything goes by in pieces, and nobody is asked faster than whoever wants to know reads. When he has gone,
+//! so have the questions.
 //! Never does: keep anything, believe what comes from a pod ([`exposition`]), or ask unasked. Called by: `admin`.
 
 pub(super) mod asked;
