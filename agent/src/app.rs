@@ -264,7 +264,8 @@ fn view(
     let (answerer, standing) = (&reconciler.answerer, Arc::clone(&reconciler.proxies));
     let (node, metrics) = (answerer.node.clone(), answerer.metrics.clone());
     let (netns, ads) = (reconciler.netns.clone(), answerer.drivers.node.clone());
-    let proxies = Proxies::new(config.proxy_dir.clone(), node.clone(), netns, metrics.clone(), ads);
+    let (directory, zds) = (config.proxy_dir.clone(), answerer.drivers.ztunnel.clone());
+    let proxies = Proxies::new(directory, node.clone(), netns, metrics.clone(), ads, zds);
     let (source, report) = (answerer.source.clone(), Arc::clone(&reconciler.report));
     let proxies = Arc::new(proxies);
     View { source, node, report, standing, metrics, readiness, probe, proxies, proxy }

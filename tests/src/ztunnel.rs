@@ -25,6 +25,8 @@ use crate::wait;
 pub const HELLO: &[u8] = b"\x08\x01";
 /// What it says to what it has done: an `Ack` (field 1 of `WorkloadResponse`) without an error.
 pub const DONE: &[u8] = b"\x0a\x00";
+/// Where the real one tells its metrics, in its own netns.
+pub const TELEMETRY: u16 = 15020;
 /// The buffer that it reads into.
 const LONGEST: usize = 1024;
 
@@ -74,6 +76,11 @@ impl Ztunnel {
         let ztunnel = Self::connect(socket)?;
         ztunnel.say(HELLO)?;
         Ok(ztunnel)
+    }
+
+    /// Connects from a netns of its own, as from a pod, and says hello.
+    pub fn start_in(netns: &NetNs, socket: &Path) -> Result<Self> {
+        netns.run(|| Self::start(socket))?
     }
 
     /// Connects, and says nothing.

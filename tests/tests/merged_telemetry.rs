@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -19,11 +19,12 @@ use veer_tests::envoy::{self, STATUS, TELEMETRY};
 use veer_tests::http::{self, Headers, Response};
 use veer_tests::launch::{Identity, Launch};
 use veer_tests::mesh::APP;
+use veer_tests::netns::NetNs;
 use veer_tests::pod::{TestPod, World};
 use veer_tests::process::Process;
 use veer_tests::prometheus::{self, Sample};
 use veer_tests::proxied_node::ProxiedNode;
-use veer_tests::{dial, node_proxy, wait};
+use veer_tests::{dial, node_proxy, scratch, wait, ztunnel};
 
 const ON_A_PORT: [&str; 2] = ["--admin-addr=127.0.0.1:0", "--health-addr=127.0.0.1:0"];
 const PATH: &str = "/stats/prometheus";
@@ -71,8 +72,13 @@ struct Node {
 
 impl Node {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(flags: &[&str]) -> Self {
         let cgroup = Cgroup::new().unwrap();
-        let agent = Agent::start_with(&cgroup, Launch::new(), &ON_A_PORT).unwrap();
+        let flags = [&ON_A_PORT, flags].concat();
+        let agent = Agent::start_with(&cgroup, Launch::new(), &flags).unwrap();
         Self { agent, world: World::new().unwrap(), cgroup }
     }
 
@@ -93,6 +99,10 @@ impl Stand {
     fn of(pod: &TestPod, port: u16, answer: impl Fn(&mut Socket) + Send + 'static) -> Self {
         let listener = pod.proxy().socket(Domain::IPV4, Type::STREAM, None).unwrap();
         listener.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into()).unwrap();
+        Self::on(listener, answer)
+    }
+
+    fn on(listener: Socket, answer: impl Fn(&mut Socket) + Send + 'static) -> Self {
         listener.listen(16).unwrap();
         let accepting = listener.try_clone().unwrap();
         let accept = move || {
@@ -105,12 +115,69 @@ impl Stand {
 
     /// Who says this, and then no more.
     fn saying(pod: &TestPod, port: u16, body: &str) -> Self {
-        let answer = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{body}");
-        Self::of(pod, port, move |stream| {
-            let asked = stream.read(&mut [0; 4096]).and_then(|_length| stream.write_all(answer.as_bytes()));
-            asked.unwrap_or_else(|error| eprintln!("{error}"));
-        })
+        Self::of(pod, port, says(body))
     }
+}
+
+/// Whoever says this, and then no more.
+fn says(body: &str) -> impl Fn(&mut Socket) + Send + 'static {
+    let answer = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{body}");
+    move |stream| {
+        let asked = stream.read(&mut [0; 4096]).and_then(|_length| stream.write_all(answer.as_bytes()));
+        asked.unwrap_or_else(|error| eprintln!("{error}"));
+    }
+}
+
+/// Whoever says the same until nobody listens any more.
+fn endless(stream: &mut Socket) {
+    let line = format!("a_line{{of=\"{}\"}} 1\n", "many".repeat(1000));
+    let head = "HTTP/1.1 200 OK\r\n\r\n";
+    // After the request.
+    assert_ne!(stream.read(&mut [0; 4096]).unwrap(), 0);
+    let all = iter::once(head).chain(iter::repeat(line.as_str()));
+    let _broken = all.map(str::as_bytes).find_map(|part| stream.write_all(part).err());
+}
+
+/// A ztunnel in a netns of its own, which tells of itself there as the real one does.
+struct Ztunnel {
+    peer: ztunnel::Ztunnel,
+    netns: NetNs,
+    _stand: Stand,
+}
+
+impl Ztunnel {
+    fn start(socket: &Path, answer: impl Fn(&mut Socket) + Send + 'static) -> Self {
+        let netns = NetNs::new().unwrap();
+        let listener = netns.run(|| Socket::new(Domain::IPV6, Type::STREAM, None)).unwrap().unwrap();
+        listener.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, ztunnel::TELEMETRY)).into()).unwrap();
+        let peer = told(&netns, socket);
+        Self { peer, netns, _stand: Stand::on(listener, answer) }
+    }
+
+    /// By what the agent tells it from others.
+    fn inode(&self) -> String {
+        ztunnel::identity(&self.netns).unwrap().1.to_string()
+    }
+}
+
+/// Somebody who has said hello to the agent, and has its answer.
+fn told(netns: &NetNs, socket: &Path) -> ztunnel::Ztunnel {
+    let mut peer = ztunnel::Ztunnel::start_in(netns, socket).unwrap();
+    assert_eq!(peer.obey_to_the_snapshot().unwrap(), ["snapshot"]);
+    peer
+}
+
+/// What ztunnel says, in OpenMetrics whatever it is asked for, with so many connections.
+fn of_ztunnel(connections: u8) -> String {
+    let help = "The total number of TCP connections opened";
+    format!(
+        "# HELP istio_build Istio component build info.\n# TYPE istio_build gauge\n\
+         istio_build{{component=\"ztunnel\",tag=\"1.27.0\"}} 1\n\
+         # HELP istio_tcp_connections_opened {help}.\n# TYPE istio_tcp_connections_opened counter\n\
+         istio_tcp_connections_opened_total{{reporter=\"source\"}} {connections}\n\
+         # HELP workload_manager_active_proxy_count The total number current proxies.\n\
+         # TYPE workload_manager_active_proxy_count gauge\nworkload_manager_active_proxy_count 2\n# EOF\n"
+    )
 }
 
 impl Drop for Stand {
@@ -206,7 +273,7 @@ fn a_sidecars_metrics_come_from_its_pod_with_the_pods_name() {
     for (path, status, said) in [
         ("?pod=test/nobody", 404, "no pod test/nobody is enrolled\n"),
         ("?pod=nobody", 400, "pod is \"nobody\", and not NAMESPACE/NAME\n"),
-        ("?driver=ztunnel", 400, "driver is \"ztunnel\", and not node or sidecar\n"),
+        ("?driver=envoy", 400, "driver is \"envoy\", and not node, sidecar or ztunnel\n"),
     ] {
         assert_eq!(fetch(&node.agent, &format!("{PATH}{path}")), (status, said.to_owned()));
     }
@@ -222,14 +289,7 @@ fn a_hostile_pod_harms_neither_the_answer_nor_the_agent() {
     let _stands = [
         Stand::saying(honest, TELEMETRY, "# TYPE good counter\ngood 1\n"),
         Stand::saying(liar, TELEMETRY, lies),
-        Stand::of(endless, TELEMETRY, |stream| {
-            let line = format!("a_line{{of=\"{}\"}} 1\n", "many".repeat(1000));
-            let head = "HTTP/1.1 200 OK\r\n\r\n";
-            // After the request, until nobody listens any more.
-            assert_ne!(stream.read(&mut [0; 4096]).unwrap(), 0);
-            let all = iter::once(head).chain(iter::repeat(line.as_str()));
-            let _broken = all.map(str::as_bytes).find_map(|part| stream.write_all(part).err());
-        }),
+        Stand::of(endless, TELEMETRY, self::endless),
         Stand::of(silent, TELEMETRY, |stream| {
             drop(stream.read(&mut [0; 4096]).and_then(|_head| stream.read(&mut [0])));
         }),
@@ -257,6 +317,93 @@ fn a_hostile_pod_harms_neither_the_answer_nor_the_agent() {
     let dropped = value(&metrics, "veer_proxy_scrape_lines_dropped_total", &[("driver", "sidecar")]).unwrap();
     // Those of the liar, and a line in whose middle the endless one was left.
     assert!((5..=6).contains(&dropped), "{dropped}");
+}
+
+#[test]
+fn what_each_ztunnel_tells_in_its_own_netns_is_told_once_and_under_its_own_names() {
+    let place = scratch::directory().unwrap();
+    let socket = place.path().join("ztunnel.sock");
+    let node = Node::start_with(&[&format!("--ztunnel-socket={}", socket.display())]);
+    let pod = node.pod("pod");
+    let opened = "istio_tcp_connections_opened_total";
+    let _sidecar = Stand::saying(&pod, TELEMETRY, &format!("# TYPE {opened} counter\n{opened} 4\n"));
+    let of_pod = [("veer_namespace", "test"), ("veer_pod", "pod")];
+    let ups = |samples: &[Sample]| -> Vec<(Option<String>, f64)> {
+        let is_its =
+            |sample: &&Sample| sample.name == "veer_proxy_up" && sample.labels["veer_driver"] == "ztunnel";
+        let up = samples.iter().filter(is_its);
+        let mut up: Vec<_> = up.map(|up| (up.labels.get("veer_ztunnel").cloned(), up.value)).collect();
+        up.sort_by(|one, other| one.0.cmp(&other.0));
+        up
+    };
+    // That there is none is to be seen.
+    assert_eq!(ups(&samples(&node.agent, PATH)), [(None, 0.0)]);
+    assert_eq!(scrapes(&node.agent, "ztunnel", "unreachable"), 1);
+
+    // Nobody before it has said hello.
+    let nobodys = NetNs::new().unwrap();
+    let _silent = nobodys.run(|| ztunnel::Ztunnel::connect(&socket)).unwrap().unwrap();
+    let first = Ztunnel::start(&socket, says(&of_ztunnel(3)));
+    // The same one a second time, as after an end that the agent has not noticed yet.
+    let again = told(&first.netns, &socket);
+    let of = |ztunnel: &Ztunnel, samples: &[Sample]| {
+        let inode = ztunnel.inode();
+        let opened = value(samples, opened, &[("reporter", "source"), ("veer_ztunnel", &inode)]);
+        (opened, value(samples, "workload_manager_active_proxy_count", &[("veer_ztunnel", &inode)]))
+    };
+    let one = samples(&node.agent, PATH);
+    assert_eq!(ups(&one), [(Some(first.inode()), 1.0)]);
+    assert_eq!((of(&first, &one), value(&one, opened, &of_pod)), ((Some(3), Some(2)), Some(4)));
+    let (_, text) = fetch(&node.agent, &format!("{PATH}?driver=ztunnel&usedonly"));
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let expected = [
+        "istio_build gauge",
+        "istio_tcp_connections_opened_total counter",
+        "workload_manager_active_proxy_count gauge",
+        "veer_proxy_up gauge",
+    ];
+    assert_eq!(types.collect::<Vec<_>>(), expected, "{text}");
+
+    // While one takes over from the other, both are there.
+    let second = Ztunnel::start(&socket, says(&of_ztunnel(1)));
+    let both = samples(&node.agent, PATH);
+    assert_eq!((of(&first, &both), of(&second, &both)), ((Some(3), Some(2)), (Some(1), Some(2))));
+    assert_eq!(ups(&both).len(), 2);
+    let narrowed = |query: &str| ups(&samples(&node.agent, &format!("{PATH}?{query}"))).len();
+    assert_eq!((narrowed("driver=sidecar"), narrowed("pod=test/pod"), narrowed("driver=ztunnel")), (0, 0, 2));
+    drop((again, first.peer));
+    let is_gone = || ups(&samples(&node.agent, PATH)) == [(Some(second.inode()), 1.0)];
+    wait::until("the agent to miss the first one", wait::LIMIT, is_gone).unwrap();
+}
+
+#[test]
+fn a_ztunnel_that_lies_or_never_ends_harms_neither_the_answer_nor_the_agent() {
+    let place = scratch::directory().unwrap();
+    let socket = place.path().join("ztunnel.sock");
+    let node = Node::start_with(&[&format!("--ztunnel-socket={}", socket.display())]);
+    let lies = "# TYPE good gauge\ngood 1\ngood{veer_ztunnel=\"1\"} 2\nveer_proxy_up 1\nbroken{\n\u{1}\n";
+    let liar = Ztunnel::start(&socket, says(lies));
+    let _endless = Ztunnel::start(&socket, endless);
+    let _rude = Ztunnel::start(&socket, |stream| {
+        drop(
+            stream.read(&mut [0; 4096]).and_then(|_head| stream.write_all(b"HTTP/1.1 404 Not Found\r\n\r\n")),
+        );
+    });
+    let samples = samples(&node.agent, PATH);
+    let inode = liar.inode();
+    assert_eq!(value(&samples, "good", &[("veer_ztunnel", &inode)]), Some(1));
+    let of_liar = |sample: &&Sample| sample.labels.get("veer_ztunnel") == Some(&inode);
+    // With that it is up.
+    assert_eq!(samples.iter().filter(of_liar).count(), 2);
+    let up = samples.iter().filter(|sample| sample.name == "veer_proxy_up").map(|up| up.value);
+    assert_eq!((up.clone().sum::<f64>(), up.count()), (1.0, 3));
+    for (result, count) in [("done", 1), ("too-long", 1), ("refused", 1), ("unreachable", 0)] {
+        assert_eq!(scrapes(&node.agent, "ztunnel", result), count, "{result}");
+    }
+    let metrics = self::samples(&node.agent, "/metrics");
+    let dropped = value(&metrics, "veer_proxy_scrape_lines_dropped_total", &[("driver", "ztunnel")]).unwrap();
+    // Those of the liar, and a line in whose middle the endless one was left.
+    assert!((4..=5).contains(&dropped), "{dropped}");
 }
 
 #[test]

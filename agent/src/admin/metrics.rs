@@ -174,7 +174,7 @@ impl Metrics {
 /// What is counted when proxies are asked for their metrics.
 fn proxies(registry: &mut Registry) -> (Family<Two, Counter>, Family<One, Counter>) {
     let (scrapes, dropped) = (Family::<Two, Counter>::default(), Family::<One, Counter>::default());
-    for driver in [Driver::Node, Driver::Sidecar] {
+    for driver in [Driver::Node, Driver::Sidecar, Driver::Ztunnel] {
         for scrape in Scrape::ALL {
             drop(scrapes.get_or_create(&[("driver", driver.name()), ("result", scrape.name())]));
         }

@@ -4,7 +4,7 @@
 //! property of a thread, and an executor's thread must never be found in the wrong one.
 //! Never does: hold on to a namespace. A descriptor lives as long as the request that brought it.
 
-#![expect(unsafe_code, reason = "SO_NETNS_COOKIE and NS_GET_NSTYPE have no safe wrapper")]
+#![expect(unsafe_code, reason = "SO_NETNS_COOKIE, SIOCGSKNS and NS_GET_NSTYPE have no safe wrapper")]
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the room where namespaces are entered, and made for a trial"
@@ -24,6 +24,8 @@ use veer_common::maps::NetnsCookie;
 const NS_GET_USERNS: libc::c_ulong = 0xb701;
 /// `NS_GET_NSTYPE`, `_IO(0xb7, 3)`: `include/uapi/linux/nsfs.h`.
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+/// `SIOCGSKNS`: `include/uapi/linux/sockios.h`.
+const SIOCGSKNS: libc::c_ulong = 0x894c;
 
 /// Why a descriptor is no pod's netns, or cannot be entered.
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +179,22 @@ pub fn owner(netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made it, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(owner) })
+}
+
+/// The netns that a unix socket's peer has made his own socket in, which is where he runs, or ran then. No process need be looked
+/// for, so none can be mistaken for another one: the kernel makes the accepted socket in the netns of the one that dials
+/// (`unix_stream_connect`, <https://github.com/torvalds/linux/blob/v6.12/net/unix/af_unix.c>), and that socket keeps it alive.
+///
+/// # Errors
+/// As the kernel says: EPERM without CAP_NET_ADMIN over it.
+pub fn of_peer(accepted: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is live; the ioctl takes no argument and returns a new descriptor or -1.
+    let netns = unsafe { libc::ioctl(accepted.as_raw_fd(), SIOCGSKNS) };
+    if netns < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(netns) })
 }
 
 /// A new netns with nothing in it, for a trial. It is gone when its descriptor is closed.

@@ -13,6 +13,7 @@
 mod connection;
 mod listener;
 pub mod message;
+mod peer;
 pub mod protocol;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -34,9 +35,10 @@ use self::connection::Order;
 use self::protocol::{ConnectionId, Protocol, Request, State, Step, Uid, Workload};
 use super::driver::{DriverError, ProxiedPod, ProxyDriver};
 use crate::cluster::redirection::{Redirection, Redirections};
-use crate::platform::netns::NetnsId;
+use crate::platform::netns::{self, NetnsId};
 
 pub use self::listener::{open, serve};
+pub use self::peer::Peer;
 
 /// Questions that wait for the task: a node starts 16 pods at once at the most.
 const QUEUE: usize = 256;
@@ -114,11 +116,12 @@ enum Command {
     Serve { workload: Box<Workload>, answer: Answer },
     Forget { uid: Uid, netns: NetnsId },
     Complete,
-    Open { opened: oneshot::Sender<Opened> },
+    Open { netns: Option<OwnedFd>, opened: oneshot::Sender<Opened> },
     Sent { connection: ConnectionId },
     Said { connection: ConnectionId, packet: Vec<u8> },
     Gone { connection: ConnectionId },
     Standing { answer: oneshot::Sender<Standing> },
+    Peers { answer: oneshot::Sender<Vec<Peer>> },
 }
 
 impl Zds {
@@ -186,10 +189,23 @@ impl Zds {
         answered.await.ok()
     }
 
+    /// Where the ztunnels run that are connected; `None` if the agent drives none.
+    pub async fn peers(&self) -> Option<Vec<Peer>> {
+        if !self.is_on {
+            return None;
+        }
+        let (answer, answered) = oneshot::channel();
+        drop(self.commands.send(Command::Peers { answer }).await);
+        answered.await.ok()
+    }
+
     /// Talks to a ztunnel, until one of the two has enough.
     async fn converse(&self, stream: UnixStream) {
         let (opened, opening) = oneshot::channel();
-        if self.commands.send(Command::Open { opened }).await.is_err() {
+        // It is driven all the same.
+        let unknown = |error: &io::Error| tracing::warn!(%error, "ztunnel's netns cannot be opened, nor its metrics read");
+        let netns = netns::of_peer(stream.as_fd()).inspect_err(unknown).ok();
+        if self.commands.send(Command::Open { netns, opened }).await.is_err() {
             return;
         }
         let Ok((connection, orders)) = opening.await else { return };
@@ -200,12 +216,20 @@ impl Zds {
     }
 }
 
+/// The way to a ztunnel.
+#[derive(Debug)]
+struct Link {
+    orders: mpsc::Sender<Order>,
+    /// Where it runs, if that could be told. The connection holds it anyway, and goes with ztunnel.
+    netns: Option<OwnedFd>,
+}
+
 /// The state, and who waits for it.
 #[derive(Debug)]
 pub struct Task {
     queue: mpsc::Receiver<Command>,
     protocol: Protocol,
-    connections: HashMap<ConnectionId, mpsc::Sender<Order>>,
+    connections: HashMap<ConnectionId, Link>,
     waiting: Vec<(Uid, Answer)>,
     /// What pods were told of how they stand.
     announced: BTreeMap<Uid, Redirection>,
@@ -253,11 +277,11 @@ impl Task {
             }
             Command::Forget { uid, netns } => self.forget(&uid, netns, now),
             Command::Complete => self.protocol.complete(now),
-            Command::Open { opened } => {
+            Command::Open { netns, opened } => {
                 // Never fuller: the next message waits for the answer to the last.
-                let (sender, receiver) = mpsc::channel(1);
+                let (orders, receiver) = mpsc::channel(1);
                 let (connection, steps) = self.protocol.open(now);
-                self.connections.insert(connection, sender);
+                self.connections.insert(connection, Link { orders, netns });
                 if opened.send((connection, receiver)).is_ok() { steps } else { self.gone(connection, now) }
             }
             Command::Sent { connection } => {
@@ -275,6 +299,11 @@ impl Task {
             Command::Gone { connection } => self.gone(connection, now),
             Command::Standing { answer } => {
                 drop(answer.send(self.standing()));
+                Vec::new()
+            }
+            Command::Peers { answer } => {
+                let links = self.protocol.greeted().filter_map(|id| self.connections.get(&id));
+                drop(answer.send(peer::distinct(links.filter_map(|link| link.netns.as_ref()))));
                 Vec::new()
             }
         }
@@ -312,8 +341,8 @@ impl Task {
                 Step::Send { to, request } => match order(&request) {
                     Ok(order) => {
                         // One that has gone says so itself.
-                        if let Some(connection) = self.connections.get(&to) {
-                            drop(connection.try_send(order));
+                        if let Some(link) = self.connections.get(&to) {
+                            drop(link.orders.try_send(order));
                         }
                     }
                     Err(problem) => {
@@ -416,14 +445,14 @@ fn order(request: &Request) -> Result<Order, String> {
     let netns = match request {
         Request::Add(workload) => {
             let path = &workload.netns_path;
-            Some(netns(workload).map_err(|error| format!("open its netns {path}: {error}"))?)
+            Some(open_netns(workload).map_err(|error| format!("open its netns {path}: {error}"))?)
         }
         Request::Keep(_) | Request::Del(_) | Request::SnapshotSent => None,
     };
     Ok(Order { packet, netns })
 }
 
-fn netns(workload: &Workload) -> io::Result<OwnedFd> {
+fn open_netns(workload: &Workload) -> io::Result<OwnedFd> {
     // Whatever is there must not be able to hold us up, as a FIFO would.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&workload.netns_path)?;
     if NetnsId::of(file.as_fd())? == workload.netns {

@@ -49,10 +49,10 @@ impl Asked {
 }
 
 fn driver(value: &str) -> Result<Driver, String> {
-    [Driver::Node, Driver::Sidecar]
+    [Driver::Node, Driver::Sidecar, Driver::Ztunnel]
         .into_iter()
         .find(|driver| driver.name() == value)
-        .ok_or_else(|| format!("driver is {value:?}, and not node or sidecar"))
+        .ok_or_else(|| format!("driver is {value:?}, and not node, sidecar or ztunnel"))
 }
 
 /// The namespace and the name of a pod, in a query.
@@ -82,6 +82,7 @@ mod tests {
         let query = "?usedonly&filter=a.%2A".to_owned();
         assert_eq!(asked, Asked { driver: Some(Driver::Node), pod, query });
         assert!(!asked.is_about(Driver::Sidecar) && asked.is_about(Driver::Node));
+        assert_eq!(Asked::parse("driver=ztunnel").unwrap().driver, Some(Driver::Ztunnel));
         for wrong in [
             "pod=cart",
             "pod=a/b/c",

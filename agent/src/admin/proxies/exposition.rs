@@ -40,6 +40,11 @@ pub(super) enum Origin {
         /// Pod name.
         name: String,
     },
+    /// A ztunnel of the node, which names pods in Istio's labels.
+    Ztunnel {
+        /// To tell one from the other: the inode number of its netns.
+        inode: u64,
+    },
 }
 
 /// What one proxy says.
@@ -81,6 +86,7 @@ impl Exposition {
             Origin::Pod { namespace, name } => {
                 format!("{OURS}namespace=\"{namespace}\",{OURS}pod=\"{name}\",")
             }
+            Origin::Ztunnel { inode } => format!("{OURS}ztunnel=\"{inode}\","),
         };
         Self { origin, labels, family: Family::default(), rest: Vec::new(), is_too_long: false, dropped: 0 }
     }
@@ -155,7 +161,7 @@ impl Exposition {
     fn only(&self) -> Option<&(String, String)> {
         match &self.origin {
             Origin::Node { only, .. } => only.as_ref(),
-            Origin::Pod { .. } => None,
+            Origin::Pod { .. } | Origin::Ztunnel { .. } => None,
         }
     }
 
@@ -176,7 +182,8 @@ impl Exposition {
         }
         if !self.family.has(sample.name) {
             // So that nobody else says later what it is: a type comes before its samples, or never.
-            self.family = Family { name: sample.name.to_owned(), kind: "untyped", is_told: false };
+            let kind = if self.family.is_total(sample.name) { "counter" } else { "untyped" };
+            self.family = Family { name: sample.name.to_owned(), kind, is_told: false };
         }
         self.family.tell(out);
         out.push_str(sample.name);
@@ -204,6 +211,12 @@ impl Family {
         let is_in_parts = ["histogram", "summary"].contains(&self.kind);
         let part = name.strip_prefix(&self.name);
         part.is_some_and(|part| part.is_empty() || is_in_parts && PARTS.contains(&part))
+    }
+
+    /// Whether these are its samples in OpenMetrics, where a counter's name is without their `_total`. ztunnel speaks that unasked;
+    /// Prometheus' own form has the whole name, and so have sidecars, of the same metrics of Istio's.
+    fn is_total(&self, name: &str) -> bool {
+        self.kind == "counter" && name.strip_suffix("_total") == Some(&self.name)
     }
 
     fn tell(&mut self, out: &mut String) {

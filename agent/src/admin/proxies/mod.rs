@@ -1,8 +1,9 @@
 //! Metrics of the proxies that the agent drives, in one answer for the node: `/stats/prometheus`, as Envoy's users know it.
 //!
 //! Owns: who is asked, the limits of that, and the order of what is said. The node's Envoy is asked over its own socket; a
-//! sidecar in its pod's netns, on the port where Envoy tells of itself alone. Everything goes by in pieces, and nobody is
-//! asked faster than whoever wants to know reads. When he has gone, so have the questions.
+//! sidecar in its pod's netns, on the port where Envoy tells of itself alone; a ztunnel in the netns that it has dialled the
+//! agent from. Everything goes by in pieces, and nobody is asked faster than whoever wants to know reads. When he has gone,
+//! so have the questions.
 //! Never does: keep anything, believe what comes from a pod ([`exposition`]), or ask unasked. Called by: `admin`.
 
 pub(super) mod asked;
@@ -35,12 +36,15 @@ use crate::enrol::NodeHandle;
 use crate::model::{DEFAULT_PROXY_ID, Driver};
 use crate::platform::netns::{NetnsError, NetnsThread};
 use crate::proxy::ads::Ads;
+use crate::proxy::zds::{Peer, Zds};
 
 /// Where Envoy tells of itself.
 const PATH: &str = "/stats/prometheus";
 /// Where a sidecar's Envoy does. Behind 15020 Istio's agent adds what the app tells: that is the app's business, and of pods
 /// that network policies may guard.
 const SIDECAR: u16 = 15090;
+/// Where ztunnel does, on all addresses of its netns.
+const ZTUNNEL: u16 = 15020;
 /// Pods that are asked at once.
 const AT_ONCE: usize = 32;
 /// Answers that are made at once: each has the pods be asked anew.
@@ -50,7 +54,7 @@ const MAX_ENVOYS: usize = 8;
 /// Pieces are about so long, in bytes, and so many wait for whoever reads.
 const PIECE: usize = 16 << 10;
 const PIECES: usize = 4;
-/// How long a pod's proxy may take, and how much it may say. Istio's own says 0.1 to 1 MB.
+/// How long a proxy in a pod, ztunnel among them, may take, and how much it may say. Istio's own Envoy says 0.1 to 1 MB.
 const POD: Limits = Limits { time: Duration::from_secs(5), bytes: 4 << 20 };
 /// The same of the node's: some 50 kB for each of its pods.
 const NODE: Limits = Limits { time: Duration::from_secs(30), bytes: 256 << 20 };
@@ -73,14 +77,25 @@ pub struct Proxies {
     pub metrics: Metrics,
     /// What the node's Envoy has said.
     pub ads: Ads,
+    /// Which ztunnels are connected.
+    pub zds: Zds,
     answers: Semaphore,
 }
 
 /// One of them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Proxy {
-    Envoy { socket: PathBuf, number: Option<String> },
-    Sidecar { cookie: NetnsCookie, namespace: String, name: String },
+    Envoy {
+        socket: PathBuf,
+        number: Option<String>,
+    },
+    Sidecar {
+        cookie: NetnsCookie,
+        namespace: String,
+        name: String,
+    },
+    /// `None` where there ought to be one.
+    Ztunnel(Option<Peer>),
 }
 
 /// What is being answered.
@@ -94,8 +109,9 @@ impl Proxies {
         netns: NetnsThread,
         metrics: Metrics,
         ads: Ads,
+        zds: Zds,
     ) -> Self {
-        Self { directory, node, netns, metrics, ads, answers: Semaphore::new(ANSWERS) }
+        Self { directory, node, netns, metrics, ads, zds, answers: Semaphore::new(ANSWERS) }
     }
 
     /// What they say.
@@ -136,6 +152,10 @@ impl Proxies {
                 namespace: pod.namespace,
                 name: pod.name,
             }));
+        }
+        // What ztunnel says of a pod it says under the name of its workload, so none can be picked out.
+        if asked.pod.is_none() && asked.is_about(Driver::Ztunnel) {
+            proxies.extend(self.zds.peers().await.map(ztunnels).into_iter().flatten());
         }
         Ok(proxies)
     }
@@ -196,6 +216,12 @@ impl Proxies {
             Proxy::Sidecar { cookie, .. } => {
                 fetch::get(self.connect(*cookie, SIDECAR).await?, "sidecar", &path).await?
             }
+            Proxy::Ztunnel(peer) => {
+                let peer = peer.as_ref().ok_or_else(|| std::io::Error::other("no ztunnel is connected"))?;
+                let stream = self.connect_in(peer.netns.try_clone()?, ZTUNNEL).await?;
+                // It knows no query.
+                fetch::get(stream, "ztunnel", PATH).await?
+            }
         };
         let mut read = 0_usize;
         while let Some(bytes) = answer.next().await? {
@@ -216,14 +242,19 @@ impl Proxies {
         let gone = || std::io::Error::other("its netns is gone");
         let opened = self.node.run(move |node| node.netns_of(cookie)).await;
         let pod: OwnedFd = opened.ok().flatten().ok_or_else(gone)?.into();
+        self.connect_in(pod, port).await
+    }
+
+    /// Connects to a port of localhost, as it is in a netns.
+    async fn connect_in(&self, netns: OwnedFd, port: u16) -> Result<TcpStream, FetchError> {
         let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        let mut last = gone();
+        let mut last = std::io::Error::other("nobody was asked");
         for ip in loopback {
-            let (thread, pod) = (self.netns.clone(), pod.try_clone()?);
+            let (thread, netns) = (self.netns.clone(), netns.try_clone()?);
             let domain = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
             // That thread may be busy, and this one must not wait.
             let made = tokio::task::spawn_blocking(move || {
-                thread.run(pod.as_fd(), move || Socket::new(domain, Type::STREAM.nonblocking(), None))
+                thread.run(netns.as_fd(), move || Socket::new(domain, Type::STREAM.nonblocking(), None))
             });
             let made = made.await.map_err(std::io::Error::other)?;
             let connected = match made.map_err(NetnsError::into_io).flatten() {
@@ -246,6 +277,7 @@ impl Proxy {
         match self {
             Self::Envoy { .. } => (NODE, Driver::Node),
             Self::Sidecar { .. } => (POD, Driver::Sidecar),
+            Self::Ztunnel(_) => (POD, Driver::Ztunnel),
         }
     }
 
@@ -255,6 +287,7 @@ impl Proxy {
             Self::Sidecar { namespace, name, .. } => {
                 Origin::Pod { namespace: namespace.clone(), name: name.clone() }
             }
+            Self::Ztunnel(peer) => Origin::Ztunnel { inode: peer.as_ref().map_or(0, |peer| peer.id.inode) },
         }
     }
 
@@ -268,8 +301,20 @@ impl Proxy {
             Self::Sidecar { namespace, name, .. } => {
                 format!("veer_driver=\"sidecar\",veer_namespace=\"{namespace}\",veer_pod=\"{name}\"")
             }
+            Self::Ztunnel(None) => "veer_driver=\"ztunnel\"".to_owned(),
+            Self::Ztunnel(Some(peer)) => {
+                format!("veer_driver=\"ztunnel\",veer_ztunnel=\"{}\"", peer.id.inode)
+            }
         }
     }
+}
+
+/// Those that are connected. There is one, also where none is, as with the node's Envoy.
+fn ztunnels(peers: Vec<Peer>) -> Vec<Proxy> {
+    if peers.is_empty() {
+        return vec![Proxy::Ztunnel(None)];
+    }
+    peers.into_iter().map(|peer| Proxy::Ztunnel(Some(peer))).collect()
 }
 
 /// The sockets of the node's Envoys. There is one, also where nobody has made it: that it does not answer is to be seen.

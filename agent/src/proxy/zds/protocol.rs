@@ -337,7 +337,13 @@ impl Protocol {
 
     /// How many ztunnels are connected and have said hello.
     pub fn connected(&self) -> usize {
-        self.connections.values().filter(|one| one.phase != Phase::Greeting).count()
+        self.greeted().count()
+    }
+
+    /// Those that have said hello, the newest last.
+    pub fn greeted(&self) -> impl DoubleEndedIterator<Item = ConnectionId> {
+        let greeted = self.connections.iter().filter(|(_, one)| one.phase != Phase::Greeting);
+        greeted.map(|(id, _)| *id)
     }
 
     /// Whether the newest of them has its snapshot, which is what makes it ready.
@@ -347,8 +353,7 @@ impl Protocol {
     }
 
     fn newest(&self) -> Option<ConnectionId> {
-        let greeted = self.connections.iter().filter(|(_, one)| one.phase != Phase::Greeting);
-        greeted.map(|(id, _)| *id).next_back()
+        self.greeted().next_back()
     }
 
     fn close(&mut self, connection: ConnectionId, reason: Breach, steps: &mut Vec<Step>) {

@@ -38,6 +38,14 @@ fn what_the_nodes_envoy_says_stays_as_it_is_but_for_which_envoy_it_is() {
 }
 
 #[test]
+fn the_counters_of_openmetrics_get_the_names_that_their_samples_have() {
+    let text = "# TYPE a counter\na_total{x=\"1\"} 2\na_total{x=\"2\"} 3\na_other 4\n# TYPE b gauge\nb_total 5\n# EOF\n";
+    let expected = "# TYPE a_total counter\na_total{veer_ztunnel=\"7\",x=\"1\"} 2\na_total{veer_ztunnel=\"7\",x=\"2\"} 3\n\
+                    # TYPE a_other untyped\na_other{veer_ztunnel=\"7\"} 4\n# TYPE b_total untyped\nb_total{veer_ztunnel=\"7\"} 5\n";
+    assert_eq!(passed(Origin::Ztunnel { inode: 7 }, text), (expected.to_owned(), 0));
+}
+
+#[test]
 fn of_the_nodes_envoy_one_pod_can_be_asked_about() {
     let text = "# TYPE a counter\na{veer_namespace=\"n\",veer_pod=\"p\"} 1\na{veer_namespace=\"n\",veer_pod=\"q\"} 2\n\
                 # TYPE b gauge\nb{} 3\n";
