@@ -1,8 +1,13 @@
-//! Pods that come under the node's proxy and leave it again while they run, under a load that notices everything.
+//! Pods that come under a proxy of the node's, go to another one, and leave it again while they run, under a load that notices everything.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests panic as tests do")]
+
+mod node;
+mod ztunnel;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Result, ensure};
@@ -13,14 +18,12 @@ use veer_tests::agent::Agent;
 use veer_tests::cgroup::Cgroup;
 use veer_tests::http::{self, Headers};
 use veer_tests::launch::{Identity, Launch, kit_binary};
-use veer_tests::load;
 use veer_tests::manifest::Manifest;
 use veer_tests::mesh::{APP, PATIENCE};
 use veer_tests::node_proxy::NodeProxy;
 use veer_tests::pod::{TestPod, World};
 use veer_tests::process::Process;
 use veer_tests::socket_maker::Maker;
-use veer_tests::streams::{self, BYTES, Stream};
 use veer_tests::{node_proxy, scratch, wait};
 
 /// A pass comes each second here; on a machine where much comes and goes, a look at all processes takes a while.
@@ -42,18 +45,26 @@ struct Node {
     world: World,
     uid: String,
     _proxys: Cgroup,
-    _cgroup: Cgroup,
+    cgroup: Cgroup,
     _place: TempDir,
     directory: TempDir,
 }
 
 impl Node {
     fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// One whose agent tells ztunnel, too.
+    fn start_with(ztunnel_socket: Option<&Path>) -> Self {
         let (cgroup, world) = (Cgroup::new().unwrap(), World::new().unwrap());
         let place = node_proxy::directory().unwrap();
         let proxy_dir = place.path().join("proxy");
         let flag = format!("--proxy-dir={}", proxy_dir.display());
-        let agent = Agent::start_with(&cgroup, Launch::new(), &[&flag, "--reconcile-interval=1"]).unwrap();
+        let ztunnel_flag = ztunnel_socket.map(|socket| format!("--ztunnel-socket={}", socket.display()));
+        let mut arguments = vec![flag.as_str(), "--reconcile-interval=1"];
+        arguments.extend(ztunnel_flag.as_deref());
+        let agent = Agent::start_with(&cgroup, Launch::new(), &arguments).unwrap();
         let proxys = cgroup.child("proxy").unwrap();
         let proxy = NodeProxy::start(&proxy_dir, world.netns(), &proxys).unwrap();
         let uid = unique_uid();
@@ -68,7 +79,7 @@ impl Node {
             world,
             uid,
             _proxys: proxys,
-            _cgroup: cgroup,
+            cgroup,
             _place: place,
             directory,
         }
@@ -99,17 +110,22 @@ impl Node {
         self.agent.write_namespace("test", ("veer.dev/proxy", proxy)).unwrap();
     }
 
-    /// Waits until all of the pod is captured.
+    /// Waits until all of the pod is captured for the node's Envoy.
     fn wait_in(&self) {
-        wait::until("the pod to be served by the node's proxy", PASS, || {
+        self.wait_driven_by("node");
+        assert_eq!(self.pod().unwrap().pointer("/proxy/state"), Some(&json!("ready")));
+    }
+
+    /// Waits until all of the pod is captured for this one.
+    fn wait_driven_by(&self, driver: &str) {
+        wait::until(&format!("the pod to be served by {driver}"), PASS, || {
             self.pod().is_some_and(|pod| {
                 let captures_all = ["/policy/allOutbound", "/policy/allInbound"];
                 let captures_all = captures_all.map(|flag| pod.pointer(flag) == Some(&json!(true)));
-                pod.get("driver") == Some(&json!("node")) && captures_all == [true, true]
+                pod.get("driver") == Some(&json!(driver)) && captures_all == [true, true]
             })
         })
-        .unwrap_or_else(|error| panic!("{error}\n{}", self.agent.log()));
-        assert_eq!(self.pod().unwrap().pointer("/proxy/state"), Some(&json!("ready")));
+        .unwrap_or_else(|error| panic!("{error}\n{}\n{:?}", self.agent.log(), self.pod()));
     }
 
     fn moves_out(&self) {
@@ -152,104 +168,13 @@ fn ask(dialler: &Dialler<'_>) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_pod_that_comes_under_the_nodes_proxy_and_leaves_it_twice_loses_no_request() {
-    let node = Node::start();
-    let (moving, other) = (&node.moving, &node.other);
-    let _apps = [node.app(moving, "moving"), node.app(other, "other")];
-    node.agent.write_manifest(&node.label("none")).unwrap();
-    let app = || moving.maker(Identity::app()).unwrap();
-    let diallers = [
-        Dialler::Out(app(), (other.v4(), APP).into()),
-        Dialler::Out(app(), (other.v6(), APP).into()),
-        Dialler::In(&node.world, (moving.v4(), APP).into()),
-        Dialler::In(&node.world, (moving.v6(), APP).into()),
-    ];
-    let made = load::during(
-        &diallers,
-        |dialler, _turn| ask(dialler),
-        |progress| {
-            progress.wait_for(100).unwrap();
-            for turn in 1..=2 {
-                node.moves_in();
-                progress.wait_for(100).unwrap();
-                // It goes through Envoy, in both directions.
-                for direction in ["outbound", "inbound"] {
-                    let is_it = |entry: &Value| entry["direction"] == direction && entry["status"] == 200;
-                    node.proxy.entry(&format!("{direction} of turn {turn}"), is_it).unwrap();
-                }
-                let counted = node.pod().unwrap()["totals"].clone();
-                assert!(counted["toOutbound"].as_u64() > Some(0) && counted["toInbound"].as_u64() > Some(0));
-                node.moves_out();
-                progress.wait_for(100).unwrap();
-            }
-        },
-    )
-    .unwrap();
-    println!("{made} requests, none lost");
-}
 
-#[test]
-fn a_pod_moves_with_the_label_of_its_namespace_and_loses_no_request() {
-    let node = Node::start();
-    let (moving, other) = (&node.moving, &node.other);
-    let _apps = [node.app(moving, "moving"), node.app(other, "other")];
-    node.agent.write_manifest(&moving.manifest().with_uid(&node.uid).without_sidecar()).unwrap();
-    let diallers = [
-        Dialler::Out(moving.maker(Identity::app()).unwrap(), (other.v4(), APP).into()),
-        Dialler::In(&node.world, (moving.v6(), APP).into()),
-    ];
-    let made = load::during(
-        &diallers,
-        |dialler, _turn| ask(dialler),
-        |progress| {
-            progress.wait_for(50).unwrap();
-            node.label_namespace("node");
-            node.wait_in();
-            progress.wait_for(50).unwrap();
-            for direction in ["outbound", "inbound"] {
-                let is_it = |entry: &Value| entry["direction"] == direction && entry["status"] == 200;
-                node.proxy.entry(direction, is_it).unwrap();
-            }
-            node.label_namespace("none");
-            node.wait_out();
-            progress.wait_for(50).unwrap();
-        },
-    )
-    .unwrap();
-    println!("{made} requests, none lost");
-}
-
-#[test]
-fn connections_that_are_open_stay_what_they_are_when_their_pod_moves() {
-    let node = Node::start();
-    let listener = streams::listen(&node.moving, BYTES).unwrap();
-    let connect =
-        || Stream::from_world(&node.world, &listener, SocketAddr::from((node.moving.v4(), BYTES))).unwrap();
-    node.agent.write_manifest(&node.label("none")).unwrap();
-    let mut direct = connect();
-    node.moves_in();
-    direct.exchange().unwrap();
-    let mut proxied = connect();
-    let passthrough =
-        |stream: &Stream| stream.server.peer_addr().unwrap().as_socket().unwrap().ip().is_loopback();
-    assert!(!passthrough(&direct) && passthrough(&proxied));
-    proxied.exchange().unwrap();
-    node.moves_out();
-    direct.exchange().unwrap();
-    let mut again = connect();
-    assert!(!passthrough(&again));
-    again.exchange().unwrap();
-}
-
-#[test]
-fn an_agent_that_was_not_there_when_a_label_changed_moves_the_pod_when_it_starts() {
-    let mut node = Node::start();
-    node.agent.write_manifest(&node.label("node")).unwrap();
-    node.wait_in();
-    node.agent.kill().unwrap();
-    node.agent.write_manifest(&node.label("none")).unwrap();
-    node.agent.start_again().unwrap();
-    wait::until("the pod to be out of the mesh", PASS, || node.pod().is_none()).unwrap();
-    assert_eq!(node.agent.json(&["status"]).unwrap()["agent"]["unrepaired"], json!([]));
+/// The rules of a pod's netns by which its app's answers find to ztunnel.
+fn ways(pod: &TestPod) -> usize {
+    let of_family = |family| {
+        let show = || Command::new("ip").args([family, "rule", "show", "table", "100"]).output();
+        let output = pod.netns().run(show).unwrap().unwrap();
+        String::from_utf8(output.stdout).unwrap().lines().count()
+    };
+    of_family("-4") + of_family("-6")
 }
