@@ -226,7 +226,9 @@ fn carry(seat: &Seat, arrival: &Arrival, accepted: Socket) -> Result<()> {
             crate::mesh::connect(&socket, to).with_context(|| format!("dial {to}"))?;
             (socket, 0)
         }
-        "inbound" => (seat.sockets.hand_on(arrival.peer.ip(), to).with_context(|| format!("hand on to {to}"))?, 1),
+        "inbound" => {
+            (seat.sockets.hand_on(arrival.peer.ip(), to).with_context(|| format!("hand on to {to}"))?, 1)
+        }
         other => bail!("nobody speaks HBONE here, and {other} was dialled at {HBONE}, with the mark {MARK}"),
     };
     if let Some(count) = seat.carried.get(index) {

@@ -71,18 +71,7 @@ impl Node {
         let moving = TestPod::new(&world, &cgroup, &format!("pod{uid}")).unwrap();
         let other = TestPod::new(&world, &cgroup, "other").unwrap();
         let directory = scratch::directory().unwrap();
-        Self {
-            proxy,
-            agent,
-            moving,
-            other,
-            world,
-            uid,
-            _proxys: proxys,
-            cgroup,
-            _place: place,
-            directory,
-        }
+        Self { proxy, agent, moving, other, world, uid, _proxys: proxys, cgroup, _place: place, directory }
     }
 
     fn app(&self, pod: &TestPod, name: &str) -> Process {
@@ -167,7 +156,6 @@ fn ask(dialler: &Dialler<'_>) -> Result<()> {
     ensure!(response.status == 200, "{to} says {}", response.status);
     Ok(())
 }
-
 
 /// The rules of a pod's netns by which its app's answers find to ztunnel.
 fn ways(pod: &TestPod) -> usize {

@@ -76,6 +76,8 @@ impl Scene {
         let netns = self.node.moving.netns();
         let is_closed = || netns.listening(15008).unwrap() == 0;
         wait::until("ztunnel to listen no more", wait::LIMIT, is_closed).unwrap();
+        let says_so = || self.ztunnel().told().last().is_some_and(|said| said.starts_with("del "));
+        wait::until("ztunnel to have said so", wait::LIMIT, says_so).unwrap();
     }
 
     /// Out of the pod and into it, by both families.
