@@ -29,25 +29,26 @@ pub const HBONE: u16 = 15008;
 /// Mark of all of its sockets.
 pub const MARK: u32 = 0x539;
 
-/// ztunnel's sockets in a pod. They go with the guard.
+/// Makes sockets in a pod as ztunnel does.
 #[derive(Debug)]
-pub struct Ztunnel {
-    maker: Maker,
-    /// Its three listeners: `outbound`, `inbound` and `hbone`.
-    pub listeners: Listeners,
-    dns: Responder,
-    /// Its container, which is to go after its processes.
-    _container: Cgroup,
-}
+pub struct Sockets(Maker);
 
-impl Ztunnel {
-    /// Listens in a pod's netns; its process is in a cgroup of its own below `cgroup`.
-    pub fn serve(pod: &TestPod, cgroup: &Cgroup) -> Result<Self> {
-        let container = cgroup.child(&format!("ztunnel-of-{}", pod.name()))?;
-        let maker = Maker::start(pod.netns(), &container, Identity::new(0, 1337))?;
+impl Sockets {
+    /// `maker` is ztunnel's: uid 0, gid 1337, in none of the pod's cgroups.
+    pub const fn new(maker: Maker) -> Self {
+        Self(maker)
+    }
+
+    /// Who makes them.
+    pub const fn maker(&self) -> &Maker {
+        &self.0
+    }
+
+    /// Its three listeners: `outbound`, `inbound` and `hbone`.
+    pub fn listen(&self) -> Result<Listeners> {
         let mut listeners = Listeners::default();
         for (label, port) in [("outbound", OUTBOUND), ("inbound", INBOUND), ("hbone", HBONE)] {
-            let socket = maker.socket(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+            let socket = self.0.socket(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
             socket.set_reuse_address(true)?;
             let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
             socket.bind(&any.into()).with_context(|| format!("bind {label}"))?;
@@ -56,26 +57,12 @@ impl Ztunnel {
             mark.set_mark(MARK)?;
         }
         listeners.be_transparent()?;
-        let dns = Responder::of(&maker, "ztunnel")?;
-        Ok(Self { maker, listeners, dns, _container: container })
-    }
-
-    /// Questions that its DNS got.
-    pub fn asked(&self) -> u64 {
-        self.dns.asked()
+        Ok(listeners)
     }
 
     /// A TCP socket as it makes them for dialling.
     pub fn tcp(&self, for_address: SocketAddr) -> Result<Socket> {
-        let socket = mesh::tcp(&self.maker, for_address)?;
-        socket.set_mark(MARK)?;
-        Ok(socket)
-    }
-
-    /// A UDP socket for its own questions.
-    pub fn udp(&self, for_address: SocketAddr) -> Result<Socket> {
-        let domain = Domain::for_address(for_address);
-        let socket = self.maker.socket(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        let socket = mesh::tcp(&self.0, for_address)?;
         socket.set_mark(MARK)?;
         Ok(socket)
     }
@@ -98,6 +85,56 @@ impl Ztunnel {
         let socket = self.as_client(client).map_err(io::Error::other)?;
         mesh::connect(&socket, to)?;
         Ok(socket)
+    }
+}
+
+/// ztunnel's sockets in a pod. They go with the guard.
+#[derive(Debug)]
+pub struct Ztunnel {
+    sockets: Sockets,
+    /// Its three listeners: `outbound`, `inbound` and `hbone`.
+    pub listeners: Listeners,
+    dns: Responder,
+    /// Its container, which is to go after its processes.
+    _container: Cgroup,
+}
+
+impl Ztunnel {
+    /// Listens in a pod's netns; its process is in a cgroup of its own below `cgroup`.
+    pub fn serve(pod: &TestPod, cgroup: &Cgroup) -> Result<Self> {
+        let container = cgroup.child(&format!("ztunnel-of-{}", pod.name()))?;
+        let sockets = Sockets::new(Maker::start(pod.netns(), &container, Identity::new(0, 1337))?);
+        let listeners = sockets.listen()?;
+        let dns = Responder::of(sockets.maker(), "ztunnel")?;
+        Ok(Self { sockets, listeners, dns, _container: container })
+    }
+
+    /// Questions that its DNS got.
+    pub fn asked(&self) -> u64 {
+        self.dns.asked()
+    }
+
+    /// A TCP socket as it makes them for dialling.
+    pub fn tcp(&self, for_address: SocketAddr) -> Result<Socket> {
+        self.sockets.tcp(for_address)
+    }
+
+    /// A UDP socket for its own questions.
+    pub fn udp(&self, for_address: SocketAddr) -> Result<Socket> {
+        let domain = Domain::for_address(for_address);
+        let socket = self.sockets.maker().socket(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_mark(MARK)?;
+        Ok(socket)
+    }
+
+    /// A socket that is bound to a client's address, and may dial the app.
+    pub fn as_client(&self, client: IpAddr) -> Result<Socket> {
+        self.sockets.as_client(client)
+    }
+
+    /// Dials the app from a client's address.
+    pub fn hand_on(&self, client: IpAddr, to: SocketAddr) -> io::Result<Socket> {
+        self.sockets.hand_on(client, to)
     }
 }
 

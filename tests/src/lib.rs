@@ -54,6 +54,7 @@ pub mod prometheus;
 pub mod proxied_node;
 pub mod scratch;
 pub mod seccomp;
+pub mod serving_ztunnel;
 pub mod socket_lb;
 pub mod socket_maker;
 pub mod streams;

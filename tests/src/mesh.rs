@@ -215,7 +215,8 @@ impl Listeners {
         Ok(self.try_accept()?.is_none())
     }
 
-    fn try_accept(&self) -> Result<Option<(Arrival, Socket)>> {
+    /// A connection, if one has arrived.
+    pub fn try_accept(&self) -> Result<Option<(Arrival, Socket)>> {
         for (label, listener) in &self.sockets {
             match listener.accept() {
                 Ok((socket, peer)) => {

@@ -92,6 +92,11 @@ impl Ztunnel {
         Ok(Self { socket, pods: BTreeMap::new(), has_snapshot: false })
     }
 
+    /// Another descriptor of the connection, for whoever is to end it while somebody listens.
+    pub fn another_end(&self) -> Result<OwnedFd> {
+        self.socket.try_clone().context("duplicate the connection")
+    }
+
     /// Says something; who has closed need not hear it.
     pub fn say(&self, packet: &[u8]) -> Result<()> {
         let mut nothing = SendAncillaryBuffer::default();

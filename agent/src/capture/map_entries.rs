@@ -98,8 +98,8 @@ fn flags(capture: &Capture, own: &OwnAddresses) -> u32 {
         (flag::DNS_CAPTURE, capture.dns_capture),
         (flag::BY_CONTAINER, capture.proxy_identity == ProxyIdentity::Container),
         (flag::DIRECT_BEFORE_PROXY, capture.before_proxy == BeforeProxy::Direct),
-        // Its rules have no lists that could be empty.
-        (flag::AMBIENT, capture.driver == Driver::Ztunnel && capture.presence == Presence::Full),
+        // While it sleeps, too: what ztunnel has accepted before it hands to the app all the same.
+        (flag::AMBIENT, capture.driver == Driver::Ztunnel),
         (flag::EXCLUDES_INTERFACES, !capture.excluded_interfaces.is_empty()),
         (flag::REROUTES_INTERFACES, !capture.rerouted_interfaces.is_empty()),
         (flag::ASLEEP, capture.presence != Presence::Full),

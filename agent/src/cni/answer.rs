@@ -59,6 +59,8 @@ struct Decided {
     /// What says so.
     origins: Box<Origins>,
     service_account: String,
+    /// Its `metadata.uid`, as the source has it.
+    uid: Option<String>,
 }
 
 /// Why a pod is not captured.
@@ -140,7 +142,7 @@ impl<S: PodSource> Answerer<S> {
                 "a bug of veer-cni",
             );
         };
-        let Decided { capture, origins, service_account } = match self.decide(&pod).await {
+        let Decided { capture, origins, service_account, uid } = match self.decide(&pod).await {
             Ok(decided) => decided,
             Err(Refusal { reply, told }) => {
                 if let Some((kind, text)) = told {
@@ -152,6 +154,8 @@ impl<S: PodSource> Answerer<S> {
         for warning in &capture.warnings {
             tracing::warn!(pod = %full_name(&pod), %warning, "taken as unset");
         }
+        // Not every runtime says it, and the next agent knows it by the source alone.
+        let pod = PodReference { uid: pod.uid.or(uid), ..pod };
         let (name, told) = (full_name(&pod), pod.clone());
         let enrolling = Enrolling { attachment, pod, capture, origins, service_account, netns };
         // A runtime that loses its patience kills the plugin and sends DEL, which may have come by while the pod
@@ -225,8 +229,8 @@ impl<S: PodSource> Answerer<S> {
         Ok(())
     }
 
-    /// A pod with its service account, where its driver tells others. One that the source does not know, because it has gone
-    /// meanwhile, is as it was.
+    /// A pod with its service account, where its driver tells others, and with its uid, by which it tells them: an agent that has
+    /// started knows neither. One that the source does not know, because it has gone meanwhile, is as it was.
     ///
     /// # Errors
     /// If the source cannot be asked.
@@ -234,9 +238,17 @@ impl<S: PodSource> Answerer<S> {
         if pod.driver != Driver::Ztunnel {
             return Ok(pod);
         }
-        let ProxiedPod { namespace, name, uid, .. } = pod.clone();
-        let found = self.source.pod(&PodReference { namespace, name, uid }).await?;
-        Ok(ProxiedPod { service_account: found.map(|found| found.service_account().to_owned()), ..pod })
+        let ProxiedPod { cookie, namespace, name, uid, .. } = pod.clone();
+        let Some(found) = self.source.pod(&PodReference { namespace, name, uid }).await? else {
+            return Ok(ProxiedPod { service_account: None, ..pod });
+        };
+        let service_account = Some(found.service_account().to_owned());
+        let uid = pod.uid.clone().or(found.metadata.uid);
+        if let (None, Some(uid)) = (&pod.uid, uid.clone()) {
+            // Its end is told by the same. Without the node's thread all else ends, too.
+            drop(self.node.run(move |node| node.keep_uid(cookie, uid)).await);
+        }
+        Ok(ProxiedPod { uid, service_account, ..pod })
     }
 
     /// How a pod is to be captured.
@@ -280,8 +292,8 @@ impl<S: PodSource> Answerer<S> {
         match decide(&pod, &self.settings) {
             Ok(Decision::Capture(capture)) => {
                 let origins = Box::new(Origins::of(&pod, &self.settings));
-                let service_account = pod.service_account().to_owned();
-                Ok(Decided { capture: *capture, origins, service_account })
+                let (service_account, uid) = (pod.service_account().to_owned(), pod.metadata.uid.clone());
+                Ok(Decided { capture: *capture, origins, service_account, uid })
             }
             Ok(Decision::Pass(reason)) => {
                 tracing::info!(pod = %name, reason = reason.name(), "left alone");

@@ -21,6 +21,9 @@ use crate::source::PodSource;
 const ACCEPTED: Duration = Duration::from_secs(1);
 /// How often it is looked at whether it has.
 const LOOKS: u32 = 10;
+/// When it is looked at first whether a proxy has ceased to listen, twice as long later each time, and the pause that is too long.
+const CEASED: Duration = Duration::from_millis(10);
+const CEASED_AT_MOST: Duration = Duration::from_secs(5);
 
 impl<S: PodSource> Answerer<S> {
     /// Enrols a pod that runs: its proxy listens before anything is redirected to it.
@@ -45,7 +48,8 @@ impl<S: PodSource> Answerer<S> {
     /// end of an agent, enters to the end.
     ///
     /// # Errors
-    /// Why its driver does not serve it: then nothing of it is redirected, and the next attempt begins here.
+    /// Why its driver does not serve it. Where that is known before, it stays as it was; else nothing of it is redirected, and
+    /// the next attempt begins here.
     pub async fn move_running(
         &self,
         pod: &Enrolled,
@@ -53,6 +57,14 @@ impl<S: PodSource> Answerer<S> {
         origins: Box<Origins>,
     ) -> Result<(), EnrolError> {
         let (cookie, container) = (pod.cookie, pod.container_id.clone());
+        let (of, wanted) = (pod.clone(), capture.clone());
+        let (fits, is_asleep) =
+            self.node.run(move |node| (node.fits(&of, &wanted), node.is_asleep(&of))).await?;
+        fits?;
+        if !is_asleep {
+            // Until there is somebody to go to, it is better off with whom it has.
+            self.drivers.is_there(capture.driver).await?;
+        }
         if pod.driver != capture.driver {
             // Two proxies cannot have the same ports.
             self.fall_asleep(pod, &capture).await?;
@@ -104,7 +116,26 @@ impl<S: PodSource> Answerer<S> {
                     drivers.forget(pod);
                 }
             })
-            .await
+            .await?;
+        // Who is not there hears nothing of it, and may well listen on.
+        if self.drivers.is_there(pod.driver).await.is_ok() {
+            self.until_none_listens(cookie).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the proxy that was told so has ceased to listen. One that does not is told of by the next one, whose ports are
+    /// taken.
+    async fn until_none_listens(&self, cookie: NetnsCookie) -> Result<(), EnrolError> {
+        let mut pause = CEASED;
+        while pause < CEASED_AT_MOST {
+            if self.node.run(move |node| node.is_listened_in(cookie)).await? != Some(true) {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        Ok(())
     }
 
     /// Redirects a pod otherwise, if it is there still.

@@ -275,9 +275,13 @@ impl Backend for Ebpf {
             interfaces: self.interfaces_of(&entries.interfaces, netns.as_fd())?,
         };
         if let Some(before) = before {
+            let policy_before = self.datapath.maps.policy(pod.cookie)?;
             self.repair(&pod, &policy, netns, &listeners)?;
             loopback::give(&self.netns, netns.as_fd(), &policy)?;
             self.renew(&pod, &policy, &ports, &before.lists)?;
+            if let Some(before) = policy_before {
+                loopback::give_up(&self.netns, netns.as_fd(), &before, &policy)?;
+            }
             return Ok(pod);
         }
         let record = pod.to_map()?;

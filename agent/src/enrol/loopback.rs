@@ -58,13 +58,30 @@ pub(super) fn take(netns: &NetnsThread, of: BorrowedFd<'_>, policy: &PodPolicy) 
     if policy.needs_passthrough() {
         inside(netns, of, "take ::6 off lo", netlink::remove_passthrough_address)?;
     }
-    if is_ambient(policy) {
-        let families = families(policy);
-        inside(netns, of, "take the route of the app's answers", move || {
-            if is_in_use()? { Ok(()) } else { marks::remove(marks::AMBIENT, families) }
-        })?;
+    take_way(netns, of, policy)
+}
+
+/// Takes away what the policy before needed and this one does not. `::6` stays, which open connections come from.
+///
+/// # Errors
+/// As the kernel says.
+pub(super) fn give_up(
+    netns: &NetnsThread,
+    of: BorrowedFd<'_>,
+    before: &PodPolicy,
+    policy: &PodPolicy,
+) -> Result<(), EnrolError> {
+    if is_ambient(policy) { Ok(()) } else { take_way(netns, of, before) }
+}
+
+fn take_way(netns: &NetnsThread, of: BorrowedFd<'_>, policy: &PodPolicy) -> Result<(), EnrolError> {
+    if !is_ambient(policy) {
+        return Ok(());
     }
-    Ok(())
+    let families = families(policy);
+    inside(netns, of, "take the route of the app's answers", move || {
+        if is_in_use()? { Ok(()) } else { marks::remove(marks::AMBIENT, families) }
+    })
 }
 
 /// Whether an app's answers find back to ztunnel; true where they need no way of their own.

@@ -201,6 +201,11 @@ impl Node {
         self.registry.of_pod(namespace, name).map(proxied_pod)
     }
 
+    /// Keeps a pod's uid, which its record does not have.
+    pub fn keep_uid(&mut self, cookie: NetnsCookie, uid: String) {
+        self.registry.keep_uid(cookie, uid);
+    }
+
     /// The netns of a pod, if it is still its.
     pub fn netns_of(&self, cookie: NetnsCookie) -> Option<File> {
         self.registry.get(cookie).and_then(steps::open_netns)
@@ -326,9 +331,10 @@ impl Node {
         let Some(before) = self.registry.get(cookie).cloned() else { return Ok(()) };
         let Some(netns) = steps::open_netns(&before) else { return Ok(()) };
         let netns = netns.into();
-        let Inspection { addresses, .. } = self.inspect(&netns, before.netns)?;
+        let Inspection { addresses, mut listeners, .. } = self.inspect(&netns, before.netns)?;
         let pod = Enrolled { driver: capture.driver, ..before.clone() };
-        let listeners = Vec::new();
+        // That of DNS nobody has registered while it slept.
+        listeners.retain(|one| capture.dns_capture && one.port == DEFAULT_PORTS.dns_port);
         let joining = Joining { pod, capture, netns: &netns, addresses, listeners, before: Some(&before) };
         let pod = self.backends.get_mut(before.backend).enrol(joining)?;
         self.registry.insert(pod);
@@ -336,6 +342,14 @@ impl Node {
             self.registry.keep_origins(cookie, origins);
         }
         Ok(())
+    }
+
+    /// Whether a pod that is enrolled could be redirected so.
+    ///
+    /// # Errors
+    /// If its backend cannot.
+    pub fn fits(&mut self, pod: &Enrolled, capture: &Capture) -> Result<(), EnrolError> {
+        self.backends.backend_for(capture, Some(pod)).map(drop)
     }
 
     /// Whether nothing of a pod is redirected because it is on its way into the mesh or out of it.

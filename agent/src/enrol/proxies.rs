@@ -23,6 +23,14 @@ impl Node {
         self.netns.run(netns.as_fd(), move || netlink::not_accepted(&ports)).ok()?.ok()
     }
 
+    /// Whether somebody listens on the ports of the pod's proxy; `None` if that cannot be told.
+    pub fn is_listened_in(&self, cookie: NetnsCookie) -> Option<bool> {
+        let netns = steps::open_netns(self.registry.get(cookie)?)?;
+        let ports = [DEFAULT_PORTS.outbound_port, DEFAULT_PORTS.inbound_port];
+        let listeners = self.netns.run(netns.as_fd(), move || netlink::listeners(&ports)).ok()?.ok()?;
+        Some(!listeners.is_empty())
+    }
+
     /// The proxies of these pods. One that cannot be looked at is left out.
     pub fn seen_proxies(&self, cookies: &[NetnsCookie]) -> Vec<SeenProxy> {
         let pods = cookies.iter().filter_map(|cookie| self.registry.get(*cookie));

@@ -73,6 +73,13 @@ impl Registry {
         self.by_cookie.remove(&cookie)
     }
 
+    /// Keeps a pod's uid, if it has none yet.
+    pub fn keep_uid(&mut self, cookie: NetnsCookie, uid: String) {
+        if let Some(pod) = self.by_cookie.get_mut(&cookie) {
+            pod.pod.uid.get_or_insert(uid);
+        }
+    }
+
     /// Keeps where a pod's settings come from.
     pub fn keep_origins(&mut self, cookie: NetnsCookie, origins: Box<Origins>) {
         self.origins.insert(cookie, origins);

@@ -26,6 +26,7 @@ use super::delta::{Owner, Request, Response, State, StreamId};
 use super::driver::{Depth, DriverError, ProxiedPod, ProxyDriver, SeenProxy};
 use super::state::ProxyHealth;
 use super::watch::ProxyNews;
+use crate::model::Driver;
 use crate::readiness::Condition;
 
 pub use self::server::serve;
@@ -176,6 +177,13 @@ impl ProxyDriver for Ads {
     /// The pod is served also if nobody waits for that any more.
     async fn serve(&self, pod: &ProxiedPod) -> Result<(), DriverError> {
         Ok(self.served(pod).await?)
+    }
+
+    async fn is_there(&self, _driver: Driver) -> Result<(), DriverError> {
+        if !self.is_on {
+            return Err(ProxyError::Off.into());
+        }
+        if self.standing().await.connected == 0 { Err(ProxyError::NotConnected.into()) } else { Ok(()) }
     }
 
     async fn begin(&self, pod: &ProxiedPod) {

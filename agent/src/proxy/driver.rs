@@ -81,6 +81,14 @@ pub trait ProxyDriver {
     /// Why it is not served.
     fn serve(&self, pod: &ProxiedPod) -> impl Future<Output = Result<(), DriverError>> + Send;
 
+    /// Whether there is a proxy that could serve a pod now, as far as that is known without asking it.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn is_there(&self, _driver: Driver) -> impl Future<Output = Result<(), DriverError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// Takes on a pod that an earlier agent has enrolled, and waits for nothing.
     fn begin(&self, pod: &ProxiedPod) -> impl Future<Output = ()> + Send;
 
@@ -130,6 +138,14 @@ impl ProxyDriver for Drivers {
             Driver::Sidecar => self.sidecar.serve(pod).await,
             Driver::Node => ProxyDriver::serve(&self.node, pod).await,
             Driver::Ztunnel => ProxyDriver::serve(&self.ztunnel, pod).await,
+        }
+    }
+
+    async fn is_there(&self, driver: Driver) -> Result<(), DriverError> {
+        match driver {
+            Driver::Sidecar => self.sidecar.is_there(driver).await,
+            Driver::Node => self.node.is_there(driver).await,
+            Driver::Ztunnel => self.ztunnel.is_there(driver).await,
         }
     }
 

@@ -80,6 +80,20 @@ mod tests {
 
     use super::*;
 
+    #[tokio::test]
+    async fn a_bootstrap_is_written_whole_or_is_as_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = ProxyPlace::of(directory.path());
+        drop(place.open().unwrap());
+        let written = fs::read(place.bootstrap()).unwrap();
+        assert!(serde_json::from_slice::<serde_json::Value>(&written).is_ok());
+        fs::write(place.bootstrap(), "before").unwrap();
+        // The draft cannot be written.
+        fs::create_dir(directory.path().join(".envoy.json")).unwrap();
+        place.open().unwrap_err();
+        assert_eq!(fs::read_to_string(place.bootstrap()).unwrap(), "before");
+    }
+
     #[test]
     fn what_somebody_has_put_in_the_place_of_a_file_is_not_written_through() {
         let directory = tempfile::tempdir().unwrap();

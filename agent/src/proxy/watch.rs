@@ -1,11 +1,14 @@
 //! How all proxies of the node stand, for whoever asks, and for the pods that have to be told.
 //!
-//! Owns: what is looked at when (news of a proxy, a full pass, a question), and telling that one died or is back. Never does:
+//! Owns: what is looked at when (news of a proxy, a full pass, a question), and telling that one died or is back; when that is said is
+//! `said`'s. Never does:
 //! poll: programs tell of sidecars' listeners, Envoy's stream of its own end. Called by: the reconciler at each full pass,
 //! the control socket and the metrics.
 
+mod said;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -16,8 +19,9 @@ use veer_common::cni::PodReference;
 use veer_common::event::PROXY_QUIET_NS;
 use veer_common::maps::NetnsCookie;
 
+use self::said::{Said, TOLD_AFTER, Word};
 use super::driver::{Depth, ProxyDriver};
-use super::state::{ProxyHealth, ProxyState};
+use super::state::ProxyHealth;
 use crate::cluster::notice::NoticeKind;
 use crate::cni::answer::Answerer;
 use crate::model::Driver;
@@ -27,8 +31,6 @@ use crate::wall_clock;
 /// How long news is gathered: a proxy's listeners come and go together, and programs do not tell of each.
 const SETTLED: Duration = Duration::from_millis(250);
 const _: () = assert!(SETTLED.as_nanos() > PROXY_QUIET_NS as u128);
-/// How long a proxy may be dead, in seconds, before its pod is told: kubelet has started it again by then, mostly.
-const TOLD_AFTER: u64 = 30;
 /// Pods that are read at once, so that an ADD waits for those alone.
 const AT_ONCE: usize = 32;
 
@@ -77,21 +79,12 @@ impl ProxyNews {
     }
 }
 
-/// What was said of a pod's proxy last.
-#[derive(Clone, Copy, Debug)]
-struct Said {
-    state: ProxyState,
-    since: u64,
-    /// Whether the pod knows that it is dead.
-    is_told: bool,
-}
-
 /// Who looks.
 #[derive(Debug)]
 pub struct ProxyWatch<S> {
     answerer: Arc<Answerer<S>>,
     news: ProxyNews,
-    said: Mutex<BTreeMap<NetnsCookie, Said>>,
+    said: Mutex<Said>,
 }
 
 impl<S: PodSource + Send + Sync + 'static> ProxyWatch<S> {
@@ -114,7 +107,7 @@ impl<S: PodSource + Send + Sync + 'static> ProxyWatch<S> {
     pub async fn serve(self: Arc<Self>, stop: CancellationToken) {
         let look = async {
             loop {
-                let (due, wait) = self.next_to_be_told();
+                let (due, wait) = self.said().next(wall_clock::seconds());
                 tokio::select! {
                     pods = self.news.next() => {
                         // Each pod's news is that old when it is looked at: what comes meanwhile waits as long.
@@ -137,7 +130,7 @@ impl<S: PodSource + Send + Sync + 'static> ProxyWatch<S> {
             cookies.collect::<BTreeSet<_>>()
         });
         let Ok(all) = cookies.await else { return Vec::new() };
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).retain(|cookie, _| all.contains(cookie));
+        self.said().keep_only(&all);
         let wanted: Vec<_> =
             all.into_iter().filter(|cookie| pods.is_none_or(|pods| pods.contains(cookie))).collect();
         let mut looked = Vec::new();
@@ -158,43 +151,33 @@ impl<S: PodSource + Send + Sync + 'static> ProxyWatch<S> {
         looked
     }
 
-    /// Says what is new: to the log at once, to the pod when it has lasted.
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what is new: to the log, and to the pod when it has lasted.
     async fn say(&self, one: &PodProxy) {
-        let PodProxy { netns_cookie, proxy: ProxyHealth { state, since, words }, .. } = one;
-        let now = wall_clock::seconds();
-        let before = {
-            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = said.get(netns_cookie).copied();
-            let was_told = before.is_some_and(|before| before.is_told);
-            let is_told = match state {
-                ProxyState::Dead => was_told || now.saturating_sub(*since) >= TOLD_AFTER,
-                ProxyState::Ready => false,
-                ProxyState::Waiting | ProxyState::Missing | ProxyState::Draining | ProxyState::Refused => {
-                    was_told
-                }
-            };
-            said.insert(*netns_cookie, Said { state: *state, since: *since, is_told });
-            (before, was_told, is_told)
-        };
-        let (before, was_told, is_told) = before;
+        let ProxyHealth { state, since, words } = &one.proxy;
+        let to_say = self.said().hear(one.netns_cookie, *state, *since, wall_clock::seconds());
         let pod = format!("{}/{}", one.namespace, one.name);
-        if before.is_none_or(|before| before.state != *state) {
-            let (driver, state_name, words) =
-                (one.driver.name(), state.name(), words.as_deref().unwrap_or_default());
-            match before {
-                // Each pod that is deleted ends so: it is wrong if it lasts.
-                Some(_) if state.is_wrong() && *state != ProxyState::Dead => {
-                    tracing::warn!(%pod, driver, words, "its proxy is {state_name}");
+        let (driver, state, words) = (one.driver.name(), state.name(), words.as_deref().unwrap_or_default());
+        for word in to_say {
+            match word {
+                Word::First => tracing::debug!(%pod, driver, words, "its proxy is {state}"),
+                Word::Changed { is_wrong: true, changes } => {
+                    tracing::warn!(%pod, driver, words, changes, "its proxy is {state}");
                 }
-                Some(_) => tracing::info!(%pod, driver, words, "its proxy is {state_name}"),
-                None => tracing::debug!(%pod, driver, words, "its proxy is {state_name}"),
+                Word::Changed { is_wrong: false, changes } => {
+                    tracing::info!(%pod, driver, words, changes, "its proxy is {state}");
+                }
+                Word::Dead => {
+                    tracing::warn!(%pod, driver, "its proxy has been dead for {TOLD_AFTER} s");
+                    self.tell(one, NoticeKind::ProxyDead, dead(one.driver)).await;
+                }
+                Word::Back => {
+                    self.tell(one, NoticeKind::ProxyBack, "its proxy takes connections again").await;
+                }
             }
-        }
-        if is_told && !was_told {
-            tracing::warn!(%pod, driver = one.driver.name(), "its proxy has been dead for {TOLD_AFTER} s");
-            self.tell(one, NoticeKind::ProxyDead, dead(one.driver)).await;
-        } else if was_told && !is_told {
-            self.tell(one, NoticeKind::ProxyBack, "its proxy takes connections again").await;
         }
     }
 
@@ -204,16 +187,6 @@ impl<S: PodSource + Send + Sync + 'static> ProxyWatch<S> {
         let uid = known.into_iter().find(|pod| pod.full_name() == name).and_then(|pod| pod.metadata.uid);
         let pod = PodReference { namespace: one.namespace.clone(), name: one.name.clone(), uid };
         self.answerer.notices.tell(&pod, kind, text);
-    }
-
-    /// The first proxies that are to be told of because they are dead, those of one second together, and in how long.
-    fn next_to_be_told(&self) -> (BTreeSet<NetnsCookie>, Option<Duration>) {
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let dead = said.iter().filter(|(_, said)| said.state == ProxyState::Dead && !said.is_told);
-        let first = dead.clone().map(|(_, said)| said.since).min();
-        let pods = dead.filter(|(_, said)| Some(said.since) == first).map(|(cookie, _)| *cookie).collect();
-        let due = first.map(|since| (since + TOLD_AFTER).saturating_sub(wall_clock::seconds()).max(1));
-        (pods, due.map(Duration::from_secs))
     }
 }
 

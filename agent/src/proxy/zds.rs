@@ -35,6 +35,7 @@ use self::connection::Order;
 use self::protocol::{ConnectionId, Protocol, Request, State, Step, Uid, Workload};
 use super::driver::{DriverError, ProxiedPod, ProxyDriver};
 use crate::cluster::redirection::{Redirection, Redirections};
+use crate::model::Driver;
 use crate::platform::netns::{self, NetnsId};
 
 pub use self::listener::{open, serve};
@@ -408,6 +409,14 @@ impl Task {
 impl ProxyDriver for Zds {
     async fn serve(&self, pod: &ProxiedPod) -> Result<(), DriverError> {
         Ok(Self::serve(self, workload(pod)).await?)
+    }
+
+    async fn is_there(&self, _driver: Driver) -> Result<(), DriverError> {
+        match self.standing().await {
+            Some(Standing { connected: 1.., .. }) => Ok(()),
+            Some(_) => Err(ZdsError::NotConnected.into()),
+            None => Err(ZdsError::Off.into()),
+        }
     }
 
     async fn begin(&self, pod: &ProxiedPod) {

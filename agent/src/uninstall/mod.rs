@@ -118,7 +118,9 @@ pub fn uninstall(
     let mut report = Report { dry_run, problems, ..Report::default() };
     if dry_run {
         report.removed = items.iter().map(Item::removed).collect();
-        proxy_dir.into_iter().for_each(|directory| proxy::take(directory, &mut report));
+        if let Some(directory) = proxy_dir {
+            proxy::take(directory, &mut report);
+        }
         return Ok(report);
     }
     let mut taker = Taker { netns, nftables, report };
@@ -132,7 +134,9 @@ pub fn uninstall(
         pause(ANSWER);
     }
     taker.take_while(&mut rest, |_rest| true);
-    proxy_dir.into_iter().for_each(|directory| proxy::take(directory, &mut taker.report));
+    if let Some(directory) = proxy_dir {
+        proxy::take(directory, &mut taker.report);
+    }
     Ok(taker.report)
 }
 

@@ -59,8 +59,12 @@ pub(super) fn outbound<R: Rules, T: Trace>(
     if trace.looked_at(Rule::NoAddressOfFamily, !can_be_sent) {
         return Rule::NoAddressOfFamily.reason();
     }
-    trace.looked_at(Rule::AllOutbound, true);
-    Rule::AllOutbound.reason()
+    if trace.looked_at(Rule::AllOutbound, has(pod, flag::OUTBOUND_ALL)) {
+        return Rule::AllOutbound.reason();
+    }
+    // One that is on its way into the mesh or out of it.
+    trace.looked_at(Rule::NotIncluded, true);
+    Rule::NotIncluded.reason()
 }
 
 /// UDP to port 53, of a pod that captures DNS.

@@ -54,8 +54,10 @@ const MAX_ENVOYS: usize = 8;
 /// Pieces are about so long, in bytes, and so many wait for whoever reads.
 const PIECE: usize = 16 << 10;
 const PIECES: usize = 4;
-/// How long a proxy in a pod, ztunnel among them, may take, and how much it may say. Istio's own Envoy says 0.1 to 1 MB.
+/// How long a proxy in a pod may take, and how much it may say. Istio's own Envoy says 0.1 to 1 MB.
 const POD: Limits = Limits { time: Duration::from_secs(5), bytes: 4 << 20 };
+/// The same of ztunnel: some 3 kB for each pair of workloads that talk.
+const OF_ZTUNNEL: Limits = Limits { time: Duration::from_secs(10), bytes: 64 << 20 };
 /// The same of the node's: some 50 kB for each of its pods.
 const NODE: Limits = Limits { time: Duration::from_secs(30), bytes: 256 << 20 };
 
@@ -277,7 +279,7 @@ impl Proxy {
         match self {
             Self::Envoy { .. } => (NODE, Driver::Node),
             Self::Sidecar { .. } => (POD, Driver::Sidecar),
-            Self::Ztunnel(_) => (POD, Driver::Ztunnel),
+            Self::Ztunnel(_) => (OF_ZTUNNEL, Driver::Ztunnel),
         }
     }
 

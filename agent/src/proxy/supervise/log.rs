@@ -4,12 +4,15 @@
 //! stderr as it is; anything else becomes a line of the agent's, at Envoy's level. What was said while no agent ran stays in
 //! the file. Called by: `proxy::supervise`.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use serde::de::IgnoredAny;
 
 use crate::platform::proxy::LOG;
 
@@ -130,9 +133,9 @@ impl Said {
         let line = std::mem::take(&mut self.begun);
         let line = String::from_utf8_lossy(&line);
         let line = line.trim_end();
-        if line.starts_with('{') {
+        if is_access(line) {
             // On a full disk it is lost, as a line of the agent's own is.
-            drop(io::stderr().lock().write_all(format!("{line}\n").as_bytes()));
+            drop(io::stderr().lock().write_all(format!("{}\n", shown(line)).as_bytes()));
             return;
         }
         match level(line) {
@@ -145,6 +148,20 @@ impl Said {
             self.last.pop_front();
         }
         self.last.push_back(line.to_owned());
+    }
+}
+
+/// Whether it is a whole line of the access log. What was cut, or only begins like one, is not passed for one.
+fn is_access(line: &str) -> bool {
+    line.starts_with('{') && serde_json::from_str::<IgnoredAny>(line).is_ok()
+}
+
+/// Without what a terminal would act on: Envoy escapes of what clients send only the control characters of ASCII's first 32.
+fn shown(line: &str) -> Cow<'_, str> {
+    if line.contains(char::is_control) {
+        line.replace(char::is_control, "\u{fffd}").into()
+    } else {
+        line.into()
     }
 }
 
@@ -169,6 +186,21 @@ mod tests {
     fn the_level_of_a_line_is_envoys() {
         assert_eq!(level("[2026-11-21 17:55:34.041][7453][warning][main] [a.cc:1] caught"), "warning");
         assert_eq!(level("terminate called"), "");
+    }
+
+    #[test]
+    fn what_only_begins_like_a_line_of_the_access_log_is_none() {
+        assert!(is_access(r#"{"pod": "a", "path": "/\n{\"pod\": \"b\"}"}"#));
+        for line in [r#"{"pod": "a", "path": "/xx"#, r#"{"pod": "a"} {"pod": "b"}"#, "{ said a filter", ""] {
+            assert!(!is_access(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_not_passed_on() {
+        let line = "{\"path\": \"/\u{9b}2J\u{7f}\r\u{1b}[1A\"}";
+        assert_eq!(shown(line), "{\"path\": \"/\u{fffd}2J\u{fffd}\u{fffd}\u{fffd}[1A\"}");
+        assert_eq!(shown("{\"path\": \"/ä\"}"), "{\"path\": \"/ä\"}");
     }
 
     #[test]

@@ -68,7 +68,7 @@ fn prerouting(packet: &Packet, bypass: bool) -> Action {
 
 fn ambient(scene: Scene, bypass: bool) -> Scene {
     let included_inbound = bypass.then(Vec::new);
-    Scene { ambient: true, dual_stack: true, included_inbound, ..scene }
+    Scene { ambient: true, dual_stack: true, included_inbound, included_ranges: None, ..scene }
 }
 
 const MARKS: [u32; 6] = [0, 0, 0x539, 0x7_0539, 0x111, 0x538];
@@ -179,6 +179,25 @@ fn what_arrives_goes_where_istios_rules_send_it() {
 
 fn pod() -> Scene {
     ambient(Scene { captures_dns: true, ..Scene::default_pod() }, false)
+}
+
+#[test]
+fn of_one_that_sleeps_nothing_is_captured_and_ztunnel_is_known() {
+    let awake = pod();
+    let asleep = Scene { included_ranges: Some(vec![]), included_inbound: Some(vec![]), ..pod() };
+    let asleep = Scene { captures_dns: false, ..asleep };
+    let outbound = |scene: &Scene, marked| {
+        verdict::outbound(&scene.policy(), scene, &dialled("0.0.0.0", "192.0.2.9", marked))
+    };
+    assert_eq!(outbound(&awake, false), Reason::AllOutbound);
+    assert_eq!((outbound(&asleep, false), outbound(&asleep, true)), (Reason::NotIncluded, Reason::ProxyMark));
+    let inbound = |sender| {
+        let (remote, local) = (ip("192.0.2.9").into(), ip("10.0.0.5").into());
+        let arriving = Inbound { remote, local, port: Port::new(80), interface: ETH0, sender };
+        verdict::inbound(&asleep.policy(), &asleep, &arriving)
+    };
+    assert_eq!(inbound(Sender::Client), Reason::NotIncludedInbound);
+    assert_eq!(inbound(Sender::Ztunnel), Reason::HandedOn);
 }
 
 /// A connection from `source` to a port that is no DNS.
