@@ -22,6 +22,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::bpf;
 use crate::netns::NetNs;
 use crate::pinned::Pinned;
+use crate::wait;
 
 /// What becomes of nobody's entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,7 +149,25 @@ fn all<K: aya::Pod, V: aya::Pod + FromZeros>(
     let mut keys = (0..capacity).map(key);
     let (outcome, end) = match act {
         // As the kernel says that a hash is full.
-        Act::Fill => (keys.try_for_each(|key| map.insert(key, value, 0)), Errno::E2BIG),
+        Act::Fill => {
+            let mut insert = |key| {
+                let mut outcome = Ok(());
+                // One that is not allocated beforehand may have no memory for a moment.
+                wait::until("memory for an entry", wait::LIMIT, || {
+                    outcome = map.insert(key, value, 0);
+                    !outcome.as_ref().is_err_and(|error| is(error, Errno::ENOMEM))
+                })
+                .map(|()| outcome)
+            };
+            let mut outcome = Ok(());
+            for key in keys {
+                outcome = insert(key)?;
+                if outcome.is_err() {
+                    break;
+                }
+            }
+            (outcome, Errno::E2BIG)
+        }
         Act::Empty => (keys.try_for_each(|key| map.remove(&key)), Errno::ENOENT),
     };
     match outcome {

@@ -21,12 +21,14 @@ use veer_common::maps::{
 };
 use veer_common::reason::COUNTERS;
 
+use self::inserted::inserted;
 use self::interfaces::InterfaceMaps;
 pub use self::lists::ListEntries;
 use super::pins::Pins;
 use super::{BpfError, sys};
 use crate::capture::MapEntries;
 
+mod inserted;
 mod interfaces;
 mod lists;
 mod node;
@@ -72,18 +74,6 @@ use open;
 
 fn failed(attempt: &'static str, map: &'static str) -> impl FnOnce(MapError) -> BpfError {
     move |source| BpfError::Map { attempt, map, source }
-}
-
-/// The error of an insertion: a full map gets a text that says so.
-fn not_inserted(map: &'static str, capacity: u32) -> impl FnOnce(MapError) -> BpfError {
-    move |source| {
-        let full = [Errno::E2BIG, Errno::ENOSPC].into_iter().any(|errno| is(&source, errno));
-        if full {
-            BpfError::Full { map, capacity }
-        } else {
-            BpfError::Map { attempt: "write to", map, source }
-        }
-    }
 }
 
 /// Whether the kernel answered with this error.
@@ -264,7 +254,7 @@ impl Maps {
     /// `Full`, or as the kernel says.
     pub fn insert_port_lists(&mut self, lists: &[(PortListKey, Box<PortSet>)]) -> Result<(), BpfError> {
         lists.iter().try_for_each(|(key, set)| {
-            self.ports.insert(key, set.as_ref(), 0).map_err(not_inserted(name::PORTS, MAX_PORT_LISTS))
+            inserted(name::PORTS, MAX_PORT_LISTS, || self.ports.insert(key, set.as_ref(), 0))
         })
     }
 
@@ -280,14 +270,12 @@ impl Maps {
     ) -> Result<(), BpfError> {
         self.insert_port_lists(ports)?;
         for (prefix, range) in &entries.ranges {
-            self.ranges
-                .insert(&Key::new(*prefix, *range), MEMBER, 0)
-                .map_err(not_inserted(name::RANGES, MAX_RANGES))?;
+            let key = Key::new(*prefix, *range);
+            inserted(name::RANGES, MAX_RANGES, || self.ranges.insert(&key, MEMBER, 0))?;
         }
         for key in &entries.own_addresses {
-            self.own_addresses
-                .insert(key, MEMBER, 0)
-                .map_err(not_inserted(name::OWN_ADDRESSES, MAX_OWN_ADDRESSES))?;
+            let own_addresses = &mut self.own_addresses;
+            inserted(name::OWN_ADDRESSES, MAX_OWN_ADDRESSES, || own_addresses.insert(key, MEMBER, 0))?;
         }
         self.interfaces.insert(&entries.interfaces)
     }
@@ -476,7 +464,7 @@ fn insert<V: Pod>(
     value: V,
     name: &'static str,
 ) -> Result<(), BpfError> {
-    map.insert(cookie, value, 0).map_err(not_inserted(name, MAX_PODS))
+    inserted(name, MAX_PODS, || map.insert(cookie, value, 0))
 }
 
 fn sorted<V: Pod>(

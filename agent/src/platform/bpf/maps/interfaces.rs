@@ -11,7 +11,8 @@ use veer_common::interface::{IndexKey, Interface, MAX_INTERFACES, MAX_ROUTES, Na
 use veer_common::maps::{NetnsCookie, name};
 
 use super::super::{BpfError, pins::Pins};
-use super::{failed, ignore_missing, not_inserted};
+use super::inserted::inserted;
+use super::{failed, ignore_missing};
 use crate::capture::InterfaceEntries;
 
 /// The three maps.
@@ -58,16 +59,14 @@ impl InterfaceMaps {
     /// Writes all of them, over what has the same keys.
     pub(super) fn insert(&mut self, entries: &InterfaceEntries) -> Result<(), BpfError> {
         for (key, kinds) in &entries.names {
-            let inserted = self.names.insert(key, kinds, 0);
-            inserted.map_err(not_inserted(name::INTERFACE_NAMES, MAX_INTERFACES))?;
+            inserted(name::INTERFACE_NAMES, MAX_INTERFACES, || self.names.insert(key, kinds, 0))?;
         }
         for (key, interface) in &entries.interfaces {
-            let inserted = self.interfaces.insert(key, interface, 0);
-            inserted.map_err(not_inserted(name::INTERFACES, MAX_INTERFACES))?;
+            inserted(name::INTERFACES, MAX_INTERFACES, || self.interfaces.insert(key, interface, 0))?;
         }
         for ((bits, route), value) in &entries.routes {
-            let inserted = self.routes.insert(&Key::new(*bits, *route), value, 0);
-            inserted.map_err(not_inserted(name::ROUTES, MAX_ROUTES))?;
+            let key = Key::new(*bits, *route);
+            inserted(name::ROUTES, MAX_ROUTES, || self.routes.insert(&key, value, 0))?;
         }
         Ok(())
     }

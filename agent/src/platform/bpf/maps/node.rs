@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use veer_common::address::Address;
 use veer_common::maps::{MAX_NODE_ADDRESSES, name};
 
-use super::{MEMBER, Maps, failed, ignore_missing, not_inserted};
+use super::inserted::inserted;
+use super::{MEMBER, Maps, failed, ignore_missing};
 use crate::platform::bpf::BpfError;
 
 impl Maps {
@@ -17,9 +18,8 @@ impl Maps {
     pub fn set_node_addresses(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), BpfError> {
         let before = self.node_addresses()?;
         for address in addresses.difference(&before) {
-            self.node_addresses
-                .insert(Address::from(*address), MEMBER, 0)
-                .map_err(not_inserted(name::NODE_ADDRESSES, MAX_NODE_ADDRESSES))?;
+            let (key, addresses) = (Address::from(*address), &mut self.node_addresses);
+            inserted(name::NODE_ADDRESSES, MAX_NODE_ADDRESSES, || addresses.insert(key, MEMBER, 0))?;
         }
         for address in before.difference(addresses) {
             ignore_missing(self.node_addresses.remove(&Address::from(*address)))
