@@ -164,7 +164,9 @@ fn in_all_forms(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
 /// The next reply: the id of its question, what the responder tells, and from whom it seems to come.
 fn hear(socket: &UdpSocket) -> (u16, String, SocketAddr) {
     let mut buffer = [0; 512];
-    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    let heard = socket.recv_from(&mut buffer);
+    let (length, from) =
+        heard.unwrap_or_else(|error| panic!("no reply comes to {:?}: {error}", socket.local_addr()));
     let (id, told) = dns::told(buffer.get(..length).unwrap()).unwrap();
     (id, told, from)
 }

@@ -96,6 +96,8 @@ fn many_messages_at_once_are_told_apart() {
 #[test]
 fn a_resolver_at_another_address_of_the_pods_is_asked_from_there() {
     for scene in all() {
+        // Shown if it fails: a reply was missed once, and nobody knew by whom.
+        eprintln!("by {:?}", scene.by);
         let pod = scene.pod();
         veer_tests::veth::ip(pod.netns(), ["address add 192.168.9.5/24 dev eth0"]).unwrap();
         veer_tests::veth::ip(pod.netns(), ["address add fd77::200/64 dev eth0 nodad"]).unwrap();
