@@ -121,13 +121,21 @@ fn files(directory: &Path, place: &ProxyPlace, report: &mut Report) {
     for path in own.filter(|path| path.symlink_metadata().is_ok()).chain(within(&place.envoy())) {
         remove(Kind::ProxyFile, &path, |path| fs::remove_file(path), report);
     }
-    for path in [place.envoy(), directory.to_owned()].iter().filter(|path| path.is_dir()) {
+    for path in [place.envoy(), directory.to_owned()].iter().filter(|path| is_directory(path)) {
         remove(Kind::ProxyDirectory, path, |path| fs::remove_dir(path), report);
     }
 }
 
+/// Whether it is one itself. Anybody may make a link where agent and Envoy meet, and what that leads to is not ours.
+fn is_directory(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}
+
 /// What is in the directory of the Envoys, which is theirs alone.
 fn within(directory: &Path) -> Vec<PathBuf> {
+    if !is_directory(directory) {
+        return Vec::new();
+    }
     let mut paths: Vec<_> =
         fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     paths.sort();
@@ -152,6 +160,18 @@ fn remove(kind: Kind, path: &Path, take: impl Fn(&Path) -> io::Result<()>, repor
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_link_leads_to_is_left_alone() {
+        let [met, elsewhere] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let file = elsewhere.path().join("passwd");
+        fs::write(&file, "root").unwrap();
+        let place = ProxyPlace::of(met.path());
+        std::os::unix::fs::symlink(elsewhere.path(), place.envoy()).unwrap();
+        let mut report = Report::default();
+        files(met.path(), &place, &mut report);
+        assert!(file.exists() && report.removed.is_empty(), "{report:?}");
+    }
 
     #[test]
     fn connections_of_pods_are_counted_and_those_of_the_admin_interface_are_not() {
