@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::net::shutdown;
 use socket2::Socket;
 
@@ -127,7 +127,10 @@ impl Shared {
 
     fn connect(&self) -> Result<Ztunnel> {
         let peer = Ztunnel::start(&self.socket)?;
+        peer.wait_without_limit()?;
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer.another_end()?);
+        // Whoever drops this has not seen this connection, and would wait for its end.
+        ensure!(!self.stop.load(Ordering::SeqCst), "it has been dropped");
         Ok(peer)
     }
 

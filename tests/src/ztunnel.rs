@@ -97,6 +97,12 @@ impl Ztunnel {
         self.socket.try_clone().context("duplicate the connection")
     }
 
+    /// From here on waits for the agent's next words however long it takes, as ztunnel itself does. Whoever has
+    /// [`Self::another_end`] can end it.
+    pub fn wait_without_limit(&self) -> Result<()> {
+        set_socket_timeout(&self.socket, Timeout::Recv, None).context("wait without a limit")
+    }
+
     /// Says something; who has closed need not hear it.
     pub fn say(&self, packet: &[u8]) -> Result<()> {
         let mut nothing = SendAncillaryBuffer::default();

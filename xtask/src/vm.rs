@@ -2,7 +2,7 @@
 //!
 //! Owns: the order of things: build, pack, boot, judge. One archive holds what all machines have ([`image`]), each
 //! kernel adds its modules ([`kernel`]), and the plan of what to run ([`suites`]); the first process of the guest
-//! (`vm-init` of `veer-tests`) runs it and tells ([`report`]). Two machines at a time.
+//! (`vm-init` of `veer-tests`) runs it and tells ([`report`]). Some machines at a time.
 //! Never does: install or fetch anything, which is `setup --vm`'s, or pass by skipping: what is missing fails.
 
 mod archive;
@@ -33,7 +33,7 @@ use report::{News, Program, Report};
 use suites::{Only, Plan, Suite};
 use table::Row;
 
-/// Machines at a time: each has two processors.
+/// Machines at a time, at the least. Each has two emulated processors, and keeps one and a half real ones busy.
 const AT_A_TIME: usize = 2;
 /// What a machine may take for what is no test binary: its boot with the archive, `veer doctor`, and ending a test
 /// binary whose time is up.
@@ -168,7 +168,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Runs all subjects, two at a time; rows in the order of the subjects.
+    /// Runs all subjects, some at a time; rows in the order of the subjects.
     fn run(&self, subjects: Vec<Subject>) -> Result<Vec<Row>> {
         let queue: Mutex<VecDeque<(usize, Subject)>> = Mutex::new(subjects.into_iter().enumerate().collect());
         let rows = Mutex::new(Vec::new());
@@ -182,7 +182,7 @@ impl Bench<'_> {
             }
         };
         thread::scope(|scope| {
-            for _ in 0..AT_A_TIME {
+            for _ in 0..at_a_time() {
                 scope.spawn(work);
             }
         });
@@ -249,6 +249,12 @@ impl Bench<'_> {
         archive::join(&[self.base, &own], &whole)?;
         Ok(whole)
     }
+}
+
+/// Machines at a time: with four processors three, which then wait for each other little.
+fn at_a_time() -> usize {
+    let processors = thread::available_parallelism().map_or(AT_A_TIME, usize::from);
+    processors.saturating_sub(1).max(AT_A_TIME)
 }
 
 /// A line for whoever waits.
