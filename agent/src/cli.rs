@@ -69,7 +69,7 @@ pub struct PlaceFlags {
 #[derive(Debug, Clone, Args)]
 pub struct AgentFlags {
     /// Directory that the agent shares with the node's proxy, which serves pods with the label veer.dev/proxy=node, of their own or
-    /// of their namespace; it is made, and has what Envoy is started with (envoy.json). Without it, such pods are refused
+    /// of their namespace; it is made, and has what Envoy is started with (envoy.json). Without it, pods with a label of their own are refused
     #[arg(long, env = "VEER_PROXY_DIR", value_name = "DIR")]
     pub proxy_dir: Option<String>,
     /// Start the node's proxy, and another one when it ends: the absolute path of an Envoy and flags of it, separated by blanks.
@@ -346,7 +346,7 @@ pub struct MonitorFlags {
     /// Only this pod
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub pod: Option<String>,
-    /// Only this action: direct, to-outbound, to-inbound or drop
+    /// Only this action: direct, to-outbound, to-inbound, to-dns or drop
     #[arg(long, value_name = "ACTION")]
     pub action: Option<String>,
     /// Only this reason, as `veer pods NAMESPACE/NAME` names it
@@ -392,7 +392,7 @@ pub struct DoctorFlags {
 #[derive(Debug, Clone, Args)]
 #[command(
     override_usage = "veer explain NAMESPACE/NAME --to IP:PORT [--as UID:GID [--container WHICH]]\n                    \
-                      [--source IP] [--interface NAME]\n       \
+                      [--source IP] [--interface NAME] [--mark MARK] [--protocol tcp|udp]\n       \
                       veer explain NAMESPACE/NAME --from IP --port PORT [--at IP] [--interface NAME]\n       \
                       veer explain --event LINE|-",
     after_help = "Exit codes: 0 explained, 64 usage, 69 nobody knows the pod or there is no datapath, 70 failed.\n\
@@ -411,7 +411,8 @@ pub struct ExplainFlags {
     /// Where --as is, if it has the proxy's ids: in the proxy's container, or in another one
     #[arg(long, value_name = "proxy|other", value_parser = ["proxy", "other"], requires = "identity")]
     pub container: Option<String>,
-    /// The mark of the socket (SO_MARK), by which ztunnel is known in ambient mode; absent: none
+    /// The mark of the socket (SO_MARK), by which ztunnel is known in ambient mode, and what a TPROXY proxy hands to its app;
+    /// absent: none
     #[arg(long, value_name = "MARK", requires = "to")]
     pub mark: Option<String>,
     /// What the socket is bound to; absent: to nothing

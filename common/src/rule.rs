@@ -20,6 +20,8 @@ pub enum Rule {
     ExcludedPort,
     /// Outbound, within the pod: bound to 127.0.0.6 or ::6.
     PassthroughSource,
+    /// Outbound, ambient, and with TPROXY within the pod: the socket has the mark of the proxy's.
+    ProxyMark,
     /// Outbound, within the pod: the proxy by its uid (with TPROXY also by its gid), to an own service.
     ProxyToOwnAddress,
     /// Outbound, within the pod: the proxy, to what is no service of the pod's.
@@ -34,8 +36,6 @@ pub enum Rule {
     Proxy,
     /// Outbound, out of the pod: the proxy by its gid.
     ProxyGroup,
-    /// Outbound, ambient: the socket has the mark of ztunnel's.
-    ProxyMark,
     /// Outbound: the node's owner groups do not have the creator's group captured.
     OwnerGroup,
     /// Outbound: the pod's proxy has not listened yet, and until it does the node lets connections go direct.
@@ -110,6 +110,7 @@ impl Rule {
         Self::ExcludedInterface,
         Self::ExcludedPort,
         Self::PassthroughSource,
+        Self::ProxyMark,
         Self::ProxyToOwnAddress,
         Self::ProxyWithinPod,
         Self::AppToOwnAddress,
@@ -117,7 +118,6 @@ impl Rule {
         Self::ProxyGroupWithinPod,
         Self::Proxy,
         Self::ProxyGroup,
-        Self::ProxyMark,
         Self::OwnerGroup,
         Self::BeforeProxy,
         Self::Dns,
@@ -242,7 +242,7 @@ impl Rule {
             Self::ProxyGroupWithinPod => "within the pod, by the proxy's group",
             Self::Proxy => "out of the pod, by the proxy",
             Self::ProxyGroup => "out of the pod, by the proxy's group",
-            Self::ProxyMark => "by a socket with the mark of ztunnel's",
+            Self::ProxyMark => "by a socket with the mark of ztunnel's, which a TPROXY proxy hands on with",
             Self::OwnerGroup => "by a group that the node's owner groups leave alone",
             Self::BeforeProxy => {
                 "before the pod's proxy has listened, when the node lets connections go direct"
@@ -260,7 +260,7 @@ impl Rule {
             Self::IncludedRange => "the address is in a captured range",
             Self::NotIncluded => "neither the address nor the port is captured",
             Self::WithinPod => "from within the pod, which the outbound rules have decided",
-            Self::HandedOn => "handed to the app by ztunnel, from the address of its client",
+            Self::HandedOn => "handed to the app by its proxy, from the address of the proxy's client",
             Self::FromNode => "from the node itself, as the kubelet's probes are",
             Self::ReroutedInterface => "from a virtual machine, to an address that is captured",
             Self::ReroutedNotIncluded => "from a virtual machine, to an address that is not captured",

@@ -48,7 +48,8 @@ pub struct Outbound {
     pub is_impostor: bool,
     /// Whether the pod's proxy has not listened yet, on a node that lets connections go direct until it does.
     pub is_before_proxy: bool,
-    /// Whether the socket has the mark of ztunnel's ([`ambient::is_ztunnels`]); counts in ambient mode alone.
+    /// Whether the socket has the mark of ztunnel's, and of a TPROXY pod's proxy ([`ambient::is_ztunnels`]); counts with these
+    /// two alone.
     pub is_marked: bool,
     /// The address the socket is bound to, [`Address::UNSPECIFIED`] or `0.0.0.0` if to none.
     pub source: Address,
@@ -71,18 +72,19 @@ pub struct Inbound {
     pub port: Port,
     /// Index of the interface that it arrived on; 0 where nothing depends on it.
     pub interface: u32,
-    /// Whose it is; counts in ambient mode alone.
+    /// Whose it is; counts in ambient mode and with TPROXY alone.
     pub sender: Sender,
 }
 
-/// Who sends what arrives in a pod of ambient mode, where its address does not tell.
+/// Who sends what arrives in a pod whose proxy shows its clients' addresses ([`PodPolicy::shows_clients`]): the address does
+/// not tell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sender {
     /// Whoever has the address.
     Client,
-    /// The pod's ztunnel, which hands a connection to the app from the address of its client.
-    Ztunnel,
-    /// The node itself.
+    /// The pod's proxy, which hands a connection to the app from the address of its own client.
+    Proxy,
+    /// The node itself; told apart in ambient mode alone.
     Node,
 }
 
@@ -318,6 +320,10 @@ fn within_pod<R: Rules, T: Trace>(
     if trace.looked_at(Rule::PassthroughSource, connection.source.is_passthrough()) {
         return Some(Rule::PassthroughSource.reason());
     }
+    // What the proxy of a TPROXY pod hands to its app, from the address of its own client (`OriginalSrc`).
+    if has(pod, flag::TPROXY) && trace.looked_at(Rule::ProxyMark, connection.is_marked) {
+        return Some(Rule::ProxyMark.reason());
+    }
     // DNS of the proxy's is a question to a resolver, wherever that is, and no request for this pod.
     let to_own_service = !to_localhost
         && !dns
@@ -407,6 +413,10 @@ pub fn trace_inbound<R: Rules, T: Trace>(
     }
     if has(pod, flag::AMBIENT) {
         return ambient::inbound(pod, connection, trace);
+    }
+    let handed_on = matches!(connection.sender, Sender::Proxy);
+    if has(pod, flag::TPROXY) && trace.looked_at(Rule::HandedOn, handed_on) {
+        return Rule::HandedOn.reason();
     }
     let left_alone = !connection.local.is_v4() && !has(pod, flag::CAPTURES_V6);
     if trace.looked_at(Rule::Ipv6NotCapturedInbound, left_alone) {

@@ -84,7 +84,8 @@ fn connect_tcp(context: SockAddr, v6: bool) -> Answer {
     };
     let mut reason = verdict::outbound(pod, &PodRules(cookie), &connection);
     let to_proxy = matches!(reason.action(), Action::ToOutbound | Action::ToInbound | Action::ToDns);
-    let hands_on = reason == Reason::ProxyMark && hands_on(&PodRules(cookie), &connection);
+    // Whatever rule leaves it alone.
+    let hands_on = reason.action() == Action::Direct && hands_on(&PodRules(cookie), &connection);
     if (to_proxy || hands_on) && count::proxy_is_behind(cookie) {
         reason = Reason::ProxyBacklog;
     }

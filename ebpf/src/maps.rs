@@ -183,8 +183,9 @@ pub fn route_excluded(cookie: NetnsCookie, destination: &Address) -> bool {
 }
 
 /// Says what the inbound program is about to decide on. Per CPU: the lookup of a listener runs to its
-/// end before another one begins on the same CPU. (inet_diag looks up with interrupts on, and what it is
-/// then told may be another pod's; it only reports.)
+/// end before another one begins on the same CPU. inet_diag looks up with interrupts on: if a SYN comes between this and
+/// the inbound program, it is told what listens in that SYN's pod. It reports that, or with SOCK_DESTROY closes it, for
+/// which it takes NET_ADMIN (SECURITY.md).
 #[inline(always)]
 pub fn set_arrival(arrival: &Arrival) -> bool {
     let Some(slot) = ARRIVAL.get_ptr_mut(0) else { return false };

@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use socket2::{Domain, Socket, Type};
 use veer_tests::backend::Backend;
 use veer_tests::launch::{Identity, Launch};
-use veer_tests::mesh::{APP, Arrival, Listeners, Mesh, dial, dial_from_world, dual_stack};
+use veer_tests::mesh::{APP, Arrival, Listeners, Mesh, PATIENCE, dial, dial_from_world, dual_stack};
 use veer_tests::on_each_backend;
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6, ROUTER_V4, ROUTER_V6};
 use veer_tests::socket_maker::Maker;
@@ -14,12 +16,15 @@ use veer_tests::socket_maker::Maker;
 on_each_backend! {
     with_tproxy_the_tunnel_port_is_captured_too_and_the_proxy_sees_both_ends,
     with_tproxy_the_proxy_is_root_and_known_by_its_group,
+    with_tproxy_what_the_proxy_hands_on_with_its_mark_reaches_the_app_and_comes_back,
     excluded_owner_groups_are_not_captured,
     of_included_owner_groups_alone_connections_are_captured,
     a_wider_loopback_range_leaves_the_proxy_alone_in_all_of_it,
 }
 
 const TUNNEL: u16 = 15008;
+/// Of what such a proxy hands on.
+const MARK: u32 = 1337;
 
 fn tproxy(backend: Backend) -> Mesh {
     Mesh::on_with(backend, |manifest| manifest.with_annotation("sidecar.istio.io/interceptionMode", "TPROXY"))
@@ -90,6 +95,41 @@ fn with_tproxy_the_proxy_is_root_and_known_by_its_group(backend: Backend) {
     let arrival = dials(&proxy, to, &listeners);
     assert_eq!((arrival.at, arrival.original), ("inbound", Some(to)), "O7");
     assert_eq!(dials(&proxy, ([127, 0, 0, 1], APP), &listeners).at, "app", "O9");
+}
+
+/// As Envoy does with `OriginalSrc`, which istiod gives to the listeners of such a proxy: from the address of its client.
+fn with_tproxy_what_the_proxy_hands_on_with_its_mark_reaches_the_app_and_comes_back(backend: Backend) {
+    let mesh = tproxy(backend);
+    let listeners = listeners(&mesh);
+    // What rules of TPROXY ask of a listener; Envoy's are so, and programs ask nothing.
+    listeners.be_transparent().unwrap();
+    let proxy = mesh.pod.maker(Identity::new(0, 1337)).unwrap();
+    for (own, client) in own(&mesh).into_iter().zip([IpAddr::from(ROUTER_V4), ROUTER_V6.into()]) {
+        let to = SocketAddr::new(own, APP);
+        let (arrival, outer, inner) = dial_from_world(&mesh.world, (own, APP), &listeners).unwrap();
+        assert_eq!((arrival.at, arrival.peer.ip()), ("inbound", client));
+        let to_app = proxy.socket(Domain::for_address(to), Type::STREAM, None).unwrap();
+        match client {
+            IpAddr::V4(_) => to_app.set_ip_transparent_v4(true).unwrap(),
+            IpAddr::V6(_) => to_app.set_ip_transparent_v6(true).unwrap(),
+        }
+        to_app.set_mark(MARK).unwrap();
+        to_app.bind(&SocketAddr::new(client, 0).into()).unwrap();
+        to_app.connect_timeout(&to.into(), PATIENCE).unwrap();
+        let (at_app, accepted) = listeners.accept().unwrap();
+        assert_eq!((at_app.at, at_app.local, at_app.peer.ip()), ("app", to, client));
+        for (one, other) in [(&to_app, &accepted), (&outer, &inner)] {
+            exchange(one, other);
+            exchange(other, one);
+        }
+    }
+    assert_eq!(mesh.counter("reasons", "proxy-mark").unwrap(), 2);
+}
+
+fn exchange(mut from: &Socket, mut to: &Socket) {
+    to.set_read_timeout(Some(PATIENCE)).unwrap();
+    from.write_all(b"a").unwrap();
+    to.read_exact(&mut [0]).unwrap();
 }
 
 fn excluded_owner_groups_are_not_captured(backend: Backend) {

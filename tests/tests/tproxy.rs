@@ -1,5 +1,5 @@
 //! TPROXY with a real Envoy that shows its app the client's address (`original_src`), as Istio configures it: root with
-//! NET_ADMIN, redirected by rules. While the agent is there, and when veer is taken off the node.
+//! NET_ADMIN. While the agent is there, and when veer is taken off the node.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests panic as tests do")]
 
@@ -9,14 +9,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use socket2::Socket;
 use tempfile::TempDir;
 use veer_tests::agent::Agent;
+use veer_tests::backend::Backend;
 use veer_tests::cgroup::Cgroup;
 use veer_tests::envoy::{self, Envoy, Sidecar};
 use veer_tests::launch::{Identity, Launch};
 use veer_tests::manifest::Manifest;
 use veer_tests::mesh::{Arrival, Listeners, PATIENCE, dial, dial_from_world, dual_stack};
 use veer_tests::netfilter::Netfilter;
+use veer_tests::on_each_backend;
 use veer_tests::pod::{REMOTE_V4, REMOTE_V6, ROUTER_V4, ROUTER_V6, TestPod, World};
 use veer_tests::scratch;
+
+on_each_backend! {
+    open_streams_go_on_when_veer_goes_and_new_connections_go_direct,
+    streams_that_are_inbound_alone_are_seen_and_go_on,
+}
 
 /// A port that is not spoken to with HTTP.
 const STREAM: u16 = 9000;
@@ -39,9 +46,9 @@ struct Node {
 }
 
 impl Node {
-    fn new() -> Self {
+    fn new(backend: Backend) -> Self {
         let cgroup = Cgroup::new().unwrap();
-        let agent = Agent::start_with(&cgroup, Launch::new(), &["--backend=nftables"]).unwrap();
+        let agent = Agent::start_with(&cgroup, Launch::new(), &[&backend.flag()]).unwrap();
         let world = World::new().unwrap();
         let [streaming, idle] =
             ["streaming", "idle"].map(|name| TestPod::new(&world, &cgroup, name).unwrap());
@@ -116,19 +123,17 @@ fn exchange(stream: &(Arrival, Socket, Socket)) {
     assert_eq!(&bytes, b"ab");
 }
 
-/// Whether marked packets have a way of their own in the pod.
+/// Whether marked packets have a way of their own in the pod: through the table of rules, or that of programs.
 fn has_marks(pod: &TestPod) -> bool {
     let lists = ["-4", "-6"].map(|family| {
-        let show =
-            || std::process::Command::new("ip").args([family, "rule", "show", "table", "133"]).output();
+        let show = || std::process::Command::new("ip").args([family, "rule", "show"]).output();
         String::from_utf8(pod.netns().run(show).unwrap().unwrap().stdout).unwrap()
     });
     lists.iter().any(|rules| rules.contains("fwmark"))
 }
 
-#[test]
-fn open_streams_go_on_when_veer_goes_and_new_connections_go_direct() {
-    let mut node = Node::new();
+fn open_streams_go_on_when_veer_goes_and_new_connections_go_direct(backend: Backend) {
+    let mut node = Node::new(backend);
     assert!(has_marks(&node.streaming) && has_marks(&node.idle));
     let before = node.taken();
     let streams: Vec<_> = node.inbound().into_iter().chain(node.outbound()).collect();
@@ -147,9 +152,8 @@ fn open_streams_go_on_when_veer_goes_and_new_connections_go_direct() {
     assert!(Netfilter::of(node.idle.netns()).unwrap().none() && !has_marks(&node.idle));
 }
 
-#[test]
-fn streams_that_are_inbound_alone_are_seen_and_go_on() {
-    let mut node = Node::new();
+fn streams_that_are_inbound_alone_are_seen_and_go_on(backend: Backend) {
+    let mut node = Node::new(backend);
     let streams = node.inbound();
     streams.iter().for_each(exchange);
     node.agent.stop().unwrap();

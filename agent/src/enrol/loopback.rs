@@ -1,8 +1,8 @@
 //! What a pod's proxy needs of the pod's `lo`: an address to dial the app from, or the way back of the app's answers.
 //!
 //! A sidecar and the node's Envoy dial the app from 127.0.0.6 and ::6, of which the second is an address that `lo` is
-//! given. ztunnel dials it from the address of its own client, which is elsewhere: its connection has a mark, the app's
-//! end inherits that, and what has it is routed to `lo`.
+//! given. ztunnel, and the sidecar of a TPROXY pod, dial it from the address of their own client, which is elsewhere: their
+//! connection has a mark, the app's end inherits that, and what has it is routed to `lo`.
 //!
 //! Owns: giving, taking, and telling whether it is there. Never does: know when. Called by: `steps` and `ebpf`.
 
@@ -34,9 +34,9 @@ pub(super) fn give(netns: &NetnsThread, of: BorrowedFd<'_>, policy: &PodPolicy) 
     if policy.needs_passthrough() {
         inside(netns, of, "put ::6 on lo", netlink::add_passthrough_address)?;
     }
-    if is_ambient(policy) {
+    if policy.shows_clients() {
         let families = families(policy);
-        inside(netns, of, "route the app's answers to ztunnel", move || {
+        inside(netns, of, "route the app's answers to its proxy", move || {
             let of_families = INHERIT_MARKS.iter().filter(|(_, family)| families.contains(family));
             of_families.into_iter().try_for_each(|(name, _)| set(name))?;
             marks::add(marks::AMBIENT, families)
@@ -49,7 +49,7 @@ fn set(name: &str) -> io::Result<()> {
     sysctl::set(name, "1").map_err(|error| io::Error::new(error.kind(), format!("sysctl {name}: {error}")))
 }
 
-/// Takes it away, but for the sysctls, which mean nothing without the rest. While a connection of ztunnel's to the app is
+/// Takes it away, but for the sysctls, which mean nothing without the rest. While a connection of the proxy's to the app is
 /// open, the app's answers keep their way: without it they would leave the pod.
 ///
 /// # Errors
@@ -71,11 +71,11 @@ pub(super) fn give_up(
     before: &PodPolicy,
     policy: &PodPolicy,
 ) -> Result<(), EnrolError> {
-    if is_ambient(policy) { Ok(()) } else { take_way(netns, of, before) }
+    if policy.shows_clients() { Ok(()) } else { take_way(netns, of, before) }
 }
 
 fn take_way(netns: &NetnsThread, of: BorrowedFd<'_>, policy: &PodPolicy) -> Result<(), EnrolError> {
-    if !is_ambient(policy) {
+    if !policy.shows_clients() {
         return Ok(());
     }
     let families = families(policy);
@@ -84,7 +84,7 @@ fn take_way(netns: &NetnsThread, of: BorrowedFd<'_>, policy: &PodPolicy) -> Resu
     })
 }
 
-/// Whether an app's answers find back to ztunnel; true where they need no way of their own.
+/// Whether an app's answers find back to its proxy; true where they need no way of their own.
 ///
 /// # Errors
 /// As the kernel says.
@@ -93,7 +93,7 @@ pub(super) fn is_whole(
     of: BorrowedFd<'_>,
     policy: &PodPolicy,
 ) -> Result<bool, EnrolError> {
-    if !is_ambient(policy) {
+    if !policy.shows_clients() {
         return Ok(true);
     }
     let families = families(policy);
@@ -109,7 +109,32 @@ pub(super) fn is_whole(
     netns.run(of, look)?.map_err(|source| EnrolError::Inspect { attempt, source })
 }
 
-/// Whether a socket of the netns has an address that is not the netns': ztunnel's end of a connection to the app.
+/// The families whose marked packets have a way of ours in the netns of the calling thread.
+///
+/// # Errors
+/// As the kernel says of IPv4; it may have no IPv6.
+pub fn ways() -> io::Result<Vec<Family>> {
+    let v4 = marks::is_there(marks::AMBIENT, Family::Ip)?;
+    let v6 = marks::is_there(marks::AMBIENT, Family::Ip6).unwrap_or_default();
+    Ok([(Family::Ip, v4), (Family::Ip6, v6)]
+        .into_iter()
+        .filter_map(|(family, has)| has.then_some(family))
+        .collect())
+}
+
+/// Takes these away, in the netns of the calling thread; false if a connection of a proxy's to its app is answered by them, or if
+/// that cannot be asked: then they do no harm.
+///
+/// # Errors
+/// As the kernel says.
+pub fn take_unused(families: &[Family]) -> io::Result<bool> {
+    if is_in_use().unwrap_or(true) {
+        return Ok(false);
+    }
+    marks::remove(marks::AMBIENT, families).map(|()| true)
+}
+
+/// Whether a socket of the netns has an address that is not the netns': the proxy's end of a connection to the app.
 fn is_in_use() -> io::Result<bool> {
     let own: Vec<IpAddr> = netlink::addresses()?.into_iter().map(|one| one.address.to_canonical()).collect();
     let is_elsewhere = |address: IpAddr, _port| {
@@ -117,10 +142,6 @@ fn is_in_use() -> io::Result<bool> {
         !address.is_loopback() && !own.contains(&address)
     };
     Ok(netlink::connections(is_elsewhere)? > 0)
-}
-
-const fn is_ambient(policy: &PodPolicy) -> bool {
-    policy.flags & flag::AMBIENT != 0
 }
 
 /// Without IPv6 in the netns there may be none in the kernel either.

@@ -13,7 +13,7 @@ pub mod figures;
 pub mod follow;
 pub mod heal;
 mod identity;
-mod loopback;
+pub mod loopback;
 mod nftables;
 pub mod node;
 mod node_addresses;

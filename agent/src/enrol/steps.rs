@@ -1,10 +1,10 @@
 //! The steps of an enrolment, each with its undo, and the one place that takes them.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use socket2::SockRef;
 use veer_common::address::{Address, Port};
 use veer_common::event::NO_ID;
 use veer_common::maps::{Enrolment, PodPolicy, PortListKey, PortSet, SocketRecord, flag, role};
@@ -223,7 +223,7 @@ pub fn adopt(
         if datapath.maps.listeners(pod.cookie, listener.port).contains(&listener.cookie) {
             continue;
         }
-        if !may_be_redirected_to(pod, policy, socket) {
+        if !is_redirected_to(pod, policy, listener.bound) {
             continue;
         }
         let record = listener_record(pod.cookie, known, cgroup);
@@ -251,16 +251,13 @@ fn adopt_container(datapath: &mut Datapath, pod: &Enrolled, cgroup: Option<u64>)
     Ok(())
 }
 
-/// Whether iptables would have sent a connection to where the socket is bound: what the TCP_LISTEN hook asks
+/// Whether iptables would have sent a connection to where a socket is bound: what the TCP_LISTEN hook asks
 /// of those that it sees.
-fn may_be_redirected_to(pod: &Enrolled, policy: &PodPolicy, socket: &OwnedFd) -> bool {
-    let bound = SockRef::from(socket).local_addr().ok().and_then(|address| address.as_socket());
-    bound.is_some_and(|bound| {
-        let address = Address::from(bound.ip());
-        let captured = address.is_v4() || captures_v6(policy);
-        let own = || pod.lists.own_addresses.iter().any(|own| own.address == address);
-        address.is_unspecified() || captured && (address.is_localhost() || own())
-    })
+pub fn is_redirected_to(pod: &Enrolled, policy: &PodPolicy, bound: IpAddr) -> bool {
+    let address = Address::from(bound);
+    let captured = address.is_v4() || captures_v6(policy);
+    let own = || pod.lists.own_addresses.iter().any(|own| own.address == address);
+    address.is_unspecified() || captured && (address.is_localhost() || own())
 }
 
 fn listener_record(cookie: u64, known: Option<SocketRecord>, cgroup: Option<u64>) -> SocketRecord {

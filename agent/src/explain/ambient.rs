@@ -1,4 +1,4 @@
-//! What the rules that are of ambient mode alone compared.
+//! What the rules compared that are of ambient mode alone, or of that and TPROXY.
 
 use std::net::IpAddr;
 
@@ -27,5 +27,20 @@ pub(super) fn inbound(rule: Rule, matched: bool, connection: &Inbound) -> String
         (Rule::FromNode, true) => format!("{from} is an address of the node's"),
         (Rule::FromNode, false) => format!("{from} is no address of the node's"),
         _ => rule.sentence().to_owned(),
+    }
+}
+
+/// The same of what the sidecar of a TPROXY pod dials.
+pub(super) fn tproxy_mark(matched: bool) -> String {
+    let has = if matched { "has" } else { "has not" };
+    format!("the socket {has} the mark by which a TPROXY proxy hands on to its app, 0x539")
+}
+
+/// And of what it has dialled.
+pub(super) fn tproxy_handed_on(matched: bool, connection: &Inbound) -> String {
+    if matched {
+        format!("the proxy has dialled it as {}, which is its client", IpAddr::from(connection.remote))
+    } else {
+        "the proxy has not dialled it".to_owned()
     }
 }

@@ -72,6 +72,7 @@ fn of_outbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Outbou
         Rule::AppToOwnAddress => app_within_pod(facts, to, matched),
         Rule::Proxy => uid(facts, connection),
         Rule::ProxyGroup => gid(facts, connection),
+        Rule::ProxyMark if facts.has(flag::TPROXY) => ambient::tproxy_mark(matched),
         Rule::ProxyMark | Rule::OverLoopback => ambient::outbound(rule, matched, to),
         Rule::OwnerGroup => owner_group(facts, connection, matched),
         Rule::BeforeProxy => before_proxy(facts, matched),
@@ -118,6 +119,7 @@ fn of_inbound(rule: Rule, matched: bool, facts: &Facts<'_>, connection: &Inbound
     let tunnel = facts.policy.tunnel_port.get();
     match rule {
         Rule::WithinPod => within_pod(facts, connection),
+        Rule::HandedOn if facts.has(flag::TPROXY) => ambient::tproxy_handed_on(matched, connection),
         Rule::HandedOn | Rule::FromNode => ambient::inbound(rule, matched, connection),
         Rule::Ipv6NotCapturedInbound => ipv6(facts, &connection.local),
         Rule::ReroutedInterface | Rule::ReroutedNotIncluded => interfaces::rerouted(facts, connection),

@@ -55,6 +55,7 @@ pub(super) fn grounds(rule: Rule, facts: &Facts<'_>) -> Vec<Ground> {
         }
         Rule::Proxy => by_id(Setting::ProxyUid, facts),
         Rule::ProxyGroup => by_id(Setting::ProxyGid, facts),
+        Rule::ProxyMark | Rule::HandedOn if facts.has(flag::TPROXY) => set(Setting::Mode),
         Rule::ProxyMark => vec![Ground::Always("all of ztunnel's sockets have its mark")],
         Rule::HandedOn => vec![Ground::Always("what ztunnel hands to the app is not for ztunnel again")],
         Rule::FromNode => vec![Ground::Always("the kubelet's probes reach the app without ztunnel")],

@@ -101,7 +101,7 @@ fn wrong(part: &'static str, value: &str, accepted: &'static str) -> LineError {
 /// Who has sent what arrived, which no line has, and its reason tells.
 fn sender(reason: Reason) -> Sender {
     if reason == Reason::HandedOn {
-        Sender::Ztunnel
+        Sender::Proxy
     } else if reason == Reason::FromNode {
         Sender::Node
     } else {

@@ -55,7 +55,7 @@ fn any_connection() -> impl Strategy<Value = Connection> {
             },
         )
     };
-    let sender = || select(vec![Sender::Client, Sender::Ztunnel, Sender::Node]);
+    let sender = || select(vec![Sender::Client, Sender::Proxy, Sender::Node]);
     prop_oneof![
         outbound().prop_map(Connection::Outbound),
         outbound().prop_map(Connection::Datagram),

@@ -20,7 +20,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::nlas::Nla;
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
 use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
 use veer_common::address::{Address, Port};
@@ -138,20 +138,26 @@ pub fn listeners(ports: &[Port]) -> io::Result<Vec<Listener>> {
     let mut found = Vec::new();
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let request = listening(family, socket_id);
-        for message in dump(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request))? {
+        dump_each(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request), |message| {
             if let SockDiagMessage::InetResponse(response) = message {
-                let port = Port::new(response.header.socket_id.source_port);
-                if ports.contains(&port) {
-                    let cookie = u64::from_ne_bytes(response.header.socket_id.cookie);
-                    let (inode, uid) = (u64::from(response.header.inode), response.header.uid);
-                    let cgroup = response.nlas.iter().find_map(cgroup_id);
-                    let bound = response.header.socket_id.source_address;
-                    found.push(Listener { inode, cookie, port, bound, uid, cgroup });
-                }
+                found.extend(listener(&response).filter(|listener| ports.contains(&listener.port)));
             }
-        }
+        })?;
     }
     Ok(found)
+}
+
+/// A listener, unless nobody is ever redirected to where it is bound: an app may have as many as loopback has addresses.
+fn listener(response: &InetResponse) -> Option<Listener> {
+    let id = &response.header.socket_id;
+    let (port, bound) = (Port::new(id.source_port), id.source_address);
+    if bound.to_canonical().is_loopback() && !Address::from(bound).is_localhost() {
+        return None;
+    }
+    let cookie = u64::from_ne_bytes(id.cookie);
+    let (inode, uid) = (u64::from(response.header.inode), response.header.uid);
+    let cgroup = response.nlas.iter().find_map(cgroup_id);
+    Some(Listener { inode, cookie, port, bound, uid, cgroup })
 }
 
 /// The number that `INET_DIAG_CGROUP_ID` holds, which the crate does not know (linux/inet_diag.h).
@@ -253,7 +259,7 @@ fn change(request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
     let socket = send(NETLINK_ROUTE, request, NLM_F_REQUEST | NLM_F_ACK | flags)?;
     let (datagram, _kernel) = socket.recv_from_full()?;
     // An acknowledgement is an error message with the number 0.
-    match read_datagram::<RouteNetlinkMessage>(&datagram, &mut Vec::new()) {
+    match read_datagram::<RouteNetlinkMessage>(&datagram, &mut drop) {
         Err(error) if error.raw_os_error() == Some(0) => Ok(()),
         other => other.map(drop),
     }
@@ -265,12 +271,22 @@ where
     M: NetlinkSerializable + NetlinkDeserializable,
     NetlinkPayload<M>: From<M>,
 {
-    let socket = send(protocol, request, NLM_F_REQUEST | NLM_F_DUMP)?;
     let mut answers = Vec::new();
+    dump_each(protocol, request, |answer| answers.push(answer))?;
+    Ok(answers)
+}
+
+/// The same for answers that may be many, of which few are kept.
+fn dump_each<M>(protocol: isize, request: M, mut take: impl FnMut(M)) -> io::Result<()>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+    NetlinkPayload<M>: From<M>,
+{
+    let socket = send(protocol, request, NLM_F_REQUEST | NLM_F_DUMP)?;
     for _ in 0..MOST_DATAGRAMS {
         let (datagram, _kernel) = socket.recv_from_full()?;
-        if read_datagram(&datagram, &mut answers)? {
-            return Ok(answers);
+        if read_datagram(&datagram, &mut take)? {
+            return Ok(());
         }
     }
     Err(io::Error::other("the kernel does not end its answer"))
@@ -296,7 +312,7 @@ where
 }
 
 /// Reads the messages of a datagram; true when the last one was there.
-fn read_datagram<M: NetlinkDeserializable>(datagram: &[u8], answers: &mut Vec<M>) -> io::Result<bool> {
+fn read_datagram<M: NetlinkDeserializable>(datagram: &[u8], take: &mut impl FnMut(M)) -> io::Result<bool> {
     let mut rest = datagram;
     while !rest.is_empty() {
         let message = NetlinkMessage::<M>::deserialize(rest)
@@ -305,7 +321,7 @@ fn read_datagram<M: NetlinkDeserializable>(datagram: &[u8], answers: &mut Vec<M>
         match message.payload {
             NetlinkPayload::Done(_) => return Ok(true),
             NetlinkPayload::Error(error) => return Err(error.to_io()),
-            NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+            NetlinkPayload::InnerMessage(answer) => take(answer),
             _ => {}
         }
         // Messages are aligned to 4 bytes, a length of 0 would never end.

@@ -1,6 +1,7 @@
 //! What there is of veer on a node, in the order of its removal. Changes nothing.
 
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::Removed;
 use super::kind::Kind;
 use crate::config::Place;
-use crate::enrol::{Enrolled, Nftables, steps};
+use crate::enrol::{Enrolled, Nftables, loopback, steps};
 use crate::platform::bpf::BpfError;
 use crate::platform::bpf::generation::{self, Generation};
 use crate::platform::bpf::maps::{ListEntries, Maps};
@@ -49,6 +50,8 @@ pub(super) enum Action {
     TakeRules(Box<Enrolled>),
     /// The address of a pod.
     TakePassthrough(Box<Enrolled>),
+    /// The way of marked packets of a pod.
+    TakeWay(Box<Enrolled>),
     /// A file that is none of a bpffs.
     RemoveFile(PathBuf),
     /// A directory that is empty by then.
@@ -73,7 +76,7 @@ pub(super) fn look(place: &Place, netns: &NetnsThread, nftables: &Nftables) -> F
             found.problems.push(error.to_string());
         }
     }
-    if let Err(error) = found.passthrough_addresses(&Pins::new(&place.bpffs), netns) {
+    if let Err(error) = found.on_loopback(&Pins::new(&place.bpffs), netns) {
         found.problems.push(error.to_string());
     }
     let versions: Vec<_> = found.generations.iter().map(|generation| generation.root.clone()).collect();
@@ -118,25 +121,35 @@ impl Found {
         Ok(())
     }
 
-    /// The pods that have ::6 from us. Only our own ABI can be read; of pods of another one it goes with the pod.
-    fn passthrough_addresses(&mut self, pins: &Pins, netns: &NetnsThread) -> Result<(), BpfError> {
+    /// What pods have on `lo` from us. Only our own ABI can be read; of pods of another one it goes with the pod.
+    fn on_loopback(&mut self, pins: &Pins, netns: &NetnsThread) -> Result<(), BpfError> {
         if !pins.map(veer_common::maps::name::ENROLMENTS).exists() {
             return Ok(());
         }
         for (cookie, record) in Maps::enrolments_of(pins)? {
             let pod = Enrolled::from_map(cookie, &record, ListEntries::default());
             let Some(file) = steps::open_netns(&pod) else { continue };
-            match netns.run(file.as_fd(), netlink::has_passthrough_address) {
-                Ok(Ok(true)) => self.items.push(Item {
-                    kind: Kind::PassthroughAddress,
-                    name: pod.full_name(),
-                    action: Action::TakePassthrough(Box::new(pod)),
-                }),
-                Ok(Ok(false)) => {}
+            let look = || -> io::Result<(bool, bool)> {
+                Ok((netlink::has_passthrough_address()?, !loopback::ways()?.is_empty()))
+            };
+            let (has_address, has_way) = match netns.run(file.as_fd(), look) {
+                Ok(Ok(has)) => has,
                 Ok(Err(error)) => {
-                    self.problems.push(format!("list the addresses of pod {}: {error}", pod.full_name()));
+                    self.problems.push(format!("look at lo of pod {}: {error}", pod.full_name()));
+                    continue;
                 }
-                Err(error) => self.problems.push(error.to_string()),
+                Err(error) => {
+                    self.problems.push(error.to_string());
+                    continue;
+                }
+            };
+            if has_way {
+                let action = Action::TakeWay(Box::new(pod.clone()));
+                self.items.push(Item { kind: Kind::MarkedWay, name: pod.full_name(), action });
+            }
+            if has_address {
+                let (name, action) = (pod.full_name(), Action::TakePassthrough(Box::new(pod)));
+                self.items.push(Item { kind: Kind::PassthroughAddress, name, action });
             }
         }
         Ok(())

@@ -16,6 +16,8 @@ pub enum Kind {
     NetnsLink,
     /// The address ::6 on a pod's `lo`.
     PassthroughAddress,
+    /// The way of marked packets to a pod's `lo`.
+    MarkedWay,
     /// A link of what knows who made a socket, and which connection belongs to which.
     CgroupLink,
     /// A link of what tells proxy and app where a connection was dialled.
@@ -58,7 +60,7 @@ impl Kind {
 
     /// Whether a connection that was redirected needs it on its way to the proxy.
     pub(super) const fn brings_to_proxy(self) -> bool {
-        matches!(self, Self::NetnsLink | Self::PassthroughAddress)
+        matches!(self, Self::NetnsLink | Self::PassthroughAddress | Self::MarkedWay)
     }
 
     /// What it is called, for `count` of them.
@@ -75,6 +77,8 @@ impl Kind {
             Self::NetnsLink => "links to pods' network namespaces",
             Self::PassthroughAddress if one => "address ::6 on a pod's lo",
             Self::PassthroughAddress => "addresses ::6 on pods' lo",
+            Self::MarkedWay if one => "pod's route of marked packets to its lo",
+            Self::MarkedWay => "pods' routes of marked packets to their lo",
             Self::CgroupLink if one => "link to a cgroup, of identity or hand-off",
             Self::CgroupLink => "links to a cgroup, of identity and hand-off",
             Self::AnsweringLink if one => "link to a cgroup, of what a proxy asks",

@@ -24,7 +24,7 @@ pub use self::kind::Kind;
 
 use self::found::{Action, Found, Item};
 use crate::config::Place;
-use crate::enrol::{Enrolled, Nftables, Withdrawn, steps};
+use crate::enrol::{Enrolled, Nftables, Withdrawn, loopback, steps};
 use crate::lock::{self, LockError};
 use crate::pause::pause;
 use crate::platform::bpf::generation::{self, Generation};
@@ -173,6 +173,7 @@ impl Taker {
             Action::Unpin(pin) => unpin(pin).map_err(|error| error.to_string())?,
             Action::TakeRules(pod) => return self.take_rules(pod),
             Action::TakePassthrough(pod) => return self.take_passthrough(item, pod),
+            Action::TakeWay(pod) => return self.take_way(item, pod),
             Action::RemoveFile(path) => gone_is_fine(fs::remove_file(path))
                 .map_err(|error| format!("remove {}: {error}", path.display()))?,
             Action::RemoveDirectory(path) => match gone_is_fine(fs::remove_dir(path)) {
@@ -220,6 +221,21 @@ impl Taker {
                 item.name
             ))),
         }
+    }
+
+    /// The way by which an app's answers find back to its proxy.
+    fn take_way(&self, item: &Item, pod: &Enrolled) -> Result<Option<String>, String> {
+        let Some(netns) = steps::open_netns(pod) else { return Ok(None) };
+        let take = || loopback::ways().and_then(|families| loopback::take_unused(&families));
+        let outcome = self.netns.run(netns.as_fd(), take).map_err(|error| error.to_string())?;
+        let is_taken = outcome
+            .map_err(|error| format!("take the route of marked packets of pod {}: {error}", item.name))?;
+        Ok((!is_taken).then(|| {
+            format!(
+                "the route of marked packets of pod {}: what its app answers the proxy finds back by it; it goes with the pod",
+                item.name
+            )
+        }))
     }
 
     /// Waits until what was redirected is with its proxy.

@@ -42,6 +42,13 @@ impl PodPolicy {
 }
 
 impl PodPolicy {
+    /// Whether the proxy dials its app from the address of its own client, by sockets with a mark: ztunnel, and with TPROXY the
+    /// sidecar.
+    #[inline(always)]
+    pub const fn shows_clients(&self) -> bool {
+        self.flags & (flag::AMBIENT | flag::TPROXY) != 0
+    }
+
     /// Whether the proxy dials its app from ::6, as one does that serves IPv6 and does not show the client's address.
     #[inline(always)]
     pub const fn needs_passthrough(&self) -> bool {

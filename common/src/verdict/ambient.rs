@@ -10,7 +10,8 @@ use crate::maps::{PodPolicy, flag};
 use crate::reason::Reason;
 use crate::rule::{Rule, Trace};
 
-/// Mark of all sockets of ztunnel's (its `PACKET_MARK`; Istio's `InpodMark`).
+/// Mark of all sockets of ztunnel's (its `PACKET_MARK`; Istio's `InpodMark`), and of those by which the sidecar of a TPROXY pod
+/// hands connections to its app (the mark of `OriginalSrc` that istiod gives to its listeners, 1337).
 pub const ZTUNNEL: u32 = 0x539;
 /// Mark of ztunnel's connections to the app, which the app's answers have, too, and by which they find back to `lo`
 /// (Istio's `InpodTProxyMark`).
@@ -24,7 +25,7 @@ pub const fn is_ztunnels(mark: u32) -> bool {
     mark & MASK == ZTUNNEL || mark & MASK == REPLY
 }
 
-/// Whether a connection of ztunnel's is one to its app, from the address of its own client: then the app's answers go to
+/// Whether a connection of the proxy's is one to its app, from the address of its own client: then the app's answers go to
 /// an address that is elsewhere, and have to be brought back.
 #[inline(always)]
 pub fn hands_on<R: Rules>(rules: &R, connection: &Outbound) -> bool {
@@ -88,7 +89,7 @@ pub(super) fn dns<R: Rules, T: Trace>(pod: &PodPolicy, rules: &R, sent: &Outboun
 /// TCP that arrives, and not from within the pod.
 #[inline(always)]
 pub(super) fn inbound<T: Trace>(pod: &PodPolicy, connection: &Inbound, trace: &mut T) -> Reason {
-    if trace.looked_at(Rule::HandedOn, matches!(connection.sender, Sender::Ztunnel)) {
+    if trace.looked_at(Rule::HandedOn, matches!(connection.sender, Sender::Proxy)) {
         return Rule::HandedOn.reason();
     }
     if trace.looked_at(Rule::FromNode, matches!(connection.sender, Sender::Node)) {

@@ -17,6 +17,7 @@ mod dns;
 mod impostor;
 mod iptables;
 mod table;
+mod tproxy;
 
 /// The proxy's id in most tests, the app's, and one that is neither.
 const PROXY: u32 = 1337;

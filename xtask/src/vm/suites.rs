@@ -33,6 +33,7 @@ const LEAN: Programs = &[
 const FULL: Programs = &[
     ("envoy", 1200),
     ("sidecar", 1200),
+    ("tproxy", 1200),
     ("check", 1200),
     ("nftables", 2400),
     ("restart", 2400),
@@ -53,6 +54,7 @@ const NEEDS: &[(&str, &str, &str)] = &[
     ("ebpf", "table", "ebpf::"),
     ("ebpf", "modes", "ebpf::"),
     ("ebpf", "restart", "ebpf::"),
+    ("ebpf", "tproxy", "ebpf::"),
     ("ebpf", "listeners", ""),
     // Its counts: rules count processes in the pod's netns that are not in its cgroup as well, so the test's own.
     ("ebpf", "envoy", "requests_take_the_sidecars_of_both_families_and_veer_counts_what_envoy_counts"),

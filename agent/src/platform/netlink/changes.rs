@@ -158,7 +158,7 @@ pub fn number_of(netns: BorrowedFd<'_>) -> io::Result<NetnsNumber> {
     let socket = send(NETLINK_ROUTE, RouteNetlinkMessage::GetNsId(message), NLM_F_REQUEST)?;
     let (datagram, _kernel) = socket.recv_from_full()?;
     let mut answers = Vec::new();
-    read_datagram(&datagram, &mut answers)?;
+    read_datagram(&datagram, &mut |answer| answers.push(answer))?;
     let number = answers.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewNsId(message) => {
             message.attributes.into_iter().find_map(|attribute| match attribute {

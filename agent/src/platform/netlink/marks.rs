@@ -29,9 +29,10 @@ pub struct Way {
     priority: Option<u32>,
 }
 
-/// Of what the rules of a TPROXY pod mark.
+/// Of what the rules of a TPROXY pod mark, where rules redirect.
 pub const TPROXY: Way = Way { mark: route::MARK, mask: u32::MAX, table: route::TABLE, priority: None };
-/// Of what an app of ambient mode answers to what ztunnel has handed to it. The numbers are Istio's.
+/// Of what an app answers to what its proxy has handed to it from a client's address, where programs redirect: ambient mode's,
+/// and TPROXY's. The numbers are Istio's, of ambient mode.
 pub const AMBIENT: Way = Way { mark: ambient::REPLY, mask: ambient::MASK, table: 100, priority: Some(32764) };
 
 /// Gives marked packets of these families their way; what is there already is fine.

@@ -152,7 +152,7 @@ fn what_arrives_goes_where_istios_rules_send_it() {
                 remotes.extend(scene.own.iter().filter(|own| own.is_ipv4() == local.is_ipv4()));
                 let remote = remotes[usize::from(remote) % remotes.len()];
                 let sender =
-                    [Sender::Client, Sender::Client, Sender::Ztunnel, Sender::Node][usize::from(sender % 4)];
+                    [Sender::Client, Sender::Client, Sender::Proxy, Sender::Node][usize::from(sender % 4)];
                 let port = [80, 53, 15001, 15006, 15008, 15020, 15021, 15053, 15090][usize::from(port) % 9];
                 let rewritten = if local.is_ipv4() { ip(PROBES[0]) } else { ip(PROBES[1]) };
                 let own = scene.own.contains(&remote);
@@ -161,8 +161,8 @@ fn what_arrives_goes_where_istios_rules_send_it() {
                     source: if sender == Sender::Node { rewritten } else { remote },
                     destination: local,
                     port,
-                    mark: if sender == Sender::Ztunnel { ZTUNNEL } else { 0 },
-                    over_lo: own || sender == Sender::Ztunnel,
+                    mark: if sender == Sender::Proxy { ZTUNNEL } else { 0 },
+                    over_lo: own || sender == Sender::Proxy,
                 };
                 let (remote, local, port) = (remote.into(), local.into(), Port::new(port));
                 let facts = Inbound { remote, local, port, interface: ETH0, sender };
@@ -197,7 +197,7 @@ fn of_one_that_sleeps_nothing_is_captured_and_ztunnel_is_known() {
         verdict::inbound(&asleep.policy(), &asleep, &arriving)
     };
     assert_eq!(inbound(Sender::Client), Reason::NotIncludedInbound);
-    assert_eq!(inbound(Sender::Ztunnel), Reason::HandedOn);
+    assert_eq!(inbound(Sender::Proxy), Reason::HandedOn);
 }
 
 /// A connection from `source` to a port that is no DNS.

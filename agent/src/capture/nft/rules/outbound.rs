@@ -93,7 +93,7 @@ fn before_identity(scene: &Scene<'_>, protocol: Protocol) -> Vec<Rule> {
     let source = Match::Address(Side::Source, Is::So, scene.passthrough);
     rules.push(direct([LO, source], Reason::PassthroughSource));
     if marks(scene.capture) && protocol == Protocol::Tcp {
-        rules.push(direct([LO, Match::Mark(route::MARK)], Reason::PassthroughSource));
+        rules.push(direct([LO, Match::Mark(route::MARK)], Reason::ProxyMark));
     }
     rules
 }
