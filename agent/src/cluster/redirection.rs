@@ -5,6 +5,7 @@
 //! pod. Called by: `proxy::zds`, which knows; `app`.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,9 +92,17 @@ impl Redirections {
 }
 
 impl News {
-    fn take(&self) -> Option<(PodReference, Option<Redirection>)> {
+    /// The next one's behind this uid, from the first again behind the last: nobody is waited for by all others.
+    fn take(&self, behind: &str) -> Option<(PodReference, Option<Redirection>)> {
         let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        of.pop_first().map(|(_, news)| news)
+        let next = of.range::<str, _>((Bound::Excluded(behind), Bound::Unbounded)).next();
+        let uid = next.or_else(|| of.first_key_value())?.0.clone();
+        of.remove(&uid)
+    }
+
+    /// How many have news that is not written.
+    fn count(&self) -> usize {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Puts back what could not be written, unless there is something newer.
@@ -113,11 +122,13 @@ impl Writer {
 
     async fn write_all(&self) {
         let (mut pace, mut last_problem) = (Pace::new(Instant::now()), String::new());
+        let (mut last, mut in_vain) = (String::new(), 0);
         loop {
-            let Some((pod, redirection)) = self.news.take() else {
+            let Some((pod, redirection)) = self.news.take(&last) else {
                 self.news.come.notified().await;
                 continue;
             };
+            last = pod.uid.clone().unwrap_or_default();
             sleep(pace.take(Instant::now())).await;
             let Err(error) = self.write(&pod, redirection).await else {
                 last_problem.clear();
@@ -130,8 +141,15 @@ impl Writer {
                 tracing::warn!(%problem, "write a pod's annotation {ANNOTATION}");
             }
             last_problem = problem;
-            if !is_over {
-                self.news.put_back(pod, redirection);
+            if is_over {
+                continue;
+            }
+            let is_away = error.code().is_none();
+            self.news.put_back(pod, redirection);
+            in_vain += 1;
+            // What a policy refuses for one pod may be fine for the others.
+            if is_away || in_vain >= self.news.count() {
+                in_vain = 0;
                 sleep(AGAIN).await;
             }
         }
@@ -167,12 +185,32 @@ mod tests {
         let redirections = Redirections { news: Some(Arc::clone(&news)) };
         redirections.tell(&pod("u-1"), Some(Redirection::Pending));
         redirections.tell(&pod("u-1"), Some(Redirection::Enabled));
-        assert_eq!(news.take(), Some((pod("u-1"), Some(Redirection::Enabled))));
+        assert_eq!(news.take(""), Some((pod("u-1"), Some(Redirection::Enabled))));
         redirections.tell(&pod("u-1"), None);
         news.put_back(pod("u-1"), Some(Redirection::Enabled));
-        assert_eq!((news.take(), news.take()), (Some((pod("u-1"), None)), None));
+        assert_eq!((news.take(""), news.take("")), (Some((pod("u-1"), None)), None));
         redirections.tell(&PodReference { uid: None, ..pod("") }, None);
-        assert_eq!(news.take(), None);
+        assert_eq!(news.take(""), None);
+    }
+
+    #[test]
+    fn one_that_is_put_back_again_and_again_holds_up_nobody() {
+        let news = Arc::<News>::default();
+        let redirections = Redirections { news: Some(Arc::clone(&news)) };
+        for uid in ["u-2", "u-1", "u-3"] {
+            redirections.tell(&pod(uid), None);
+        }
+        let mut behind = String::new();
+        let mut taken = Vec::new();
+        for _ in 0..4 {
+            let (pod, redirection) = news.take(&behind).unwrap();
+            behind = pod.uid.clone().unwrap();
+            taken.push(behind.clone());
+            if behind == "u-1" {
+                news.put_back(pod, redirection);
+            }
+        }
+        assert_eq!(taken, ["u-1", "u-2", "u-3", "u-1"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! Whose it is stands in labels that begin with `veer_`, as ours do and a pod's own may not.
 //! Never does: read from anywhere. Called by: `admin::proxies`.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 /// What all of our names begin with.
@@ -73,7 +74,7 @@ struct Family {
 struct Sample<'a> {
     name: &'a str,
     labels: Vec<(&'a str, &'a str)>,
-    value: &'a str,
+    value: Cow<'a, str>,
 }
 
 impl Exposition {
@@ -201,7 +202,7 @@ impl Exposition {
             out.push('}');
         }
         out.push(' ');
-        out.push_str(sample.value);
+        out.push_str(&sample.value);
         out.push('\n');
     }
 }
@@ -240,12 +241,24 @@ impl<'a> Sample<'a> {
             None => (Vec::new(), rest),
         };
         let mut words = rest.split_ascii_whitespace();
-        let value = words.next()?;
+        let value = value(words.next()?)?;
         // Whenever a proxy has counted it, it is asked now.
         let timestamp = words.next();
         let is_whole = words.next().is_none() && timestamp.is_none_or(|time| time.parse::<i64>().is_ok());
-        (is_whole && value.parse::<f64>().is_ok()).then_some(Self { name, labels, value })
+        is_whole.then_some(Self { name, labels, value })
     }
+}
+
+/// A value as whoever scrapes reads it: who cannot read one takes none of all the others. In Go `-nan` is no number, and
+/// 1e999 is an error.
+fn value(text: &str) -> Option<Cow<'_, str>> {
+    let number: f64 = text.parse().ok()?;
+    Some(match number {
+        _ if number.is_nan() => "NaN".into(),
+        f64::INFINITY => "+Inf".into(),
+        f64::NEG_INFINITY => "-Inf".into(),
+        _ => text.into(),
+    })
 }
 
 /// Labels up to the brace that closes them, with their values as they are escaped, and what is behind.
@@ -298,8 +311,9 @@ fn is_name(name: &str) -> bool {
         && !name.starts_with(|first: char| first.is_ascii_digit())
 }
 
+/// Those that begin with two underscores are Prometheus' own, `__name__` among them.
 fn is_label(label: &str) -> bool {
-    is_name(label) && !label.contains(':')
+    is_name(label) && !label.contains(':') && !label.starts_with("__")
 }
 
 /// Of which metrics the type was told: it may be once.

@@ -71,6 +71,7 @@ fn what_is_no_sample_is_dropped_and_counted() {
         "a{x=\"1\",x=\"2\"} 1",
         "a{1x=\"1\"} 1",
         "a{x:y=\"1\"} 1",
+        "a{__name__=\"b\"} 1",
         "a{x=\"\\t\"} 1",
         "a{x=\"\u{1}\"} 1",
         "a 1 # {trace_id=\"1\"} 1",
@@ -88,6 +89,16 @@ fn what_is_no_sample_is_dropped_and_counted() {
     assert_eq!((out.lines().count(), dropped), (2, 1), "{out}");
     // Half of a line is none.
     assert_eq!(passed(pod(), "a 1").1, 1);
+}
+
+#[test]
+fn a_value_is_written_as_all_read_it() {
+    for (value, written) in
+        [("-nan", "NaN"), ("1e999", "+Inf"), ("-1e999", "-Inf"), ("infinity", "+Inf"), ("-1.5e3", "-1.5e3")]
+    {
+        let (out, dropped) = passed(Origin::Ztunnel { inode: 7 }, &format!("a {value}\n"));
+        assert_eq!((out.lines().last(), dropped), (Some(&*format!("a{{veer_ztunnel=\"7\"}} {written}")), 0));
+    }
 }
 
 #[test]
