@@ -21,7 +21,7 @@ use veer_tests::load;
 use veer_tests::node_proxy::{self, NodeProxy};
 use veer_tests::pod::{TestPod, World};
 use veer_tests::supervised::{OwnEnvoy, Supervised};
-use veer_tests::wait;
+use veer_tests::{scratch, wait};
 
 /// A port of an app that speaks no HTTP.
 const BYTES: u16 = 9000;
@@ -105,7 +105,7 @@ fn an_envoy_that_is_killed_is_told_of_and_followed_by_another_one() {
     let metric = |name: &str| -> f64 {
         metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap().parse().unwrap()
     };
-    assert_eq!((metric("veer_proxy_up"), metric("veer_proxy_restarts_total")), (1.0, 1.0), "{metrics}");
+    assert_eq!((metric("veer_proxy_live"), metric("veer_proxy_restarts_total")), (1.0, 1.0), "{metrics}");
     assert!(metric("veer_proxy_memory_bytes") > 10e6, "{metrics}");
     assert!(metric("veer_proxy_cpu_seconds_total") > 0.0, "{metrics}");
     assert_eq!(ready(&node).0, 200);
@@ -258,6 +258,48 @@ fn another_build_takes_over_without_a_connection_refused_or_reset() {
     let epoch = node.admin("/server_info").unwrap();
     assert!(epoch.contains(&format!("\"restart_epoch\": {times}")), "{epoch}");
     drop(echoes);
+}
+
+/// It would be told of no pod, and have all listeners of the one before closed.
+#[test]
+fn another_build_waits_for_what_users_add_and_takes_nothing_from_pods_meanwhile() {
+    let own = OwnEnvoy::copy().unwrap();
+    let directory = scratch::directory().unwrap();
+    let config = directory.path().join("cluster.yaml");
+    let good = "resources:\n- '@type': type.googleapis.com/envoy.config.cluster.v3.Cluster\n  name: elsewhere\n  type: STATIC\n";
+    fs::write(&config, good).unwrap();
+    let flag = format!("--proxy-config={}", directory.path().display());
+    let mut node = Supervised::with_command(&own.command(), &[&flag]).unwrap();
+    let first = node.wait_live(|_pid| true).unwrap();
+    let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
+    let _echo = echo(&b);
+    ask(&Dialler::Pod(&a), b.v4()).unwrap();
+
+    node.agent.kill().unwrap();
+    fs::write(&config, "resources: [{").unwrap();
+    own.become_another().unwrap();
+    node.agent.start_again().unwrap();
+    wait::until_ok("the agent to say what it waits for", wait::LIMIT, || {
+        let process = node.process()?;
+        let problem = process["problem"].as_str().unwrap_or_default();
+        ensure!(problem.contains("waits until --proxy-config can be read"), "{process}");
+        anyhow::Ok(())
+    })
+    .unwrap();
+    let made = load::during(
+        &[Dialler::Pod(&a), Dialler::World(&node.world)],
+        |dialler, _turn| ask(dialler, b.v4()),
+        |progress| {
+            node.agent.signal(Signal::SIGHUP).unwrap();
+            progress.wait_for(50).unwrap();
+            assert_eq!(node.process().unwrap()["pid"], json!(first));
+            fs::write(&config, good).unwrap();
+            node.wait_live(|pid| pid != first).unwrap();
+            progress.wait_for(50).unwrap();
+        },
+    );
+    assert!(made.unwrap() >= 100);
+    assert_eq!(node.process().unwrap().get("problem"), None);
 }
 
 #[test]

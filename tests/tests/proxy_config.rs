@@ -7,7 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use socket2::{Domain, Type};
 use tempfile::TempDir;
@@ -21,6 +21,7 @@ use veer_tests::pod::{ROUTER_V4, TestPod};
 use veer_tests::process::Process;
 use veer_tests::prometheus;
 use veer_tests::proxied_node::ProxiedNode;
+use veer_tests::socket_maker::Maker;
 use veer_tests::streams::{self, Stream};
 use veer_tests::{scratch, wait};
 
@@ -114,6 +115,16 @@ fn generation(number: u32) -> Value {
     header(Some("inbound"), "x-generation", &number.to_string())
 }
 
+/// A request on a connection of its own, as the app saw it.
+fn request(client: &Maker, to: SocketAddr) -> Result<Echo> {
+    let mut stream = client.socket(Domain::IPV4, Type::STREAM, None)?;
+    stream.set_read_timeout(Some(wait::LIMIT))?;
+    stream.connect_timeout(&to.into(), wait::LIMIT)?;
+    let response = http::get(&mut stream, "b", "/", &Headers::new())?;
+    ensure!(response.status == 200, "status {}", response.status);
+    serde_json::from_slice(&response.body).context("what the app tells")
+}
+
 #[test]
 fn filters_and_routes_of_users_know_the_pod_and_the_direction() {
     let elsewhere = SocketAddr::from((ROUTER_V4, 9999));
@@ -172,13 +183,7 @@ fn a_change_is_picked_up_and_no_request_is_lost() {
     let made = load::during(
         &clients,
         |client, _turn| {
-            let mut stream = client.socket(Domain::IPV4, Type::STREAM, None)?;
-            stream.set_read_timeout(Some(wait::LIMIT))?;
-            stream.connect_timeout(&to.into(), wait::LIMIT)?;
-            let response = http::get(&mut stream, "b", "/", &Headers::new())?;
-            ensure!(response.status == 200, "status {}", response.status);
-            let echo: Echo = serde_json::from_slice(&response.body)?;
-            echo.headers.get("x-generation").context("it went past the filter").map(drop)
+            request(client, to)?.headers.get("x-generation").context("it went past the filter").map(drop)
         },
         |progress| {
             seen = progress.wait_for(5).and_then(|()| {
@@ -197,6 +202,33 @@ fn a_change_is_picked_up_and_no_request_is_lost() {
     // Taken away, they are gone.
     fs::remove_file(node.directory.path().join("filter.yaml")).unwrap();
     wait::until("the filter to go", wait::LIMIT, || !node.headers().contains_key("x-generation")).unwrap();
+}
+
+/// With the first one Envoy has another listener take over the socket, and without the last one another.
+#[test]
+fn the_first_filter_comes_and_the_last_one_goes_and_no_request_is_lost() {
+    let node = Node::start(&[]);
+    let to = SocketAddr::from((node.b.v4(), APP));
+    let clients = [node.a.maker(Identity::app()).unwrap(), node.a.maker(Identity::app()).unwrap()];
+    let mut seen = Ok(());
+    let made = load::during(
+        &clients,
+        |client, _turn| request(client, to).map(drop),
+        |progress| {
+            seen = (1..=3).try_for_each(|number| {
+                progress.wait_for(5)?;
+                node.write("filter.yaml", &generation(number));
+                wait::until("the filter to be seen", wait::LIMIT, || {
+                    node.headers().get("x-generation") == Some(&number.to_string())
+                })?;
+                progress.wait_for(5)?;
+                fs::remove_file(node.directory.path().join("filter.yaml"))?;
+                wait::until("the filter to go", wait::LIMIT, || !node.headers().contains_key("x-generation"))
+            });
+        },
+    );
+    assert!(made.unwrap() > 20);
+    seen.unwrap();
 }
 
 /// `a`'s Envoy gives up on first bytes after a moment; `b`'s may not, as a filter is to see them.

@@ -169,7 +169,7 @@ fn node_proxy(registry: &mut Registry, figures: &ProxyFigures) {
     let ProxyFigures { is_up, restarts, takeovers, usage } = *figures;
     let up = <Gauge>::default();
     up.set(is_up.into());
-    registry.register("veer_proxy_up", "Whether the node's proxy that the agent starts is live", up);
+    registry.register("veer_proxy_live", "Whether the node's proxy that the agent starts is live", up);
     for (name, help, count) in [
         ("veer_proxy_restarts", "Starts of the node's proxy because the one before had ended", restarts),
         ("veer_proxy_takeovers", "Times that a node's proxy has taken over from another", takeovers),

@@ -113,7 +113,7 @@ async fn take_on(answerer: &Answerer<Source>, known: &CancellationToken) {
     let (by_ztunnel, others): (Vec<_>, Vec<_>) =
         pods.into_iter().partition(|pod| pod.driver == Driver::Ztunnel);
     for pod in &others {
-        drivers.begin(pod).await;
+        answerer.begin(pod).await;
     }
     known.cancel();
     for pod in by_ztunnel {
@@ -124,7 +124,7 @@ async fn take_on(answerer: &Answerer<Source>, known: &CancellationToken) {
             }
             sleep(AGAIN).await;
         };
-        drivers.begin(&known).await;
+        answerer.begin(&known).await;
     }
     drivers.complete().await;
 }

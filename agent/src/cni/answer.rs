@@ -219,7 +219,9 @@ impl<S: PodSource> Answerer<S> {
         let (is_known, proxied) = added.await??;
         for pod in proxied {
             let pod = ProxiedPod { service_account: Some(account.clone()), ..pod };
-            if let Err(error) = self.drivers.serve(&pod).await {
+            let served = self.drivers.serve(&pod).await;
+            self.forget_if_gone(&pod).await;
+            if let Err(error) = served {
                 if !is_known {
                     self.node.run(move |node| node.del(&attachment)).await?;
                 }
@@ -227,6 +229,25 @@ impl<S: PodSource> Answerer<S> {
             }
         }
         Ok(())
+    }
+
+    /// Has its driver take on a pod that was enrolled when it was asked about.
+    pub async fn begin(&self, pod: &ProxiedPod) {
+        self.drivers.begin(pod).await;
+        self.forget_if_gone(pod).await;
+    }
+
+    /// Takes a pod from its driver that has gone, or to another one, before its driver heard of it: then nobody else does.
+    pub(super) async fn forget_if_gone(&self, pod: &ProxiedPod) {
+        let (pod, drivers) = (pod.clone(), self.drivers.clone());
+        let looked = self.node.run(move |node| {
+            let now = node.registry().get(pod.cookie);
+            if now.is_none_or(|now| now.driver != pod.driver) {
+                drivers.forget(&pod);
+            }
+        });
+        // Without the node's thread all else ends, too.
+        drop(looked.await);
     }
 
     /// A pod with its service account, where its driver tells others, and with its uid, by which it tells them: an agent that has

@@ -74,7 +74,9 @@ impl<S: PodSource> Answerer<S> {
         let of = container.clone();
         for pod in self.node.run(move |node| node.proxied(Some(&of))).await? {
             let pod = self.with_account(pod.clone()).await.unwrap_or(pod);
-            self.drivers.serve(&pod).await?;
+            let served = self.drivers.serve(&pod).await;
+            self.forget_if_gone(&pod).await;
+            served?;
         }
         self.recapture(cookie, container, capture, Some(origins)).await
     }

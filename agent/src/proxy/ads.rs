@@ -118,6 +118,7 @@ enum Command {
     Said { stream: StreamId, request: Request },
     Close { stream: StreamId },
     Standing { answer: oneshot::Sender<Standing> },
+    KnowsConfig { answer: oneshot::Sender<bool> },
     State { owner: Owner, answer: oneshot::Sender<State> },
     Health { of: Vec<(NetnsCookie, Owner)>, answer: oneshot::Sender<Vec<(NetnsCookie, ProxyHealth)>> },
 }
@@ -138,6 +139,13 @@ impl Ads {
     pub async fn standing(&self) -> Standing {
         let (answer, answered) = oneshot::channel();
         drop(self.commands.send(Command::Standing { answer }).await);
+        answered.await.unwrap_or_default()
+    }
+
+    /// Whether it is known what users add. Before that nobody is served, and an Envoy that comes has nothing.
+    pub async fn knows_config(&self) -> bool {
+        let (answer, answered) = oneshot::channel();
+        drop(self.commands.send(Command::KnowsConfig { answer }).await);
         answered.await.unwrap_or_default()
     }
 
@@ -288,6 +296,11 @@ impl Task {
             }
             Command::Standing { answer } => {
                 drop(answer.send(self.standing()));
+                Vec::new()
+            }
+            Command::KnowsConfig { answer } => {
+                // Who has asked may have gone.
+                answer.send(self.served.knows_config()).ok();
                 Vec::new()
             }
             Command::State { owner, answer } => {

@@ -55,9 +55,12 @@ impl ProxyPlace {
         DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)?;
         fs::set_permissions(&self.directory, Permissions::from_mode(0o1777))?;
         let text = serde_json::to_vec_pretty(&bootstrap(&self.ads(), &self.admin()))?;
-        let temporary = self.directory.join(".envoy.json");
-        write_anew(&temporary, &text)?;
-        fs::rename(&temporary, self.bootstrap())?;
+        let draft = self.directory.join(format!(".envoy-{:016x}.json", fastrand::u64(..)));
+        let written = write_anew(&draft, &text).and_then(|()| fs::rename(&draft, self.bootstrap()));
+        if let Err(error) = written {
+            drop(fs::remove_file(draft));
+            return Err(error);
+        }
         let listener = socket::listen(&self.ads())?;
         fs::set_permissions(self.ads(), Permissions::from_mode(0o666))?;
         Ok(listener)
@@ -65,12 +68,8 @@ impl ProxyPlace {
 }
 
 /// Writes a file that is nobody else's: in a directory that anybody may write to, one that is there may be a link, or stay
-/// open in another's hands.
+/// open in another's hands. Nobody can be there before, as nobody knows its name.
 fn write_anew(path: &Path, text: &[u8]) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
     File::create_new(path)?.write_all(text)
 }
 
@@ -87,11 +86,18 @@ mod tests {
         drop(place.open().unwrap());
         let written = fs::read(place.bootstrap()).unwrap();
         assert!(serde_json::from_slice::<serde_json::Value>(&written).is_ok());
-        fs::write(place.bootstrap(), "before").unwrap();
-        // The draft cannot be written.
+        // Whatever others have put there under the names of drafts.
         fs::create_dir(directory.path().join(".envoy.json")).unwrap();
+        drop(place.open().unwrap());
+        fs::remove_file(place.bootstrap()).unwrap();
+        // It cannot be replaced.
+        fs::create_dir(place.bootstrap()).unwrap();
         place.open().unwrap_err();
-        assert_eq!(fs::read_to_string(place.bootstrap()).unwrap(), "before");
+        assert!(place.bootstrap().is_dir());
+        let names = fs::read_dir(directory.path()).unwrap().flatten().map(|entry| entry.file_name());
+        let mut names: Vec<_> = names.filter_map(|name| name.into_string().ok()).collect();
+        names.sort();
+        assert_eq!(names, [".envoy.json", "ads.sock", "envoy.json"]);
     }
 
     #[test]
@@ -100,10 +106,7 @@ mod tests {
         let [path, other] = ["draft", "other"].map(|name| directory.path().join(name));
         fs::write(&other, "kept").unwrap();
         symlink(&other, &path).unwrap();
-        write_anew(&path, b"new").unwrap();
-        assert_eq!(
-            (fs::read(&path).unwrap(), fs::read(&other).unwrap()),
-            (b"new".to_vec(), b"kept".to_vec())
-        );
+        assert_eq!(write_anew(&path, b"new").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&other).unwrap(), b"kept".to_vec());
     }
 }

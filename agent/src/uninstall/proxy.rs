@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +14,8 @@ use rustix::process::Signal;
 use tokio::time::timeout;
 
 use super::{Kind, Removed, Report, gone_is_fine};
-use crate::platform::proxy::Running;
+use crate::model::DEFAULT_PROXY_ID;
+use crate::platform::proxy::{self, Running};
 use crate::proxy::admin;
 use crate::proxy::place::ProxyPlace;
 
@@ -38,7 +40,7 @@ pub(super) fn take(directory: &Path, report: &mut Report) {
 /// Ends what runs there; whether nothing does now.
 async fn envoys(place: &ProxyPlace, report: &mut Report) -> bool {
     let running = match Running::find(&place.envoy()) {
-        Ok((running, _last)) => running,
+        Ok((running, _ended)) => running,
         Err(error) => {
             report
                 .problems
@@ -86,6 +88,11 @@ async fn envoys(place: &ProxyPlace, report: &mut Report) -> bool {
 
 /// How many connections of pods it has.
 async fn connections(place: &ProxyPlace) -> Result<u64, String> {
+    // Anybody may make a socket there, and say that there are none.
+    let status = fs::symlink_metadata(place.admin()).map_err(|error| error.to_string())?;
+    if status.uid() != DEFAULT_PROXY_ID {
+        return Err(format!("{} is not its own", place.admin().display()));
+    }
     let text = admin::ask(&place.admin(), CONNECTIONS).await.map_err(|error| error.to_string())?;
     counted(&String::from_utf8_lossy(&text))
 }
@@ -131,9 +138,9 @@ fn is_directory(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// What is in the directory of the Envoys, which is theirs alone.
+/// What is in the directory of the Envoys, if it is theirs: then nobody else can make anything there.
 fn within(directory: &Path) -> Vec<PathBuf> {
-    if !is_directory(directory) {
+    if !proxy::owns(directory) {
         return Vec::new();
     }
     let mut paths: Vec<_> =
@@ -171,6 +178,18 @@ mod tests {
         let mut report = Report::default();
         files(met.path(), &place, &mut report);
         assert!(file.exists() && report.removed.is_empty(), "{report:?}");
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_stays_as_it_is() {
+        let met = tempfile::tempdir().unwrap();
+        let place = ProxyPlace::of(met.path());
+        fs::create_dir(place.envoy()).unwrap();
+        let file = place.envoy().join("envoy.yaml");
+        fs::write(&file, "of an Envoy that is nobody's here").unwrap();
+        let mut report = Report::default();
+        files(met.path(), &place, &mut report);
+        assert!(file.exists() && report.removed.is_empty() && report.problems.is_empty(), "{report:?}");
     }
 
     #[test]

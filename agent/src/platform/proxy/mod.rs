@@ -6,10 +6,10 @@
 pub mod shim;
 mod usage;
 
-use std::fs;
-use std::io::{self, BufRead, BufReader, ErrorKind};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -17,6 +17,7 @@ use futures_util::FutureExt;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::unix::pipe::Receiver;
 
+use crate::model::DEFAULT_PROXY_ID;
 use crate::platform::cgroup::{mount_point, path_in_v2};
 use crate::proxy::instance::{Charge, End, Ended, FileMark, ProcessMark, Record, number_in};
 use crate::wall_clock;
@@ -29,6 +30,8 @@ pub const LOG: &str = "envoy.log";
 pub const LOG_BEFORE: &str = "envoy.log.1";
 /// The name of their cgroup, below that of the pods.
 const CGROUP: &str = "veer-proxy";
+/// A record is no longer, in bytes: its command line may have some flags.
+const LONGEST_RECORD: u64 = 1 << 20;
 
 /// Why one is not started.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +73,10 @@ impl Running {
         let mut child =
             starting.await.map_err(|error| system("start the shim", io::Error::other(error)))??;
         let path = directory.join(file);
-        let record = read(&path).map_err(|source| system("read its record", source))?;
+        let record = match read(&path) {
+            Ok(record) => record,
+            Err(source) => return Err(given_up(child, system("read its record", source))),
+        };
         match watch(record.shim) {
             Ok(shim) => Ok(Self { record, directory, shim, child: Some(child) }),
             // A program that is no Envoy may have ended by now, and its shim with it.
@@ -82,16 +88,16 @@ impl Running {
                     ended.map_or_else(String::new, |end| format!("{} after {} s", end.by, end.after_s));
                 Err(StartError::Shim(format!("pid {} {ended}", record.envoy.pid)))
             }
-            Err(source) => Err(system("watch the shim", source)),
+            Err(source) => Err(given_up(child, system("watch the shim", source))),
         }
     }
 
-    /// Those that run, the oldest first. Records of those that do not are removed, and the last one of them is given back.
+    /// Those that run, the oldest first, and the records of those that do not, in the same order.
     ///
     /// # Errors
     /// If the directory cannot be read.
-    pub fn find(directory: &Path) -> io::Result<(Vec<Self>, Option<Record>)> {
-        let (mut running, mut last): (Vec<Self>, Option<Record>) = (Vec::new(), None);
+    pub fn find(directory: &Path) -> io::Result<(Vec<Self>, Vec<Record>)> {
+        let (mut running, mut ended): (Vec<Self>, Vec<Record>) = (Vec::new(), Vec::new());
         for path in records(directory)? {
             let Ok(record) = read(&path) else { continue };
             match watch(record.shim) {
@@ -100,16 +106,12 @@ impl Running {
                 }
                 // Who cannot be looked at may run.
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                Err(_gone) => {
-                    drop(fs::remove_file(&path));
-                    if last.as_ref().is_none_or(|last| last.instance.number < record.instance.number) {
-                        last = Some(record);
-                    }
-                }
+                Err(_gone) => ended.push(record),
             }
         }
         running.sort_by_key(|one| one.record.instance.number);
-        Ok((running, last))
+        ended.sort_by_key(|record| record.instance.number);
+        Ok((running, ended))
     }
 
     /// Waits for its end; to be called again when it is cancelled.
@@ -283,7 +285,35 @@ fn records(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn read(path: &Path) -> io::Result<Record> {
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    let mut text = Vec::new();
+    open_of(DEFAULT_PROXY_ID, path)?.take(LONGEST_RECORD).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Opens a file of the proxy's, by its uid: anybody may make directories and files where agent and Envoy meet, so what
+/// others have put there is not believed, a link is not followed, and nothing is waited for.
+///
+/// # Errors
+/// As the kernel says, or that it is somebody else's, or no file.
+pub fn open_of(owner: u32, path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let status = file.metadata()?;
+    if status.is_file() && status.uid() == owner {
+        return Ok(file);
+    }
+    Err(io::Error::other("it is not the proxy's"))
+}
+
+/// Whether a directory is the proxy's, and no link to one.
+pub fn owns(directory: &Path) -> bool {
+    let status = fs::symlink_metadata(directory);
+    status.is_ok_and(|status| status.is_dir() && status.uid() == DEFAULT_PROXY_ID)
+}
+
+/// Ends one that cannot be looked after, which another one would be started beside: Envoy ends with its shim.
+fn given_up(mut child: Child, why: StartError) -> StartError {
+    drop(child.kill().and_then(|()| child.wait()));
+    why
 }
 
 const fn system(attempt: &'static str, source: io::Error) -> StartError {
@@ -333,6 +363,21 @@ mod tests {
         running.ended().await;
         assert!(running.has_ended());
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn what_others_have_put_in_the_place_of_a_file_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let [own, link, pipe] = ["own", "link", "pipe"].map(|name| directory.path().join(name));
+        fs::write(&own, "{}").unwrap();
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let me = fs::metadata(&own).unwrap().uid();
+        assert!(open_of(me, &own).is_ok());
+        assert!(open_of(me + 1, &own).is_err());
+        for other in [&link, &pipe, directory.path()] {
+            assert!(open_of(me, other).is_err(), "{}", other.display());
+        }
     }
 
     #[test]

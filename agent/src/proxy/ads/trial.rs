@@ -2,7 +2,8 @@
 //!
 //! Users' resources are on trial until Envoy has taken them for one pod. If it refuses them for a pod before, all pods go back
 //! to what it took last, so that a filter that Envoy does not like harms nobody: what Envoy has of a pod it keeps when it
-//! refuses, and what comes next is what it has. Its words are kept. Without anything that was ever taken nobody goes back to
+//! refuses, and what comes next is what it has. Its words are kept. A pod that is refused with either is refused for something
+//! of its own (one of its apps has the port), and the trial goes on without it. Without anything that was ever taken nobody goes back to
 //! pods without filters: these may be what guards them.
 //! Never does: I/O. Called by: `proxy::ads`.
 
@@ -27,6 +28,8 @@ pub(super) struct Served {
     pub(super) problem: Option<String>,
     /// Who was refused already when the trial began: it says nothing of what is on trial.
     refused_before: BTreeSet<Owner>,
+    /// Who has refused what was taken back, and what that was, as long as it is not known whether that was the reason.
+    suspect: Option<(Owner, Arc<UserConfig>)>,
     /// Clusters that nobody names any more once all pods have what is wanted now.
     retired: BTreeSet<Owner>,
     /// Whether all pods are known.
@@ -64,6 +67,7 @@ impl Served {
     /// What users want from now on.
     pub(super) fn configure(&mut self, config: &Arc<UserConfig>) -> Vec<Response> {
         self.problem = None;
+        self.suspect = None;
         if self.config.as_ref() == Some(config) {
             return Vec::new();
         }
@@ -107,26 +111,59 @@ impl Served {
     }
 
     fn judge_trial(&mut self) -> Vec<Response> {
+        if let Some(again) = self.judge_suspect() {
+            return again;
+        }
         let Some(config) = self.config.clone().filter(|config| self.proven.as_ref() != Some(config)) else {
             return Vec::new();
         };
+        let is_served = |owner: &Owner| self.delta.state(owner) == State::Served;
+        let has_clusters = config.clusters().iter().all(|cluster| is_served(&cluster.name));
+        if has_clusters && self.pods.keys().any(is_served) {
+            self.proven = Some(config);
+            return Vec::new();
+        }
         let of_clusters = config.clusters().iter().map(|cluster| &cluster.name);
         let of_pods = self.pods.keys().filter(|owner| !self.refused_before.contains(*owner));
         let refusal = of_clusters.chain(of_pods).find_map(|owner| match self.delta.state(owner) {
-            State::Refused(words) => Some(words),
+            State::Refused(words) => Some((owner.clone(), words)),
             State::NoProxy | State::Pending | State::Served => None,
         });
-        if let (Some(words), Some(proven)) = (&refusal, self.proven.clone()) {
+        if let (Some((owner, words)), Some(proven)) = (refusal, self.proven.clone()) {
             tracing::error!(%words, "Envoy refuses --proxy-config; pods go on with what it took last");
             self.problem = Some(format!("Envoy refuses it: {words}"));
+            self.suspect = self.pods.contains_key(&owner).then_some((owner, config));
             return self.want(&proven);
         }
-        let is_served = |owner: &Owner| self.delta.state(owner) == State::Served;
-        let has_clusters = config.clusters().iter().all(|cluster| is_served(&cluster.name));
-        if refusal.is_none() && has_clusters && self.pods.keys().any(is_served) {
-            self.proven = Some(config);
-        }
         Vec::new()
+    }
+
+    /// Whether who has refused refuses what Envoy took before as well. Then, and if it has gone, the trial goes on without it.
+    fn judge_suspect(&mut self) -> Option<Vec<Response>> {
+        let (owner, config) = self.suspect.clone()?;
+        if self.pods.contains_key(&owner) {
+            match self.delta.state(&owner) {
+                State::NoProxy | State::Pending => return None,
+                State::Served => {
+                    self.suspect = None;
+                    return None;
+                }
+                State::Refused(_words) => {}
+            }
+        }
+        tracing::info!(
+            pod = owner,
+            "Envoy refuses this pod whatever --proxy-config has; that is tried again"
+        );
+        self.suspect = None;
+        self.problem = None;
+        self.refused_before.insert(owner);
+        Some(self.want(&config))
+    }
+
+    /// Whether it is known what users add. Before that nobody is served.
+    pub(super) const fn knows_config(&self) -> bool {
+        self.config.is_some()
     }
 
     /// Whether nobody can be served, because nothing that users add could be read.

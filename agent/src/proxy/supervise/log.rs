@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::de::IgnoredAny;
 
-use crate::platform::proxy::LOG;
+use crate::platform::proxy::{LOG, open_of};
 
 /// Lines that are kept for a report.
 const LAST: usize = 10;
@@ -29,6 +29,8 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Said {
     path: PathBuf,
+    /// Whose it must be.
+    owner: u32,
     /// What is read, and its inode.
     open: Option<(File, u64)>,
     /// The beginning of a line.
@@ -44,15 +46,15 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// From now on.
-    pub(super) fn from_now(directory: &Path) -> Self {
+    /// From now on, of a log that is this user's.
+    pub(super) fn from_now(directory: &Path, owner: u32) -> Self {
         let path = directory.join(LOG);
-        let mut open = open(&path);
+        let mut open = open(owner, &path);
         if let Some((file, _)) = &mut open {
             drop(file.seek(SeekFrom::End(0)));
         }
         let (begun, last, since) = (Vec::new(), VecDeque::new(), Instant::now());
-        Self { path, open, begun, is_cut: false, last, since, passed: 0, skipped: 0 }
+        Self { path, owner, open, begun, is_cut: false, last, since, passed: 0, skipped: 0 }
     }
 
     /// Passes on what was said since the last time.
@@ -74,7 +76,7 @@ impl Said {
         if is_another {
             // What was written into the one before until it was put aside.
             self.read();
-            self.open = open(&self.path);
+            self.open = open(self.owner, &self.path);
             self.read();
         }
     }
@@ -165,8 +167,8 @@ fn shown(line: &str) -> Cow<'_, str> {
     }
 }
 
-fn open(path: &Path) -> Option<(File, u64)> {
-    let file = File::open(path).ok()?;
+fn open(owner: u32, path: &Path) -> Option<(File, u64)> {
+    let file = open_of(owner, path).ok()?;
     let inode = file.metadata().ok()?.ino();
     Some((file, inode))
 }
@@ -206,7 +208,7 @@ mod tests {
     #[test]
     fn of_a_line_that_is_too_long_the_rest_is_no_line() {
         let directory = tempfile::tempdir().unwrap();
-        let mut said = Said::from_now(directory.path());
+        let mut said = Said::from_now(directory.path(), nix::unistd::geteuid().as_raw());
         let long = "x".repeat(3 * LONGEST);
         fs::write(
             directory.path().join(LOG),
@@ -223,7 +225,7 @@ mod tests {
     fn what_is_said_beyond_the_most_of_a_second_is_passed_over_but_for_its_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(LOG);
-        let mut said = Said::from_now(directory.path());
+        let mut said = Said::from_now(directory.path(), nix::unistd::geteuid().as_raw());
         let start = said.since;
         let line = "0123456789abcde\n";
         fs::write(&path, format!("{}the last\n", line.repeat(3 * MOST / line.len()))).unwrap();
@@ -244,7 +246,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(LOG);
         fs::write(&path, "old\n").unwrap();
-        let mut said = Said::from_now(directory.path());
+        let mut said = Said::from_now(directory.path(), nix::unistd::geteuid().as_raw());
         fs::write(&path, "old\none\ntw").unwrap();
         said.pass_on();
         assert_eq!(said.last_words(), ["one"]);

@@ -70,6 +70,8 @@ struct Work {
     before: Option<Running>,
     /// Whether another build is to take over.
     wants_another: bool,
+    /// Whether it cannot, as long as nobody knows what users add.
+    waits_for_config: bool,
     standing: ProxyProcess,
     said: Said,
     backoff: Backoff,
@@ -127,11 +129,18 @@ impl Work {
     /// Takes up those that an earlier agent has started.
     fn take_up(of: Supervisor) -> io::Result<Self> {
         let directory = of.place.envoy();
-        let (mut running, last) = Running::find(&directory)?;
-        let newest = running.pop();
+        let (mut running, mut ended) = Running::find(&directory)?;
+        for record in &ended {
+            drop(std::fs::remove_file(directory.join(record.instance.file_name())));
+        }
+        let (last, newest) = (ended.pop(), running.pop());
         let numbers = newest.iter().map(|one| &one.record).chain(&last).map(|record| record.instance.number);
         let number = numbers.max().unwrap_or_default();
         let before = running.pop();
+        // One that could not be looked after was left: more than two follow each other never.
+        for one in &running {
+            end(one, Signal::TERM);
+        }
         if let Some(cgroup) = &of.cgroup {
             let known: Vec<&Running> = running.iter().chain(&before).chain(&newest).collect();
             proxy::kill_strays(cgroup, &known);
@@ -158,12 +167,13 @@ impl Work {
         // That of a first one has lost its successor.
         let orphaned_at = before.is_some().then(Instant::now).filter(|_| !is_successor);
         let mut work = Self {
-            said: Said::from_now(&directory),
+            said: Said::from_now(&directory, DEFAULT_PROXY_ID),
             of,
             current,
             successor,
             before,
             wants_another: false,
+            waits_for_config: false,
             standing,
             backoff: Backoff::new(LONGEST_WAIT),
             due: Instant::now(),
@@ -358,7 +368,7 @@ impl Work {
     }
 
     fn pause(&self) -> Duration {
-        let begins = self.wants_another && self.before.is_none();
+        let begins = self.wants_another && self.before.is_none() && !self.waits_for_config;
         let is_under_way = self.standing.phase != Phase::Live || self.successor.is_some() || begins;
         match &self.current {
             None => self.due.saturating_duration_since(Instant::now()),

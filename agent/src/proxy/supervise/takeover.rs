@@ -53,8 +53,15 @@ impl Work {
         let Some(current) = self.current.as_ref().filter(|_| self.may_begin()) else {
             return;
         };
-        self.wants_another = false;
         let epoch = current.record.instance.epoch + 1;
+        // It would hear of no pod, and have the listeners of all of them closed.
+        self.waits_for_config = !self.of.ads.knows_config().await;
+        if self.waits_for_config {
+            let problem = "another build of the node's proxy waits until --proxy-config can be read";
+            self.standing.problem = Some(problem.to_owned());
+            return;
+        }
+        self.wants_another = false;
         match self.start(epoch).await {
             Ok(running) => self.successor = Some(Successor::of(running)),
             Err(problem) => self.no_takeover(&problem),

@@ -134,3 +134,47 @@ fn with_nothing_that_was_ever_taken_a_pod_is_refused_rather_than_served_without(
     envoy.converse(&mut served, sent);
     assert_eq!(envoy.listeners_with("one"), 2);
 }
+
+/// It refuses what the pod has itself.
+fn bad_pod() -> ProxiedPod {
+    ProxiedPod { name: "bad".to_owned(), ..pod(9) }
+}
+
+#[test]
+fn a_pod_that_is_refused_for_itself_takes_nothing_from_the_others() {
+    let mut served = Served::new(true);
+    let mut envoy = Envoy::connect(&mut served);
+    let sent = [served.configure(&config("one", "x")), served.serve(pod(1))].concat();
+    envoy.converse(&mut served, sent);
+    let sent = served.forget(&pod(1).owner());
+    envoy.converse(&mut served, sent);
+    // It is the only one when something new is tried.
+    let sent = served.configure(&config("two", "x"));
+    envoy.converse(&mut served, sent);
+    let sent = served.serve(bad_pod());
+    envoy.converse(&mut served, sent);
+    assert_eq!(served.problem, None);
+    let sent = served.serve(pod(2));
+    envoy.converse(&mut served, sent);
+    assert_eq!((envoy.listeners_with("two"), envoy.listeners_with("one")), (2, 0));
+    // What was taken with it there is what is gone back to.
+    let sent = served.configure(&config("bad", "x"));
+    envoy.converse(&mut served, sent);
+    assert_eq!(served.delta.state(&pod(2).owner()), State::Served);
+    assert_eq!((envoy.listeners_with("two"), served.problem.is_some()), (2, true));
+}
+
+#[test]
+fn what_is_tried_first_is_taken_though_a_pod_is_refused_for_itself() {
+    let mut served = Served::new(true);
+    let mut envoy = Envoy::connect(&mut served);
+    let sent =
+        [served.configure(&config("one", "x")), served.serve(bad_pod()), served.serve(pod(1))].concat();
+    envoy.converse(&mut served, sent);
+    assert_eq!(envoy.listeners_with("one"), 2);
+    let sent = served.configure(&config("bad", "x"));
+    envoy.converse(&mut served, sent);
+    let sent = served.serve(pod(2));
+    envoy.converse(&mut served, sent);
+    assert_eq!((envoy.listeners_with("one"), served.problem.is_some()), (4, true));
+}
