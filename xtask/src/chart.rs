@@ -24,13 +24,14 @@ const EVERYTHING: &str = "tests/charts/everything.yaml";
 const OTHERS_KINDS: &str =
     "PodMonitor,ServiceMonitor,PrometheusRule,SecurityContextConstraints,NetworkAttachmentDefinition";
 /// What the schema of the values has to refuse.
-const REFUSED: [&str; 11] = [
+const REFUSED: [&str; 12] = [
     "platform=gke-autopilot",
     "cni.instal=auto",
     "cni.install=sometimes",
     "agent.reconcileInterval=0",
     "image.digest=latest",
     "metrics.port=70000",
+    "metrics.address=::",
     "proxy.mode=command",
     r"proxy.mode=container,proxy.config.a\.conf=x",
     r"proxy.config.a\.yaml=x",

@@ -78,7 +78,10 @@ fn versions(places: &Places) -> Option<Finding> {
             others.join(", "),
             places.our_version
         ),
-        format!("finish the upgrade; once no pod of it is left: rm -r {}/{}", places.pins, others.join(" ")),
+        format!(
+            "finish the upgrade; once no pod of it is left, the agent removes it, or you do: rm -r {}",
+            others.iter().map(|other| format!("{}/{other}", places.pins)).collect::<Vec<_>>().join(" ")
+        ),
     ))
 }
 
