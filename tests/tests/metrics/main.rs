@@ -112,11 +112,28 @@ fn selectors() -> Vec<(String, Vec<String>)> {
             let (labels, behind) = behind.split_once('}').unwrap();
             // The node is Prometheus' to say.
             let labels = labels.split(',').filter(|label| !label.starts_with("node"));
-            all.push((name.to_owned(), labels.map(str::to_owned).collect()));
+            let alternatives = alternatives(labels);
+            all.extend(alternatives.into_iter().map(|labels| (name.to_owned(), labels)));
             rest = behind;
         }
     }
     all
+}
+
+/// Of `state=~"missing|dead"` each.
+fn alternatives<'a>(labels: impl Iterator<Item = &'a str>) -> Vec<Vec<String>> {
+    labels.fold(vec![Vec::new()], |all, label| {
+        let (name, values) = label.split_once("=~").unwrap_or_else(|| label.split_once('=').unwrap());
+        let values: Vec<_> =
+            values.trim_matches('"').split('|').map(|value| format!("{name}=\"{value}\"")).collect();
+        let with = |one: &Vec<String>| {
+            values
+                .iter()
+                .map(|value| [one.as_slice(), std::slice::from_ref(value)].concat())
+                .collect::<Vec<_>>()
+        };
+        all.iter().flat_map(with).collect()
+    })
 }
 
 #[test]
@@ -125,7 +142,9 @@ fn what_alerts_and_dashboard_select_is_there() {
     let samples = samples(&mesh);
     let selectors = selectors();
     assert!(selectors.len() > 20, "{selectors:?}");
-    for (name, labels) in selectors.iter().filter(|(name, _)| !name.starts_with("istio_cni_install")) {
+    // The installer's, and those of kube-state-metrics, are none of this agent's.
+    let is_ours = |name: &str| !name.starts_with("istio_cni_install") && !name.starts_with("kube_");
+    for (name, labels) in selectors.iter().filter(|(name, _)| is_ours(name)) {
         let is_it = |sample: &&String| {
             let (its_name, its_labels) = sample.split_once('{').unwrap_or((sample, ""));
             its_name == name && labels.iter().all(|label| its_labels.contains(label.as_str()))
