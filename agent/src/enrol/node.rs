@@ -191,9 +191,11 @@ impl Node {
 
     /// Pods as their drivers know them: that of a container, or all.
     pub fn proxied(&self, container: Option<&str>) -> Vec<ProxiedPod> {
-        let is_meant = |pod: &&Enrolled| container.is_none_or(|container| pod.container_id == container);
         let proxied = |pod| ProxiedPod { has_v6: self.has_v6(pod), ..proxied_pod(pod) };
-        self.registry.iter().filter(is_meant).map(proxied).collect()
+        match container {
+            Some(container) => self.registry.of_container(container).into_iter().map(proxied).collect(),
+            None => self.registry.iter().map(proxied).collect(),
+        }
     }
 
     /// A pod by its name, but for its families.

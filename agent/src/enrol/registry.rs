@@ -4,7 +4,7 @@
 //! the truth and outlives the agent.
 //! Never does: touch the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use veer_common::cni::{Attachment, PodReference, ValidAttachment};
 use veer_common::maps::{Enrolment, NetnsCookie, driver};
@@ -56,6 +56,8 @@ pub struct TooLong {
 #[derive(Debug, Default)]
 pub struct Registry {
     by_cookie: BTreeMap<NetnsCookie, Enrolled>,
+    /// The same by their containers, which each ADD asks for: a node may have a thousand.
+    by_container: BTreeSet<(String, NetnsCookie)>,
     /// Where the settings of the pods come from that this agent has enrolled. In memory alone: what an earlier
     /// agent has read is read again when it is asked for.
     origins: BTreeMap<NetnsCookie, Box<Origins>>,
@@ -64,13 +66,21 @@ pub struct Registry {
 impl Registry {
     /// Adds or replaces a pod.
     pub fn insert(&mut self, pod: Enrolled) {
-        self.by_cookie.insert(pod.cookie, pod);
+        self.by_container.insert((pod.container_id.clone(), pod.cookie));
+        let (cookie, container) = (pod.cookie, pod.container_id.clone());
+        if let Some(before) =
+            self.by_cookie.insert(cookie, pod).filter(|before| before.container_id != container)
+        {
+            self.by_container.remove(&(before.container_id, cookie));
+        }
     }
 
     /// Forgets a pod.
     pub fn remove(&mut self, cookie: NetnsCookie) -> Option<Enrolled> {
         self.origins.remove(&cookie);
-        self.by_cookie.remove(&cookie)
+        let pod = self.by_cookie.remove(&cookie)?;
+        self.by_container.remove(&(pod.container_id.clone(), cookie));
+        Some(pod)
     }
 
     /// Keeps a pod's uid, if it has none yet.
@@ -103,7 +113,9 @@ impl Registry {
 
     /// The pod of this container.
     pub fn of_container(&self, container_id: &str) -> Option<&Enrolled> {
-        self.by_cookie.values().find(|pod| pod.container_id == container_id)
+        let first = self.by_container.range((container_id.to_owned(), NetnsCookie::MIN)..).next();
+        let (_, cookie) = first.filter(|(container, _)| container == container_id)?;
+        self.by_cookie.get(cookie)
     }
 
     /// All pods, in the order of their cookies.
@@ -262,6 +274,21 @@ mod tests {
     fn a_text_that_does_not_fit_is_an_error_and_never_cut() {
         let error = pod(&"c".repeat(129)).to_map().unwrap_err();
         assert_eq!(error.to_string(), "container id has 129 bytes, 128 is the most that this agent takes");
+    }
+
+    #[test]
+    fn a_pod_is_found_by_the_container_that_it_has_and_by_none_that_it_had() {
+        let mut registry = Registry::default();
+        registry.insert(pod("one"));
+        registry.insert(pod("two"));
+        assert_eq!((registry.of_container("one"), registry.of_container("two")), (None, Some(&pod("two"))));
+        // Of two that have it, the first by its cookie, and then the other one.
+        registry.insert(Enrolled { cookie: 9, ..pod("two") });
+        assert_eq!(registry.of_container("two").map(|pod| pod.cookie), Some(7));
+        registry.remove(7);
+        assert_eq!(registry.of_container("two").map(|pod| pod.cookie), Some(9));
+        registry.remove(9);
+        assert_eq!((registry.of_container("two"), registry.by_container.len()), (None, 0));
     }
 
     /// Two pods of each of two networks.
