@@ -79,9 +79,7 @@ fn take_way(netns: &NetnsThread, of: BorrowedFd<'_>, policy: &PodPolicy) -> Resu
         return Ok(());
     }
     let families = families(policy);
-    inside(netns, of, "take the route of the app's answers", move || {
-        if is_in_use()? { Ok(()) } else { marks::remove(marks::AMBIENT, families) }
-    })
+    inside(netns, of, "take the route of the app's answers", move || take_unused(families).map(drop))
 }
 
 /// Whether an app's answers find back to its proxy; true where they need no way of their own.

@@ -272,7 +272,7 @@ impl Task {
                 responses
             }
             Command::Misconfigured { problem } => {
-                self.served.problem = Some(problem);
+                self.served.misconfigured(problem);
                 Vec::new()
             }
             Command::Forget { owner } => {

@@ -98,6 +98,12 @@ impl Served {
         responses
     }
 
+    /// What users want cannot be read: nothing is tried any more.
+    pub(super) fn misconfigured(&mut self, problem: String) {
+        self.suspect = None;
+        self.problem = Some(problem);
+    }
+
     /// What follows from what Envoy has said.
     pub(super) fn judge(&mut self) -> Vec<Response> {
         let mut responses = self.judge_trial();
@@ -153,7 +159,7 @@ impl Served {
         }
         tracing::info!(
             pod = owner,
-            "Envoy refuses this pod whatever --proxy-config has; that is tried again"
+            "who refused --proxy-config has gone, or refuses what was taken before as well; it is tried again"
         );
         self.suspect = None;
         self.problem = None;
