@@ -6,6 +6,9 @@
 //! Debian's `rustc-web` with `rust-web-src`, has no rustup. The rule here is: the compiler that builds
 //! the agent, if it has its core library's sources, else `/usr/bin/rustc`, if that has.
 
+#[path = "build/bare.rs"]
+mod bare;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -83,7 +86,10 @@ fn build() -> Result<(), String> {
     }
     for name in OBJECTS {
         let from = target_dir.join(target).join("release").join(name);
-        fs::copy(&from, out.join(name)).map_err(|error| format!("copy {}: {error}", from.display()))?;
+        let linked = fs::read(&from).map_err(|error| format!("read {}: {error}", from.display()))?;
+        let bare = bare::bare(&linked).map_err(|error| format!("strip {}: {error}", from.display()))?;
+        let to = out.join(name);
+        fs::write(&to, bare).map_err(|error| format!("write {}: {error}", to.display()))?;
     }
     Ok(())
 }

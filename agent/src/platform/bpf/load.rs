@@ -409,3 +409,21 @@ pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedF
         source,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{NETNS_OBJECT, NODE_OBJECT};
+
+    #[test]
+    fn what_is_parsed_for_each_pod_is_next_to_nothing() {
+        let has = |object: &[u8], what: &[u8]| object.windows(what.len()).any(|bytes| bytes == what);
+        assert!(has(NETNS_OBJECT, b"sk_lookup"), "the object is empty");
+        assert!(NETNS_OBJECT.len() < 4096, "{} bytes", NETNS_OBJECT.len());
+        // The kernel would keep a copy of it for each pod, and the agent open maps that the program does not know.
+        for unneeded in [b".BTF".as_slice(), b".maps", b"COUNTERS", b"LISTENERS"] {
+            assert!(!has(NETNS_OBJECT, unneeded), "{unneeded:?}");
+        }
+        assert!(has(NODE_OBJECT, b".BTF"), "three of its maps are defined by it");
+        assert!(!has(NODE_OBJECT, b".debug_"), "nobody reads it");
+    }
+}

@@ -58,6 +58,7 @@ pub(crate) struct Scale {
     /// One ADD, in milliseconds: from the request on the agent's socket to its answer.
     pub(crate) first: Window,
     pub(crate) last: Window,
+    pub(crate) all: Window,
     /// The agent's memory: without a pod, and with all.
     pub(crate) empty: Memory,
     pub(crate) full: Memory,
@@ -89,7 +90,7 @@ pub(crate) fn run(options: Options, out: &Path) -> Result<ExitCode> {
     for name in &names {
         filling.enrol(name)?;
     }
-    let (first, last) = (filling.first(ENDS)?, filling.last(ENDS)?);
+    let (first, last, all) = (filling.first(ENDS)?, filling.last(ENDS)?, filling.all()?);
     let pods = filling.into_pods();
     let full = memory(&agent, pods.count())?;
     let kernel_full = Held::by(&Pinned::of(&agent))?;
@@ -106,6 +107,7 @@ pub(crate) fn run(options: Options, out: &Path) -> Result<ExitCode> {
         pods: options.pods,
         first,
         last,
+        all,
         empty,
         full,
         restart: Timing::of(restarts)?,

@@ -23,7 +23,7 @@ const FLAT: f64 = 1.2;
 /// The promises and what became of them.
 pub(crate) fn targets(scale: &Scale) -> Vec<Target> {
     let memory = scale.full.resident_mb().max(scale.taken_over.resident_mb());
-    let own = scale.first.own_ms.max(scale.last.own_ms);
+    let own = scale.all.own_ms;
     let growth = scale.last.ran.ms.median / scale.first.ran.ms.median;
     let mut targets = vec![
         target(
@@ -73,17 +73,15 @@ pub(crate) fn render(scale: &Scale, targets: &[Target]) -> String {
 }
 
 fn enrolment(text: &mut String, scale: &Scale) -> std::fmt::Result {
-    writeln!(text, "{:34}{:>32}{:>32}", "An enrolment, in ms", "first pods", "last pods")?;
-    let line = |of: fn(&Window) -> &Timing| (timing(of(&scale.first)), timing(of(&scale.last)));
-    let (first, last) = line(|window| &window.answered);
-    writeln!(text, "  {:32}{first:>32}{last:>32}", "request to answer")?;
-    let (first, last) = line(|window| &window.ran);
-    writeln!(text, "  {:32}{first:>32}{last:>32}", "agent and kernel for it, CPU")?;
-    writeln!(
-        text,
-        "  {:32}{:>32.2}{:>32.2}",
-        "of that the agent's own code", scale.first.own_ms, scale.last.own_ms
-    )?;
+    writeln!(text, "{:31}{:>22}{:>22}{:>22}", "An enrolment, in ms", "first pods", "last pods", "all")?;
+    let windows = [&scale.first, &scale.last, &scale.all];
+    let mut line = |name, of: fn(&Window) -> String| {
+        let [first, last, all] = windows.map(of);
+        writeln!(text, "  {name:29}{first:>22}{last:>22}{all:>22}")
+    };
+    line("request to answer", |window| timing(&window.answered))?;
+    line("agent and kernel for it, CPU", |window| timing(&window.ran))?;
+    line("of that the agent's own code", |window| format!("{:.2}", window.own_ms))?;
     writeln!(text, "Median (quartiles) of pods that came one after the other; own code: mean.\n")
 }
 
