@@ -13,12 +13,16 @@ const MAPS: [&[u8]; 2] = [b"maps", BTF_MAPS];
 const BTF_MAPS: &[u8] = b".maps";
 
 /// The object without DWARF, without maps that no program refers to, and without BTF where none of its maps is left.
-pub fn bare(object: &[u8]) -> Result<Vec<u8>, Error> {
+pub(crate) fn bare(object: &[u8]) -> Result<Vec<u8>, Error> {
     let mut elf = Builder::read(object)?;
     delete_sections(&mut elf, |section| is_about(section, b".debug_"));
     let used = used_symbols(&elf);
-    let maps: Vec<SectionId> =
-        elf.sections.iter().filter(|section| MAPS.contains(&section.name.as_slice())).map(Section::id).collect();
+    let maps: Vec<SectionId> = elf
+        .sections
+        .iter()
+        .filter(|section| MAPS.contains(&section.name.as_slice()))
+        .map(Section::id)
+        .collect();
     let is_map = |section: Option<SectionId>| section.is_some_and(|section| maps.contains(&section));
     for symbol in &mut elf.symbols {
         symbol.delete = is_map(symbol.section) && !used.contains(&symbol.id());
@@ -53,13 +57,11 @@ fn is_about(section: &Section<'_>, name: &[u8]) -> bool {
 
 /// What the programs refer to.
 fn used_symbols(elf: &Builder<'_>) -> Vec<SymbolId> {
-    let programs = elf.sections.iter().filter(|section| !section.delete && !is_about(section, b".BTF"));
-    programs
-        .filter_map(|section| match &section.data {
-            SectionData::Relocation(relocations) => Some(relocations),
-            _ => None,
-        })
-        .flatten()
-        .filter_map(|relocation| relocation.symbol)
-        .collect()
+    let mut used = Vec::new();
+    for section in elf.sections.iter().filter(|section| !section.delete && !is_about(section, b".BTF")) {
+        if let SectionData::Relocation(relocations) = &section.data {
+            used.extend(relocations.iter().filter_map(|relocation| relocation.symbol));
+        }
+    }
+    used
 }

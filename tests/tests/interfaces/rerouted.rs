@@ -2,6 +2,7 @@
 //! outbound, next to istio-init's rules on a pod of the same make.
 
 use std::fmt;
+use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -147,7 +148,8 @@ impl Scene {
         let (arrival, _accepted) = loop {
             let accepted = self.listeners.accept().unwrap_or_else(|error| {
                 let from = socket.local_addr().ok().and_then(|local| local.as_socket());
-                panic!("nobody accepts what {from:?} has opened to {to}, by {}: {error:#}", self.by)
+                let known = known_of(self.mesh.pod.netns(), from.map_or(0, |from| from.port()));
+                panic!("nobody accepts what {from:?} has opened to {to}, by {}: {error:#}\n{known}", self.by)
             });
             if !is_veers(&accepted.0) {
                 break accepted;
@@ -177,6 +179,27 @@ fn manifest(pod: &TestPod) -> Manifest {
 
 fn of_family(like: IpAddr, [v4, v6]: [&str; 2]) -> IpAddr {
     if like.is_ipv4() { v4 } else { v6 }.parse().unwrap()
+}
+
+/// What the kernel has in a netns about connections from a port: sockets, entries of conntrack, and what TCP has counted.
+fn known_of(netns: &NetNs, port: u16) -> String {
+    let (in_hex, in_words) = (format!(":{port:04X} "), format!("port={port} "));
+    let read = |name: &str| {
+        let path = format!("/proc/thread-self/net/{name}");
+        netns.run(|| fs::read_to_string(&path)).unwrap().unwrap_or_else(|error| format!("{in_words}{error}"))
+    };
+    let mut known = String::new();
+    for name in ["tcp", "tcp6", "nf_conntrack"] {
+        let text = read(name);
+        let about = text.lines().filter(|line| line.contains(&in_hex) || line.contains(&in_words));
+        known.extend(about.map(|line| format!("{name}: {line}\n")));
+    }
+    let netstat = read("netstat");
+    if let [names, counts, ..] = netstat.lines().collect::<Vec<_>>().as_slice() {
+        let counters = names.split(' ').zip(counts.split(' ')).filter(|(_, count)| *count != "0");
+        known.extend(counters.map(|(name, count)| format!("{name}={count} ")));
+    }
+    known
 }
 
 /// The bridge, the machine's network card, and a pod that forwards.
