@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
+use self::bare::Maps;
 use serde_json::Value;
 
-const OBJECTS: [&str; 2] = ["veer-node", "veer-netns"];
+const OBJECTS: [(&str, Maps); 2] = [("veer-node", Maps::All), ("veer-netns", Maps::Used)];
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// Where rust-src lives below a sysroot.
 const CORE_SOURCES: &str = "lib/rustlib/src/rust/library/core/Cargo.toml";
@@ -45,7 +46,7 @@ fn build() -> Result<(), String> {
     println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
     if env::var_os("AYA_BUILD_SKIP").is_some_and(|skip| skip == "1") {
         // For editors and lints: everything compiles, nothing loads.
-        return OBJECTS.iter().try_for_each(|name| write_if_absent(&out.join(name)));
+        return OBJECTS.iter().try_for_each(|(name, _)| write_if_absent(&out.join(name)));
     }
 
     let (rustc, cargo) = compiler()?;
@@ -84,10 +85,10 @@ fn build() -> Result<(), String> {
         };
         return Err(format!("{command:?}\n{text}{hint}"));
     }
-    for name in OBJECTS {
+    for (name, maps) in OBJECTS {
         let from = target_dir.join(target).join("release").join(name);
         let linked = fs::read(&from).map_err(|error| format!("read {}: {error}", from.display()))?;
-        let bare = bare::bare(&linked).map_err(|error| format!("strip {}: {error}", from.display()))?;
+        let bare = bare::bare(&linked, maps).map_err(|error| format!("strip {}: {error}", from.display()))?;
         let to = out.join(name);
         fs::write(&to, bare).map_err(|error| format!("write {}: {error}", to.display()))?;
     }

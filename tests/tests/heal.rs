@@ -26,7 +26,7 @@ struct Node {
     pod: Option<TestPod>,
     world: World,
     listeners: Listeners,
-    _cgroup: Cgroup,
+    cgroup: Cgroup,
 }
 
 /// An enrolled pod with lists of each kind, and an agent that looks at everything each second.
@@ -45,7 +45,7 @@ fn node_with(arguments: &[&str]) -> Node {
     listeners.add("inbound", pod.proxy(), (any, INBOUND)).unwrap();
     listeners.add("app", pod.app(), (any, APP)).unwrap();
     listeners.add_in_world("outside", &world, (any, EXCLUDED)).unwrap();
-    Node { agent, pod: Some(pod), world, listeners, _cgroup: cgroup }
+    Node { agent, pod: Some(pod), world, listeners, cgroup }
 }
 
 fn manifest(pod: &TestPod) -> Manifest {
@@ -154,6 +154,24 @@ fn pins_that_somebody_removes_are_back_at_the_next_pass_and_nothing_was_lost_mea
     node.agent.kill().unwrap();
     assert_eq!(node.ends(), RIGHT, "they outlive the agent again");
     node.agent.start_again().unwrap();
+    assert_eq!(node.ends(), RIGHT);
+}
+
+#[test]
+fn a_pod_that_comes_while_the_pins_are_gone_is_redirected_like_any_other() {
+    // Nobody looks after the pins meanwhile.
+    let node = node_with(&["--reconcile-interval=86400"]);
+    node.agent.wait_settled().unwrap();
+    for directory in ["maps", "programs", "links", "netns"] {
+        remove_pins(&node, directory, &[]);
+    }
+    let other = TestPod::new(&node.world, &node.cgroup, "other").unwrap();
+    node.agent.enrol_as(&other, &manifest(&other)).unwrap();
+    let any = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+    let mut listeners = Listeners::default();
+    listeners.add("inbound", other.proxy(), (any, INBOUND)).unwrap();
+    let (arrival, ..) = dial_from_world(&node.world, (other.v4(), APP), &listeners).unwrap();
+    assert_eq!(arrival.at, "inbound");
     assert_eq!(node.ends(), RIGHT);
 }
 

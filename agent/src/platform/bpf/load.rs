@@ -1,7 +1,7 @@
 //! The objects: into the kernel, onto their hooks, and pinned there.
 //!
-//! Owns: the embedded objects and the one loader that is kept for the netns instances. How they take the place of
-//! others is `replace`.
+//! Owns: the node's object and its programs. How they take the place of others is `replace`; the pods' own are
+//! `instance`'s.
 //! Never does: leave a moment without a program. A link that exists is updated in place; a new one is
 //! attached before an old one goes.
 
@@ -15,11 +15,13 @@ use std::sync::LazyLock;
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
-use veer_common::maps::{NetnsCookie, PodPolicy, flag, name};
+use veer_common::maps::{NetnsCookie, name};
 
 use super::BpfError;
 use super::cookie::{self, COOKIE_PROGRAM, CookieProgram};
 use super::held::{self, Held};
+pub use super::instance::{Instance, Reads};
+use super::instance::{Instances, NETNS_OBJECT, NETNS_PROGRAM};
 use super::maps::Maps;
 use super::pins::{Pins, unpin};
 use super::replace::{self, Target};
@@ -28,11 +30,8 @@ use super::sys::{self, AttachType};
 use crate::platform::netns::{self, NetnsError, NetnsThread};
 
 pub(super) static NODE_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-node"));
-pub(super) static NETNS_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/veer-netns"));
 
-/// The program of a netns.
-pub(super) const NETNS_PROGRAM: &str = "veer_netns";
-/// The program that it jumps to.
+/// The program that those of the pods' jump to.
 pub(super) const INBOUND_PROGRAM: &str = "veer_inbound";
 
 /// The programs of the cgroup, in the order in which they are attached: identity and hand-off are there
@@ -77,38 +76,12 @@ pub(super) const SHARED_MAPS: [&str; 20] = [
     name::EVENTS,
 ];
 
-/// What the program of a netns is loaded with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Instance {
-    /// The pod.
-    pub cookie: NetnsCookie,
-    /// Whether it tells the inbound program the interface of what arrives.
-    pub reads_interface: Reads,
-}
-
-/// Whether a program reads the interface of what arrives: Linux 5.17 and later alone let it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reads {
-    /// Annotations of the pod name interfaces.
-    Yes,
-    /// None does.
-    No,
-}
-
-impl Instance {
-    /// That of a pod with this policy.
-    pub const fn of(cookie: NetnsCookie, policy: &PodPolicy) -> Self {
-        let named = policy.flags & flag::EXCLUDES_INTERFACES != 0;
-        Self { cookie, reads_interface: if named { Reads::Yes } else { Reads::No } }
-    }
-}
-
 /// The node's datapath, loaded and attached.
 pub struct Datapath {
     pins: Pins,
     /// The maps that all programs share.
     pub maps: Maps,
-    netns: EbpfLoader<'static>,
+    instances: Instances,
     /// Where the kernel does not tell a netns' cookie by itself.
     cookies: Option<CookieProgram>,
     /// Once it was tried, see [`Self::tells_interfaces`].
@@ -173,14 +146,14 @@ impl Datapath {
             Some(maps) => (maps, Origin::Same),
             None => replace::node_programs(&pins, &target)?,
         };
-        let netns = loader(&pins);
+        let instances = Instances::new(&pins)?;
         let cookies =
             if cookie::kernel_tells() { None } else { Some(cookie_program(&mut node_object(&pins)?)?) };
         let held = Held::open(&pins, cgroup, cgroup_id)?;
         Ok(Self {
             pins,
             maps,
-            netns,
+            instances,
             cookies,
             origin,
             is_whole: true,
@@ -236,7 +209,7 @@ impl Datapath {
     /// Whatever the kernel refuses; an instance that was there stays.
     pub fn attach_netns(&mut self, instance: Instance, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
         let cookie = instance.cookie;
-        let program = self.netns_instance(instance)?;
+        let program = self.instances.load(instance)?;
         let pin = self.pins.netns(cookie);
         let before = self.links.remove(&cookie).or_else(|| sys::get(&pin).ok());
         if let Some(link) = before
@@ -276,7 +249,7 @@ impl Datapath {
         }
         // Whatever goes wrong from here on, another agent is to try it again.
         let was_whole = std::mem::replace(&mut self.is_whole, false);
-        let program = self.netns_instance(instance)?;
+        let program = self.instances.load(instance)?;
         let outcome = match sys::link_update(link.as_fd(), program.as_fd()) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(Errno::ENOLINK as i32) => Ok(false),
@@ -318,7 +291,7 @@ impl Datapath {
         if let Some(known) = self.tells_interfaces {
             return known;
         }
-        let mut instance = |reads_interface| self.netns_instance(Instance { cookie: 0, reads_interface });
+        let mut instance = |reads_interface| self.instances.load(Instance { cookie: 0, reads_interface });
         let refused = match instance(Reads::Yes) {
             Ok(_) => None,
             Err(BpfError::NoIngressInterface { source }) if instance(Reads::No).is_ok() => Some(source),
@@ -329,39 +302,6 @@ impl Datapath {
         }
         *self.tells_interfaces.insert(refused.is_none())
     }
-
-    fn netns_instance(&mut self, instance: Instance) -> Result<OwnedFd, BpfError> {
-        let mut ebpf = load_with_globals(&mut self.netns, instance)
-            .map_err(|source| BpfError::Object { object: "netns", source })?;
-        match load_program(&mut ebpf, NETNS_PROGRAM) {
-            Err(BpfError::Program { source, .. }) if instance.reads_interface == Reads::Yes => {
-                Err(BpfError::NoIngressInterface { source })
-            }
-            other => other,
-        }
-    }
-}
-
-/// The constant of the netns object that says whether it reads the interface of what arrives: 0 or 1.
-pub(super) const READS_INTERFACE: &str = "READS_INTERFACE";
-
-/// Loads an instance of the netns object.
-#[expect(unsafe_code, reason = "the kept loader outlives the value that it is lent")]
-fn load_with_globals(loader: &mut EbpfLoader<'static>, instance: Instance) -> Result<Ebpf, aya::EbpfError> {
-    const COOKIE: &str = "NETNS_COOKIE";
-    static NONE: NetnsCookie = 0;
-    static NO: u32 = 0;
-    static YES: u32 = 1;
-    let cookie = instance.cookie;
-    let reads = if instance.reads_interface == Reads::Yes { &YES } else { &NO };
-    // A loader of its own for each instance would parse the kernel's BTF each time: 15 ms instead of 1.
-    // SAFETY: the reference is only used by the load below and replaced before `cookie` goes out of scope;
-    // a panic in between ends the process.
-    let lent: &'static NetnsCookie = unsafe { &*std::ptr::from_ref(&cookie) };
-    loader.override_global(READS_INTERFACE, reads, true);
-    let loaded = loader.override_global(COOKIE, lent, true).load(NETNS_OBJECT);
-    loader.override_global(COOKIE, &NONE, true);
-    loaded
 }
 
 /// The node's object, its maps those that are pinned.
@@ -369,7 +309,7 @@ pub(super) fn node_object(pins: &Pins) -> Result<Ebpf, BpfError> {
     loader(pins).load(NODE_OBJECT).map_err(|source| BpfError::Object { object: "node", source })
 }
 
-fn loader(pins: &Pins) -> EbpfLoader<'static> {
+pub(super) fn loader(pins: &Pins) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     // Our programs have no CO-RE relocations, and the kernel's own types take 20 MB once parsed.
     loader.btf(None);
@@ -408,22 +348,4 @@ pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedF
         target: "a descriptor".to_owned(),
         source,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{NETNS_OBJECT, NODE_OBJECT};
-
-    #[test]
-    fn what_is_parsed_for_each_pod_is_next_to_nothing() {
-        let has = |object: &[u8], what: &[u8]| object.windows(what.len()).any(|bytes| bytes == what);
-        assert!(has(NETNS_OBJECT, b"sk_lookup"), "the object is empty");
-        assert!(NETNS_OBJECT.len() < 4096, "{} bytes", NETNS_OBJECT.len());
-        // The kernel would keep a copy of it for each pod, and the agent open maps that the program does not know.
-        for unneeded in [b".BTF".as_slice(), b".maps", b"COUNTERS", b"LISTENERS"] {
-            assert!(!has(NETNS_OBJECT, unneeded), "{unneeded:?}");
-        }
-        assert!(has(NODE_OBJECT, b".BTF"), "three of its maps are defined by it");
-        assert!(!has(NODE_OBJECT, b".debug_"), "nobody reads it");
-    }
 }

@@ -1,10 +1,10 @@
 //! The eBPF side of the node: objects, pins, links and maps.
 //!
 //! Owns: [`sys`] (bpf(2)), [`cookie`] (how a netns is known), [`pins`] (where things are pinned), [`load`] (objects into
-//! the kernel and onto their hooks, in place of others), `held` (what would be gone with its pin), [`maps`] (typed access
-//! to what is pinned), [`listening`] (how many listeners are registered), [`events`] (the ring buffer), [`query`] (whose
-//! programs are at a hook), [`order`] (who runs before ours), [`trial`] (whether the kernel takes it all),
-//! [`generation`] (what one ABI version has pinned, whichever it is).
+//! the kernel and onto their hooks, in place of others), `instance` (the pods' own programs), `held` (what would be gone
+//! with its pin), [`maps`] (typed access to what is pinned), [`listening`] (how many listeners are registered), [`events`]
+//! (the ring buffer), [`query`] (whose programs are at a hook), [`order`] (who runs before ours), [`trial`] (whether the
+//! kernel takes it all), [`generation`] (what one ABI version has pinned, whichever it is).
 //! Never does: know what a pod is beyond its netns cookie.
 //! Everything outlives the agent: a restart finds it by its pins and takes it over in place.
 
@@ -12,6 +12,7 @@ pub mod cookie;
 pub mod events;
 pub mod generation;
 mod held;
+mod instance;
 pub mod listening;
 pub mod load;
 pub mod maps;
@@ -108,6 +109,12 @@ pub enum BpfError {
         map: &'static str,
         /// Why it failed.
         source: io::Error,
+    },
+    /// Somebody removes the pins again and again while a pod's program is loaded.
+    #[error("pins in {path} go while a pod's program is loaded: who removes them?", path = path.display())]
+    OtherMaps {
+        /// Where they are.
+        path: PathBuf,
     },
     /// The programs of an earlier build are still attached, because the kernel refuses this build's.
     #[error("{source}\nnothing has changed for the pods: {}; this agent ends", still(problems))]

@@ -14,10 +14,8 @@ use aya::{Ebpf, EbpfLoader};
 use veer_common::maps::{SocketRecord, name};
 
 use super::cookie::{self, COOKIE_PROGRAM};
-use super::load::{
-    CGROUP_PROGRAMS, INBOUND_PROGRAM, NETNS_OBJECT, NETNS_PROGRAM, NODE_OBJECT, READS_INTERFACE,
-    cookie_program, load_program,
-};
+use super::instance::{NETNS_OBJECT, NETNS_PROGRAM, READS_INTERFACE};
+use super::load::{CGROUP_PROGRAMS, INBOUND_PROGRAM, NODE_OBJECT, cookie_program, load_program};
 use super::sys::{self, AttachType};
 use super::{BpfError, chain};
 use crate::doctor::facts::{CookieFrom, Ebpf as Facts, Tried};
