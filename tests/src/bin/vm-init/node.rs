@@ -12,11 +12,13 @@ use rustix::stdio::{dup2_stderr, dup2_stdout};
 const LINE: &str = "/dev/ttyS0";
 
 /// Type and place.
-const MOUNTS: [(&str, &str); 9] = [
+const MOUNTS: [(&str, &str); 10] = [
     ("proc", "/proc"),
     ("sysfs", "/sys"),
     ("devtmpfs", "/dev"),
     ("devpts", "/dev/pts"),
+    // Where Envoys that take over from each other have their memory.
+    ("tmpfs", "/dev/shm"),
     ("tmpfs", "/run"),
     ("tmpfs", "/tmp"),
     ("cgroup2", "/sys/fs/cgroup"),
