@@ -15,7 +15,7 @@ use netlink_packet_core::{
     NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
@@ -56,14 +56,9 @@ pub struct Listener {
 /// # Errors
 /// As the kernel says.
 pub fn addresses() -> io::Result<Vec<InterfaceAddress>> {
-    let links = dump(NETLINK_ROUTE, RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-    let names: HashMap<u32, String> = links
-        .into_iter()
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, name_of(link)?)),
-            _ => None,
-        })
-        .collect();
+    let links = interfaces()?.into_iter();
+    let names: HashMap<u32, String> =
+        links.filter_map(|link| Some((link.header.index, name_of(link)?))).collect();
     let addresses = dump(NETLINK_ROUTE, RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
     Ok(addresses
         .into_iter()
@@ -75,6 +70,19 @@ pub fn addresses() -> io::Result<Vec<InterfaceAddress>> {
             _ => None,
         })
         .collect())
+}
+
+/// All interfaces of the netns, without their counters, which are most of such a message, and nobody reads.
+fn interfaces() -> io::Result<Vec<LinkMessage>> {
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let mut links = Vec::new();
+    dump_each(NETLINK_ROUTE, RouteNetlinkMessage::GetLink(request), |answer| {
+        if let RouteNetlinkMessage::NewLink(link) = answer {
+            links.push(link);
+        }
+    })?;
+    Ok(links)
 }
 
 fn name_of(link: LinkMessage) -> Option<String> {

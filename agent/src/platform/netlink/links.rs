@@ -7,12 +7,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_route::link::{LinkFlags, LinkMessage};
+use netlink_packet_route::link::LinkFlags;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::{dump, name_of};
+use super::{dump, interfaces, name_of};
 use crate::capture::{Link, Links, Route};
 
 /// All interfaces, and the routes of table main in both families.
@@ -32,13 +32,9 @@ pub fn links() -> io::Result<Links> {
             }
         }
     }
-    let links = dump(NETLINK_ROUTE, RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-    let links = links.into_iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(message) => {
-            let (index, flags) = (message.header.index, message.header.flags);
-            Some(Link { index, name: name_of(message)?, is_up: flags.contains(LinkFlags::Up) })
-        }
-        _ => None,
+    let links = interfaces()?.into_iter().filter_map(|message| {
+        let (index, flags) = (message.header.index, message.header.flags);
+        Some(Link { index, name: name_of(message)?, is_up: flags.contains(LinkFlags::Up) })
     });
     Ok(Links { links: links.collect(), routes })
 }
