@@ -162,8 +162,9 @@ fn a_pod_that_comes_while_the_pins_are_gone_is_redirected_like_any_other() {
     // Nobody looks after the pins meanwhile.
     let node = node_with(&["--reconcile-interval=86400"]);
     node.agent.wait_settled().unwrap();
-    for directory in ["maps", "programs", "links", "netns"] {
+    for directory in ["maps", "programs", "links", "netns", "next"] {
         remove_pins(&node, directory, &[]);
+        fs::remove_dir(node.pinned().root().join(directory)).unwrap();
     }
     let other = TestPod::new(&node.world, &node.cgroup, "other").unwrap();
     node.agent.enrol_as(&other, &manifest(&other)).unwrap();

@@ -15,7 +15,6 @@ use netlink_packet_core::{
     NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
@@ -23,6 +22,7 @@ use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
 use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
+use nix::net::if_::if_nameindex;
 use veer_common::address::{Address, Port};
 
 use crate::capture::InterfaceAddress;
@@ -56,9 +56,11 @@ pub struct Listener {
 /// # Errors
 /// As the kernel says.
 pub fn addresses() -> io::Result<Vec<InterfaceAddress>> {
-    let links = interfaces()?.into_iter();
-    let names: HashMap<u32, String> =
-        links.filter_map(|link| Some((link.header.index, name_of(link)?))).collect();
+    // The names alone: of all that the kernel tells of an interface, libc parses nothing else.
+    let names: HashMap<u32, String> = if_nameindex()?
+        .iter()
+        .map(|interface| (interface.index(), interface.name().to_string_lossy().into_owned()))
+        .collect();
     let addresses = dump(NETLINK_ROUTE, RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
     Ok(addresses
         .into_iter()
@@ -70,26 +72,6 @@ pub fn addresses() -> io::Result<Vec<InterfaceAddress>> {
             _ => None,
         })
         .collect())
-}
-
-/// All interfaces of the netns, without their counters, which are most of such a message, and nobody reads.
-fn interfaces() -> io::Result<Vec<LinkMessage>> {
-    let mut request = LinkMessage::default();
-    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let mut links = Vec::new();
-    dump_each(NETLINK_ROUTE, RouteNetlinkMessage::GetLink(request), |answer| {
-        if let RouteNetlinkMessage::NewLink(link) = answer {
-            links.push(link);
-        }
-    })?;
-    Ok(links)
-}
-
-fn name_of(link: LinkMessage) -> Option<String> {
-    link.attributes.into_iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
-    })
 }
 
 fn interface_address(message: &AddressMessage, interface: String) -> Option<InterfaceAddress> {

@@ -103,7 +103,7 @@ pub(super) fn is_there(path: &Path) -> bool {
 }
 
 /// Pins an object where its pin was.
-pub(super) fn repin(path: &Path, object: BorrowedFd<'_>) -> Result<(), BpfError> {
+fn repin(path: &Path, object: BorrowedFd<'_>) -> Result<(), BpfError> {
     sys::pin(object, path).map_err(|source| BpfError::Pin { attempt: "pin", path: path.to_owned(), source })
 }
 

@@ -120,7 +120,6 @@ impl Instances {
     fn pin_maps(&self) -> Result<(), BpfError> {
         for own in &self.maps {
             if !MapInfo::from_pin(&own.path).is_ok_and(|info| info.id() == own.id) {
-                self.pins.create()?;
                 self.pins.replace(&own.path, own.map.as_fd())?;
             }
         }

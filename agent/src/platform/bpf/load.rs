@@ -216,8 +216,7 @@ impl Datapath {
             && sys::link_update(link.as_fd(), program.as_fd()).is_ok()
         {
             if !held::is_there(&pin) {
-                self.pins.create()?;
-                held::repin(&pin, link.as_fd())?;
+                self.pins.replace(&pin, link.as_fd())?;
             }
             self.links.insert(cookie, link);
             return Ok(());
@@ -225,7 +224,6 @@ impl Datapath {
         let target = || format!("the netns with cookie {cookie}");
         let link = sys::link_create(program.as_fd(), netns, AttachType::SkLookup)
             .map_err(|source| BpfError::Attach { program: NETNS_PROGRAM, target: target(), source })?;
-        self.pins.create()?;
         self.pins.replace(&pin, link.as_fd())?;
         self.links.insert(cookie, link);
         Ok(())

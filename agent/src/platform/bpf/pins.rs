@@ -98,11 +98,20 @@ fn existing_ancestor_is_bpffs(path: &Path) -> io::Result<bool> {
 }
 
 impl Pins {
-    /// Pins an object under a name that another one may have, which is let go at that moment.
+    /// Pins an object under a name that another one may have, which is let go at that moment. Directories that somebody has
+    /// removed are made again.
     ///
     /// # Errors
     /// As the file system says; then the other one is still there.
     pub(super) fn replace(&self, path: &Path, object: BorrowedFd<'_>) -> Result<(), BpfError> {
+        // Nearly always they are there, and each would cost two system calls of an ADD.
+        self.give(path, object).or_else(|_no_directory| {
+            self.create()?;
+            self.give(path, object)
+        })
+    }
+
+    fn give(&self, path: &Path, object: BorrowedFd<'_>) -> Result<(), BpfError> {
         let failed = |attempt| move |source| BpfError::Pin { attempt, path: path.to_owned(), source };
         let next = self.root.join(NEXT).join(path.file_name().unwrap_or_default());
         unpin(&next)?;

@@ -7,12 +7,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_route::link::LinkFlags;
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::{dump, interfaces, name_of};
+use super::dump;
 use crate::capture::{Link, Links, Route};
 
 /// All interfaces, and the routes of table main in both families.
@@ -32,9 +32,16 @@ pub fn links() -> io::Result<Links> {
             }
         }
     }
-    let links = interfaces()?.into_iter().filter_map(|message| {
-        let (index, flags) = (message.header.index, message.header.flags);
-        Some(Link { index, name: name_of(message)?, is_up: flags.contains(LinkFlags::Up) })
+    // Without their counters, which are most of such a message.
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let links = dump(NETLINK_ROUTE, RouteNetlinkMessage::GetLink(request))?;
+    let links = links.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(message) => {
+            let (index, flags) = (message.header.index, message.header.flags);
+            Some(Link { index, name: name_of(message)?, is_up: flags.contains(LinkFlags::Up) })
+        }
+        _ => None,
     });
     Ok(Links { links: links.collect(), routes })
 }
@@ -69,4 +76,11 @@ fn route(message: &RouteMessage) -> Option<Route> {
     }
     let destination = IpNet::new(destination, header.destination_prefix_length).ok()?.trunc();
     Some(Route { destination, metric, interfaces })
+}
+
+fn name_of(link: LinkMessage) -> Option<String> {
+    link.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    })
 }
