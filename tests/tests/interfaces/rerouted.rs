@@ -202,6 +202,14 @@ fn known_of(netns: &NetNs, port: u16) -> String {
     known
 }
 
+/// How many SYNs of a netns' sockets the kernel has sent again.
+fn repeated_syns(netns: &NetNs) -> u64 {
+    let netstat = netns.run(|| fs::read_to_string("/proc/thread-self/net/netstat")).unwrap().unwrap();
+    let mut lines = netstat.lines();
+    let mut counters = lines.next().unwrap().split(' ').zip(lines.next().unwrap().split(' '));
+    counters.find(|(name, _)| *name == "TCPSynRetrans").unwrap().1.parse().unwrap()
+}
+
 /// The bridge, the machine's network card, and a pod that forwards.
 fn add_machine(pod: &TestPod, machine: &NetNs) {
     let inside = pod.netns();
@@ -265,7 +273,10 @@ fn what_a_virtual_machine_opens_is_outbound() {
     let Ended::At { at, original, client, .. } = scene.from(&scene.machine, to) else { panic!("it failed") };
     let machine: IpAddr = MACHINE[0].parse().unwrap();
     assert_eq!((at, original, client), ("outbound", Some(to), machine));
-    assert_eq!(scene.mesh.counter("reasons", "rerouted-interface").unwrap(), 73);
+    // A SYN that is sent again may be counted again.
+    let counted = scene.mesh.counter("reasons", "rerouted-interface").unwrap();
+    let repeated = repeated_syns(&scene.machine);
+    assert!((73..=73 + repeated).contains(&counted), "{counted} with {repeated} repeated");
 }
 
 #[test]
