@@ -5,6 +5,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "this is the place of the kit for setns and unshare")]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
@@ -122,6 +123,23 @@ impl NetNs {
         let read = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
         let (v4, v6) = self.run(|| (read("tcp"), read("tcp6")))?;
         Ok(count(&v4.context("read net/tcp")?) + count(&v6.context("read net/tcp6")?))
+    }
+
+    /// What the kernel has counted for the namespace's TCP: the rows `TcpExt` of `/proc/net/netstat`.
+    pub fn tcp_counters(&self) -> Result<BTreeMap<String, u64>> {
+        let text =
+            self.run(|| fs::read_to_string("/proc/thread-self/net/netstat"))?.context("read net/netstat")?;
+        let mut rows = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+        let (names, counts) = (rows.next().unwrap_or_default(), rows.next().unwrap_or_default());
+        let counters = names.split_whitespace().zip(counts.split_whitespace());
+        counters
+            .map(|(name, count)| Ok((name.to_owned(), count.parse().with_context(|| name.to_owned())?)))
+            .collect()
+    }
+
+    /// One of [`Self::tcp_counters`].
+    pub fn tcp_counter(&self, name: &str) -> Result<u64> {
+        self.tcp_counters()?.remove(name).with_context(|| format!("the kernel does not count {name}"))
     }
 
     /// Sets a sysctl of this namespace; `name` has slashes: `net/ipv4/ip_forward`.

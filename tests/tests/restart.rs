@@ -47,12 +47,7 @@ fn counted(backend: Backend, clients: &NetNs, accepted: u64) -> u64 {
     if backend == Backend::Ebpf {
         return accepted;
     }
-    let read = || std::fs::read_to_string("/proc/thread-self/net/netstat");
-    let text = clients.run(read).unwrap().unwrap();
-    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("TcpExt:")).collect();
-    let mut counters = rows[0].split(' ').zip(rows[1].split(' '));
-    let repeated = counters.find(|(name, _)| *name == "TCPSynRetrans").unwrap().1;
-    accepted + repeated.parse::<u64>().unwrap()
+    accepted + clients.tcp_counter("TCPSynRetrans").unwrap()
 }
 
 fn killing_the_agent_while_connections_are_opened_changes_nothing(backend: Backend) {

@@ -1,6 +1,5 @@
 //! Kinds of sockets and of connect(): Java's, non-blocking, Fast Open, MPTCP, UDP.
 
-use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -8,7 +7,6 @@ use nix::sys::socket::setsockopt;
 use nix::{libc, setsockopt_impl, sockopt_impl};
 use socket2::{Domain, Protocol, Socket, Type};
 use veer_tests::mesh::{APP, Arrival, INBOUND, Listeners, Mesh, OUTBOUND, PATIENCE, dial};
-use veer_tests::netns::NetNs;
 use veer_tests::pod::{REMOTE_V4, TestPod};
 use veer_tests::wait;
 
@@ -75,19 +73,6 @@ fn a_non_blocking_connect_without_a_proxy_is_refused_and_may_be_repeated() {
     assert_redirected(&arrival, &mesh.pod, &socket, to);
 }
 
-/// A counter of the namespace from `/proc/net/netstat`.
-fn netstat(netns: &NetNs, name: &str) -> u64 {
-    let text = netns.run(|| fs::read_to_string("/proc/thread-self/net/netstat")).unwrap().unwrap();
-    let mut lines = text.lines();
-    while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
-        let mut fields = names.split_whitespace().zip(values.split_whitespace());
-        if let Some((_, value)) = fields.find(|(known, _)| *known == name) {
-            return value.parse().unwrap();
-        }
-    }
-    panic!("no {name} in netstat");
-}
-
 /// The proxy's listeners, each with a queue for Fast Open.
 fn fast_open_listeners(pod: &TestPod) -> Listeners {
     let mut listeners = Listeners::default();
@@ -130,11 +115,11 @@ fn fast_open(dial: impl Fn(&Socket, SocketAddr)) {
         // Another port each time, so that the original destination is that of this very connection.
         for port in [8001, 8002] {
             let to = SocketAddr::new(to.ip(), port);
-            let before = netstat(mesh.pod.netns(), "TCPFastOpenPassive");
+            let before = mesh.pod.netns().tcp_counter("TCPFastOpenPassive").unwrap();
             let socket = tcp(mesh.pod.app(), to);
             dial(&socket, to);
             assert_redirected(&hears(&listeners, b"early"), &mesh.pod, &socket, to);
-            let passive = netstat(mesh.pod.netns(), "TCPFastOpenPassive") - before;
+            let passive = mesh.pod.netns().tcp_counter("TCPFastOpenPassive").unwrap() - before;
             assert!(passive == 1 || port == 8001, "data came with the SYN: {passive}");
         }
     }
@@ -167,7 +152,7 @@ fn a_fast_open_client_from_the_network_arrives_at_the_inbound_port() {
         client.send_to_with_flags(b"early", &to.into(), libc::MSG_FASTOPEN).unwrap();
         let arrival = hears(&listeners, b"early");
         assert_eq!((arrival.at, arrival.original), ("inbound", Some(to)));
-        let passive = netstat(mesh.pod.netns(), "TCPFastOpenPassive");
+        let passive = mesh.pod.netns().tcp_counter("TCPFastOpenPassive").unwrap();
         assert_eq!(passive, u64::from(known_cookie));
     }
 }

@@ -1,7 +1,7 @@
 //! Sockets that dial in unusual ways, on the real kernel: where they end, what the proxy learns, what the
 //! app sees. Where istio-init decides what is right, the same is done under its rules and compared.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests panic as tests do")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 mod again;
 mod bound;

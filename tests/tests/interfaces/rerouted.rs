@@ -194,20 +194,9 @@ fn known_of(netns: &NetNs, port: u16) -> String {
         let about = text.lines().filter(|line| line.contains(&in_hex) || line.contains(&in_words));
         known.extend(about.map(|line| format!("{name}: {line}\n")));
     }
-    let netstat = read("netstat");
-    if let [names, counts, ..] = netstat.lines().collect::<Vec<_>>().as_slice() {
-        let counters = names.split(' ').zip(counts.split(' ')).filter(|(_, count)| *count != "0");
-        known.extend(counters.map(|(name, count)| format!("{name}={count} ")));
-    }
+    let counters = netns.tcp_counters().unwrap().into_iter().filter(|(_, count)| *count != 0);
+    known.extend(counters.map(|(name, count)| format!("{name}={count} ")));
     known
-}
-
-/// How many SYNs of a netns' sockets the kernel has sent again.
-fn repeated_syns(netns: &NetNs) -> u64 {
-    let netstat = netns.run(|| fs::read_to_string("/proc/thread-self/net/netstat")).unwrap().unwrap();
-    let mut lines = netstat.lines();
-    let mut counters = lines.next().unwrap().split(' ').zip(lines.next().unwrap().split(' '));
-    counters.find(|(name, _)| *name == "TCPSynRetrans").unwrap().1.parse().unwrap()
 }
 
 /// The bridge, the machine's network card, and a pod that forwards.
@@ -275,7 +264,7 @@ fn what_a_virtual_machine_opens_is_outbound() {
     assert_eq!((at, original, client), ("outbound", Some(to), machine));
     // A SYN that is sent again may be counted again.
     let counted = scene.mesh.counter("reasons", "rerouted-interface").unwrap();
-    let repeated = repeated_syns(&scene.machine);
+    let repeated = scene.machine.tcp_counter("TCPSynRetrans").unwrap();
     assert!((73..=73 + repeated).contains(&counted), "{counted} with {repeated} repeated");
 }
 
