@@ -87,11 +87,21 @@ impl Supervised {
             .with_context(|| format!("the agent's log:\n{}", self.agent.log()))
     }
 
-    /// Kills a process that is the node's.
-    pub fn kill(&self, pid: u32) -> Result<()> {
+    /// Waits until so many Envoys have found the agent.
+    pub fn wait_connected(&self, count: u64) -> Result<()> {
+        wait::until_ok("the Envoys to connect", wait::LIMIT, || {
+            let status = self.agent.json(&["status"])?;
+            let connected = status.pointer("/agent/nodeProxy/connected").and_then(Value::as_u64);
+            ensure!(connected == Some(count), "{connected:?} are");
+            anyhow::Ok(())
+        })
+    }
+
+    /// Sends a signal to a process that is the node's.
+    pub fn signal(&self, pid: u32, signal: Signal) -> Result<()> {
         let processes = fs::read_to_string(self.proxys_cgroup().join("cgroup.procs"))?;
         ensure!(processes.lines().any(|line| line == pid.to_string()), "{pid} is none of the node's");
-        kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL).with_context(|| format!("kill {pid}"))
+        kill(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("{signal} to {pid}"))
     }
 
     /// What Envoy's admin interface says.

@@ -77,7 +77,7 @@ fn an_envoy_that_is_killed_is_told_of_and_followed_by_another_one() {
     ask(&Dialler::Pod(&a), b.v4()).unwrap();
     assert_eq!(ready(&node).0, 200);
     let first = node.wait_live(|_pid| true).unwrap();
-    node.kill(first).unwrap();
+    node.signal(first, Signal::SIGKILL).unwrap();
     // As with a sidecar that is away, nothing goes past it.
     wait::until("the pod's connections to be refused", wait::LIMIT, || {
         let socket = a.app().socket(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -121,7 +121,7 @@ fn an_envoy_whose_record_cannot_be_written_is_ended_and_another_one_is_started_w
     for record in &records {
         fs::create_dir(record).unwrap();
     }
-    node.kill(first).unwrap();
+    node.signal(first, Signal::SIGKILL).unwrap();
     wait::until_ok("the agent to say that it has started none", wait::LIMIT, || {
         let process = node.process()?;
         let problem = process["problem"].as_str().unwrap_or_default();
@@ -161,7 +161,7 @@ fn an_agent_that_comes_back_finds_envoy_as_it_was_and_looks_after_it_again() {
     })
     .unwrap();
 
-    node.kill(first).unwrap();
+    node.signal(first, Signal::SIGKILL).unwrap();
     node.wait_live(|pid| pid != first).unwrap();
     let crash = node.process().unwrap()["crash"].clone();
     assert_eq!((&crash["pid"], &crash["by"]), (&json!(first), &json!({"signal": 9})));
@@ -300,6 +300,33 @@ fn another_build_waits_for_what_users_add_and_takes_nothing_from_pods_meanwhile(
     );
     assert!(made.unwrap() >= 100);
     assert_eq!(node.process().unwrap().get("problem"), None);
+}
+
+/// Whichever finds an agent that comes back last, a new pod needs the one that goes on.
+#[test]
+fn an_envoy_that_drains_does_not_answer_for_the_one_that_follows_it() {
+    let own = OwnEnvoy::copy().unwrap();
+    let command = own.command().replace("--parent-shutdown-time-s 6", "--parent-shutdown-time-s 600");
+    let mut node = Supervised::with_command(&command, &[]).unwrap();
+    let first = node.wait_live(|_pid| true).unwrap();
+    own.become_another().unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
+    let second = node.wait_live(|pid| pid != first).unwrap();
+    let a = node.pod("a").unwrap();
+    let _echo = echo(&a);
+
+    node.agent.kill().unwrap();
+    node.signal(first, Signal::SIGSTOP).unwrap();
+    node.agent.start_again().unwrap();
+    node.wait_connected(1).unwrap();
+    node.signal(first, Signal::SIGCONT).unwrap();
+    node.wait_connected(2).unwrap();
+    node.signal(second, Signal::SIGSTOP).unwrap();
+    let error = format!("{:#}", node.pod("b").unwrap_err());
+    assert!(error.contains("the node's proxy has not answered within 10 s"), "{error}");
+    node.signal(second, Signal::SIGCONT).unwrap();
+    let c = node.pod("c").unwrap();
+    ask(&Dialler::Pod(&c), a.v4()).unwrap();
 }
 
 #[test]

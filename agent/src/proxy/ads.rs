@@ -114,7 +114,7 @@ enum Command {
     Misconfigured { problem: String },
     Forget { owner: Owner },
     Complete,
-    Open { opened: oneshot::Sender<Opened> },
+    Open { started: Option<u64>, opened: oneshot::Sender<Opened> },
     Said { stream: StreamId, request: Request },
     Close { stream: StreamId },
     Standing { answer: oneshot::Sender<Standing> },
@@ -280,9 +280,9 @@ impl Task {
                 self.served.forget(&owner)
             }
             Command::Complete => self.served.complete(),
-            Command::Open { opened } => {
+            Command::Open { started, opened } => {
                 let (sender, receiver) = mpsc::unbounded_channel();
-                let stream = self.served.delta.open();
+                let stream = self.served.delta.open(started);
                 self.streams.insert(stream, sender);
                 if opened.send((stream, receiver)).is_err() {
                     self.close(stream);

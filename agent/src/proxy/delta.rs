@@ -74,6 +74,8 @@ pub struct Delta {
 
 #[derive(Debug, Default)]
 struct Stream {
+    /// When its Envoy was started, in the kernel's clock ticks since the boot, if that is known.
+    started: Option<u64>,
     /// What its Envoy has; a kind that it has not asked for is not there.
     has: BTreeMap<Kind, BTreeMap<String, String>>,
     /// Responses that are not answered, by nonce.
@@ -95,10 +97,11 @@ struct Sent {
 }
 
 impl Delta {
-    /// A connection has come; the latest is whom pods wait for.
-    pub fn open(&mut self) -> StreamId {
+    /// A connection has come, from an Envoy that was `started` then, in the kernel's clock ticks since the boot. The one
+    /// that was started last is whom pods wait for: one that drains may be the last to find an agent that comes back.
+    pub fn open(&mut self, started: Option<u64>) -> StreamId {
         self.next_stream += 1;
-        self.streams.insert(self.next_stream, Stream::default());
+        self.streams.insert(self.next_stream, Stream { started, ..Stream::default() });
         self.next_stream
     }
 
@@ -175,9 +178,12 @@ impl Delta {
         owners.iter().filter_map(|owner| self.advance(id, owner)).collect()
     }
 
-    /// How far a pod is with the Envoy that came last.
+    /// How far a pod is with the Envoy that was started last.
     pub fn state(&self, owner: &str) -> State {
-        let Some(stream) = self.streams.values().next_back() else { return State::NoProxy };
+        // Of connections of one Envoy, or of Envoys of which nothing is known, the last.
+        let Some(stream) = self.streams.values().max_by_key(|stream| stream.started) else {
+            return State::NoProxy;
+        };
         if let Some(refused) = stream.refused.get(owner) {
             return State::Refused(refused.clone());
         }

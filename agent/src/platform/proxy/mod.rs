@@ -233,6 +233,11 @@ fn start_shim(charge: &Charge) -> Result<Child, StartError> {
     Err(StartError::Shim(format!("its shim ended with {status} before it could start it")))
 }
 
+/// When a process was started, in the kernel's clock ticks since the boot; `None` if it is not there, or cannot be seen.
+pub fn started(pid: u32) -> Option<u64> {
+    mark(pid).ok().map(|mark| mark.start)
+}
+
 /// What a process is known by.
 ///
 /// # Errors

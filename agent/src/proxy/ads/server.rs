@@ -14,12 +14,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::UdsConnectInfo;
 use tonic::{Status, Streaming};
 
 use super::super::delta::{Request, Response, StreamId};
 use super::super::resources::Kind;
 use super::{Ads, Command};
 use crate::accept;
+use crate::platform::proxy;
 
 /// Connections that wait to be served; there is one Envoy, or two while one takes over.
 const BACKLOG: usize = 4;
@@ -80,7 +82,8 @@ impl AggregatedDiscoveryService for Service {
     ) -> Result<tonic::Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let (opened, opening) = oneshot::channel();
         let stopping = |()| Status::unavailable("the agent is stopping");
-        self.ads.commands.send(Command::Open { opened }).await.map_err(|_closed| stopping(()))?;
+        let started = started(&request);
+        self.ads.commands.send(Command::Open { started, opened }).await.map_err(|_closed| stopping(()))?;
         let (number, responses) = opening.await.map_err(|_closed| stopping(()))?;
         tracing::info!(stream = number, "the node's proxy has connected");
         let (ads, stop) = (self.ads.clone(), self.stop.clone());
@@ -95,6 +98,12 @@ impl AggregatedDiscoveryService for Service {
         });
         Ok(tonic::Response::new(Box::pin(outgoing)))
     }
+}
+
+/// When the Envoy was started that asks, as far as that is known, in the kernel's clock ticks since the boot.
+fn started<T>(request: &tonic::Request<T>) -> Option<u64> {
+    let peer = request.extensions().get::<UdsConnectInfo>()?.peer_cred?;
+    proxy::started(u32::try_from(peer.pid()?).ok()?)
 }
 
 /// Hands on what an Envoy says, until it says no more.

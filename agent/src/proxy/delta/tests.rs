@@ -18,7 +18,11 @@ struct Envoy {
 impl Envoy {
     /// Connects, tells what it has, and answers everything until nothing is sent any more.
     fn connect(&mut self, delta: &mut Delta) -> StreamId {
-        let stream = delta.open();
+        self.connect_as(delta, None)
+    }
+
+    fn connect_as(&mut self, delta: &mut Delta, started: Option<u64>) -> StreamId {
+        let stream = delta.open(started);
         for kind in Kind::ALL {
             let has = self.has.get(&kind).cloned().unwrap_or_default();
             let request = Request { kind, nonce: String::new(), refused: None, has };
@@ -176,7 +180,7 @@ fn an_envoy_that_was_there_before_gets_what_differs_and_loses_nothing_too_early(
     let mut delta = Delta::default();
     want(&mut delta, 1);
     want(&mut delta, 2);
-    let stream = delta.open();
+    let stream = delta.open(None);
     let has = |kind| envoy.has.get(&kind).cloned().unwrap_or_default();
     for kind in Kind::ALL {
         let sent =
@@ -195,7 +199,7 @@ fn an_envoy_hears_of_all_pods_at_once_and_again_one_by_one_if_it_refuses_any() {
     for number in 1..=3 {
         want(&mut delta, number);
     }
-    let stream = delta.open();
+    let stream = delta.open(None);
     let first = |kind| Request { kind, nonce: String::new(), refused: None, has: BTreeMap::new() };
     let mut envoy = Envoy { refuses: Some(owner(2)), ..Envoy::default() };
     let sent = delta.request(stream, first(Kind::Cluster));
@@ -213,10 +217,32 @@ fn an_envoy_hears_of_all_pods_at_once_and_again_one_by_one_if_it_refuses_any() {
 }
 
 #[test]
+fn a_pod_waits_for_the_envoy_that_was_started_last_whichever_connects_last() {
+    let mut delta = Delta::default();
+    want(&mut delta, 1);
+    let (mut draining, mut newest) = (Envoy::default(), Envoy::default());
+    newest.refuses = Some(owner(1));
+    let refused = State::Refused("no, thank you".to_owned());
+    newest.connect_as(&mut delta, Some(200));
+    draining.connect_as(&mut delta, Some(100));
+    assert_eq!(delta.state(&owner(1)), refused);
+    // One that is known to have been there says more than one of which nothing is known.
+    let unknown = draining.connect(&mut delta);
+    assert_eq!(delta.state(&owner(1)), refused);
+    // It has connected anew, before its last connection was missed.
+    newest.refuses = None;
+    let again = newest.connect_as(&mut delta, Some(200));
+    assert_eq!(delta.state(&owner(1)), State::Served);
+    delta.close(again);
+    delta.close(unknown);
+    assert_eq!(delta.state(&owner(1)), refused);
+}
+
+#[test]
 fn a_pod_is_busy_until_all_that_was_sent_about_it_is_answered() {
     let (mut delta, mut envoy) = (Delta::default(), Envoy::default());
     want(&mut delta, 1);
-    let stream = delta.open();
+    let stream = delta.open(None);
     let first = |kind| Request { kind, nonce: String::new(), refused: None, has: BTreeMap::new() };
     // It asks for listeners before it answers of clusters, as Envoy does.
     let clusters = delta.request(stream, first(Kind::Cluster));

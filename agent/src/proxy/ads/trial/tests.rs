@@ -14,7 +14,7 @@ struct Envoy {
 
 impl Envoy {
     fn connect(served: &mut Served) -> Self {
-        let mut envoy = Self { stream: served.delta.open(), has: BTreeMap::new() };
+        let mut envoy = Self { stream: served.delta.open(None), has: BTreeMap::new() };
         for kind in Kind::ALL {
             let request = Request { kind, nonce: String::new(), refused: None, has: BTreeMap::new() };
             let sent = served.delta.request(envoy.stream, request);
