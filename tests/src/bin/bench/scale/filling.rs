@@ -1,4 +1,5 @@
-//! A node that fills up: each pod a netns of its own, enrolled over the agent's socket.
+//! A node that fills up: each pod a netns of its own, enrolled over the agent's socket. The last ones come in turns with those
+//! of a node that was empty until then, so that both meet the same machine: a minute apart it differs by a fifth.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -14,6 +15,7 @@ use veer_tests::cgroup::Cgroup;
 
 use super::microseconds;
 use crate::report::{Timing, milliseconds};
+use crate::statistics::{self, Spread};
 
 /// Some enrolments that followed each other.
 #[derive(Clone, Debug, Serialize)]
@@ -43,6 +45,19 @@ pub(crate) struct Filling<'a> {
     own: &'a Cgroup,
     pods: Vec<BarePod>,
     enrolments: Vec<Enrolment>,
+}
+
+/// What enrolments cost where there are many pods and where there are few.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Enrolments {
+    /// All of the full node.
+    pub(crate) all: Window,
+    /// The last of the full node.
+    pub(crate) full: Window,
+    /// The first of the other one, in turns with those.
+    pub(crate) few: Window,
+    /// CPU of the full node's to that of the other's, of each turn.
+    pub(crate) ratio: Spread,
 }
 
 /// The pods, until they are dropped.
@@ -81,20 +96,38 @@ impl<'a> Filling<'a> {
         Ok(())
     }
 
-    /// The first enrolments.
-    pub(crate) fn first(&self, count: usize) -> Result<Window> {
-        Window::of(self.enrolments.get(..count).unwrap_or(&self.enrolments))
+    /// Takes turns with another node.
+    pub(crate) fn enrol_in_turns(
+        &mut self,
+        names: &[String],
+        other: &mut Filling<'_>,
+        names_of_other: &[String],
+    ) -> Result<()> {
+        for (turn, (name, name_of_other)) in names.iter().zip(names_of_other).enumerate() {
+            // Neither is always the one that comes first.
+            if turn % 2 == 0 {
+                self.enrol(name)?;
+                other.enrol(name_of_other)?;
+            } else {
+                other.enrol(name_of_other)?;
+                self.enrol(name)?;
+            }
+        }
+        Ok(())
     }
 
-    /// The last enrolments.
-    pub(crate) fn last(&self, count: usize) -> Result<Window> {
-        let from = self.enrolments.len().saturating_sub(count);
-        Window::of(self.enrolments.get(from..).unwrap_or_default())
-    }
-
-    /// All of them.
-    pub(crate) fn all(&self) -> Result<Window> {
-        Window::of(&self.enrolments)
+    /// All of this node, and its last ones compared with those of a node that has taken turns with it.
+    pub(crate) fn compared_with(&self, few: &Filling<'_>) -> Result<Enrolments> {
+        let from = self.enrolments.len().saturating_sub(few.enrolments.len());
+        let last = self.enrolments.get(from..).unwrap_or_default();
+        let ratios: Vec<f64> =
+            last.iter().zip(&few.enrolments).map(|(full, few)| full.ran / few.ran).collect();
+        Ok(Enrolments {
+            all: Window::of(&self.enrolments)?,
+            full: Window::of(last)?,
+            few: Window::of(&few.enrolments)?,
+            ratio: Spread::of(&ratios).context("no pod was enrolled in turns")?,
+        })
     }
 
     /// Keeps the pods alone.
@@ -116,7 +149,7 @@ impl Window {
         Ok(Self {
             answered: Timing::of(values(|enrolment| enrolment.answered))?,
             ran: Timing::of(values(|enrolment| enrolment.ran))?,
-            own_ms: crate::statistics::mean(&values(|enrolment| enrolment.own)),
+            own_ms: statistics::mean(&values(|enrolment| enrolment.own)),
         })
     }
 }

@@ -29,7 +29,7 @@ use crate::progress::Progress;
 use crate::report::{Timing, milliseconds};
 use crate::run;
 use connections::Comparison;
-use filling::Window;
+use filling::{Enrolments, Filling};
 use kernel::Held;
 
 /// What to measure.
@@ -46,8 +46,8 @@ pub(crate) struct Options {
     pub(crate) measures: bool,
 }
 
-/// Pods at either end of the filling that are compared.
-const ENDS: usize = 100;
+/// Pods that are enrolled in turns on the full node and on one with few.
+const TURNS: usize = 100;
 /// Restarts of the full agent.
 const RESTARTS: usize = 5;
 
@@ -55,10 +55,7 @@ const RESTARTS: usize = 5;
 #[derive(Debug, Serialize)]
 pub(crate) struct Scale {
     pub(crate) pods: u16,
-    /// One ADD, in milliseconds: from the request on the agent's socket to its answer.
-    pub(crate) first: Window,
-    pub(crate) last: Window,
-    pub(crate) all: Window,
+    pub(crate) enrolments: Enrolments,
     /// The agent's memory: without a pod, and with all.
     pub(crate) empty: Memory,
     pub(crate) full: Memory,
@@ -85,12 +82,8 @@ pub(crate) fn run(options: Options, out: &Path) -> Result<ExitCode> {
     let empty = memory(&agent, 0)?;
     let kernel_empty = Held::by(&Pinned::of(&agent))?;
 
-    let mut filling = filling::Filling::new(&agent, &own);
-    progress.say(&format!("enrolling {} pods, one after the other", options.pods));
-    for name in &names {
-        filling.enrol(name)?;
-    }
-    let (first, last, all) = (filling.first(ENDS)?, filling.last(ENDS)?, filling.all()?);
+    let mut filling = Filling::new(&agent, &own);
+    let enrolments = fill(&mut filling, &names, &progress)?;
     let pods = filling.into_pods();
     let full = memory(&agent, pods.count())?;
     let kernel_full = Held::by(&Pinned::of(&agent))?;
@@ -105,9 +98,7 @@ pub(crate) fn run(options: Options, out: &Path) -> Result<ExitCode> {
     let taken_over = memory(&agent, pods.count())?;
     let scale = Scale {
         pods: options.pods,
-        first,
-        last,
-        all,
+        enrolments,
         empty,
         full,
         restart: Timing::of(restarts)?,
@@ -119,6 +110,22 @@ pub(crate) fn run(options: Options, out: &Path) -> Result<ExitCode> {
     progress.say("taking it down");
     drop(pods);
     tell(&scale, out, &progress)
+}
+
+/// Fills the node: the last pods in turns with the first ones of a node that is there for that alone.
+fn fill(filling: &mut Filling<'_>, names: &[String], progress: &Progress) -> Result<Enrolments> {
+    let (before, last) = names.split_at(names.len().saturating_sub(TURNS));
+    progress.say(&format!("enrolling {} pods, one after the other", before.len()));
+    for name in before {
+        filling.enrol(name)?;
+    }
+    progress.say(&format!("enrolling {}, in turns with a node that has no more", last.len()));
+    let (cgroup, own) = (Cgroup::new()?, Cgroup::new()?);
+    let agent = Agent::start_with(&cgroup, Launch::new().in_cgroup(&own), &[])?;
+    let names_of_few = footprint::announce(&agent, last.len())?;
+    let mut few = Filling::new(&agent, &own);
+    filling.enrol_in_turns(last, &mut few, &names_of_few)?;
+    filling.compared_with(&few)
 }
 
 fn tell(scale: &Scale, out: &Path, progress: &Progress) -> Result<ExitCode> {
