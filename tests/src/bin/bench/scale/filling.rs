@@ -17,7 +17,7 @@ use super::microseconds;
 use crate::report::{Timing, milliseconds};
 use crate::statistics::{self, Spread};
 
-/// Some enrolments that followed each other.
+/// Some enrolments of one node that followed each other.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Window {
     /// From the request to its answer, in milliseconds.

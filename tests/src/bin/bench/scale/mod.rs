@@ -1,7 +1,8 @@
 //! `bench scale`: what a node with very many pods costs, and whether it costs more than one with few.
 //!
 //! Owns: the order of measuring, and the verdicts on the targets. Two nodes, each with an agent of its own: one
-//! is filled with pods that nobody talks to ([`filling`]), the other has a single one. What a connection costs is
+//! is filled with pods that nobody talks to ([`filling`]), the other has a single one; a third is there
+//! while the first one is filled, for enrolments where there are few. What a connection costs is
 //! measured on both in turns ([`connections`]); what the kernel holds is asked of the kernel ([`kernel`]).
 
 mod connections;
@@ -55,6 +56,7 @@ const RESTARTS: usize = 5;
 #[derive(Debug, Serialize)]
 pub(crate) struct Scale {
     pub(crate) pods: u16,
+    /// ADDs, in milliseconds: from the request on the agent's socket to its answer.
     pub(crate) enrolments: Enrolments,
     /// The agent's memory: without a pod, and with all.
     pub(crate) empty: Memory,

@@ -83,7 +83,7 @@ fn enrolment(text: &mut String, scale: &Scale) -> std::fmt::Result {
     line("request to answer", |window| timing(&window.answered))?;
     line("agent and kernel for it, CPU", |window| timing(&window.ran))?;
     line("of that the agent's own code", |window| format!("{:.2}", window.own_ms))?;
-    writeln!(text, "Median (quartiles) of pods that came one after the other; own code: mean.\n")
+    writeln!(text, "Median (quartiles); own code: mean. The first two came in turns, to two nodes.\n")
 }
 
 fn timing(timing: &Timing) -> String {
